@@ -1,0 +1,312 @@
+"""Reads an architecture from a diffusers folder's JSON files.
+
+Keys absent from a file take the default of the class that wrote it. An option that these networks do not have is
+accepted at the value that switches it off, and otherwise refused by name.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from convert.readers import CheckpointError
+from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.models.clip import TextConfig, VisionConfig
+from unclip_jax.models.unet import UNetConfig
+from unclip_jax.models.vae import VAEConfig
+from unclip_jax.sampling.schedule import NoiseSchedule
+from unclip_jax.sampling.solvers import scheduler_name
+
+MAX_JSON_BYTES = 1 << 24
+
+# The components that each pipeline class of model_index.json needs.
+PIPELINES = {
+    "StableUnCLIPImg2ImgPipeline": (
+        *("unet", "vae", "text_encoder", "image_encoder", "image_normalizer", "image_noising_scheduler"),
+        *("tokenizer", "scheduler", "feature_extractor"),
+    ),
+    "StableUnCLIPPipeline": (
+        *("unet", "vae", "text_encoder", "image_normalizer", "image_noising_scheduler", "tokenizer", "scheduler"),
+    ),
+    "StableDiffusionPipeline": ("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
+}
+
+# Options of UNet2DConditionModel that change the arithmetic and that Stable Diffusion 2 leaves off.
+UNET_FIXED: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu", "swish"),
+    "addition_embed_type": (None,),
+    "attention_type": ("default",),
+    "center_input_sample": (False,),
+    "class_embeddings_concat": (False,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "cross_attention_norm": (None,),
+    "downsample_padding": (1,),
+    "dropout": (0.0, 0),
+    "dual_cross_attention": (False,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "flip_sin_to_cos": (True,),
+    "freq_shift": (0,),
+    "mid_block_only_cross_attention": (None, False),
+    "mid_block_scale_factor": (1, 1.0),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "norm_eps": (1e-5,),
+    "resnet_out_scale_factor": (1.0, 1),
+    "resnet_skip_time_act": (False,),
+    "resnet_time_scale_shift": ("default",),
+    "reverse_transformer_layers_per_block": (None,),
+    "time_cond_proj_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,),
+}
+DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
+UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+CLIP_NORMALISATION = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError in one line for anything else."""
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent.name}/{path.name}: missing")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path.parent.name}/{path.name}: {path.stat().st_size} bytes is no configuration")
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.parent.name}/{path.name}: not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path.parent.name}/{path.name}: want a JSON object, got {type(data).__name__}")
+    return data
+
+
+def from_folder(folder: Path) -> CheckpointConfig:
+    """The architecture a diffusers folder describes. Raises CheckpointError in one line, naming file and key."""
+    index = read_json(folder / "model_index.json")
+    pipeline = index.get("_class_name")
+    if pipeline not in PIPELINES:
+        raise CheckpointError(f"model_index.json: _class_name is {pipeline!r}; accepted: {', '.join(PIPELINES)}")
+    for component in PIPELINES[pipeline]:
+        entry = index.get(component)
+        if not isinstance(entry, list) or len(entry) != 2 or None in entry:
+            raise CheckpointError(f"model_index.json: {component} is {entry!r}; {pipeline} needs it")
+    unet = _unet(_Config(folder / "unet" / "config.json"))
+    vae = _vae(_Config(folder / "vae" / "config.json"))
+    text = _text(_Config(folder / "text_encoder" / "config.json"))
+    vision, noising = None, None
+    if "image_encoder" in PIPELINES[pipeline]:
+        vision = _vision(_Config(folder / "image_encoder" / "config.json"))
+        noising = _noising(_Config(folder / "image_noising_scheduler" / "scheduler_config.json"))
+        _preprocessing(_Config(folder / "feature_extractor" / "preprocessor_config.json"), vision.image_size)
+        if unet.class_embedding != "projection" or unet.class_embedding_size != 2 * vision.projection_dim:
+            raise CheckpointError(
+                f"unet/config.json: projection_class_embeddings_input_dim is {unet.class_embedding_size}; "
+                f"image_encoder/config.json asks for {2 * vision.projection_dim}"
+            )
+    if text.width != unet.cross_attention_dim:
+        raise CheckpointError(
+            f"unet/config.json: cross_attention_dim is {unet.cross_attention_dim}; "
+            f"text_encoder/config.json has hidden_size {text.width}"
+        )
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    try:
+        name = scheduler_name(scheduler)
+    except ValueError as error:
+        raise CheckpointError(f"scheduler/scheduler_config.json: {error}") from error
+    return CheckpointConfig(
+        unet=unet,
+        vae=vae,
+        text_encoder=text,
+        image_encoder=vision,
+        dialect="diffusers",
+        scheduler=name,
+        scheduler_config=scheduler,
+        preprocess="diffusers",
+        image_noising=noising,
+    )
+
+
+class _Config:
+    """One configuration file, read key by key with messages that name the file and the key."""
+
+    def __init__(self, path: Path):
+        self.data = read_json(path)
+        self.where = f"{path.parent.name}/{path.name}"
+
+    def fail(self, message: str) -> NoReturn:
+        raise CheckpointError(f"{self.where}: {message}")
+
+    def integer(self, key: str, default: int) -> int:
+        value = self.data.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 20:
+            self.fail(f"{key} is {value!r}; want an integer between 1 and {1 << 20}")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        value = self.data.get(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            self.fail(f"{key} is {value!r}; want a number")
+        return float(value)
+
+    def sequence(self, key: str, default: Any, kind: type) -> tuple[Any, ...]:
+        value = self.data.get(key, default)
+        if not isinstance(value, list | tuple) or not value or not all(type(v) is kind for v in value):
+            self.fail(f"{key} is {value!r}; want a list of {kind.__name__}")
+        return tuple(value)
+
+    def choice(self, key: str, default: Any, accepted: Mapping[Any, Any]) -> Any:
+        value = self.data.get(key, default)
+        if not isinstance(value, str | None) or value not in accepted:
+            self.fail(f"{key} is {value!r}; accepted: {', '.join(map(repr, accepted))}")
+        return accepted[value]
+
+    def expect(self, fixed: Mapping[str, tuple[Any, ...]]) -> None:
+        for key, accepted in fixed.items():
+            value = self.data.get(key, accepted[0])
+            if value not in accepted:
+                self.fail(f"{key} is {value!r}, which these networks do not have; accepted: {accepted[0]!r}")
+
+    def per_level(self, key: str, value: Any, levels: int) -> tuple[Any, ...]:
+        values = tuple(value) if isinstance(value, list | tuple) else (value,) * levels
+        if len(values) != levels:
+            self.fail(f"{key} is {value!r}; want one value a level, {levels}")
+        return values
+
+
+def _unet(c: _Config) -> UNetConfig:
+    channels = c.sequence("block_out_channels", (320, 640, 1280, 1280), int)
+    levels = len(channels)
+    c.expect(UNET_FIXED)
+    for key in ("transformer_layers_per_block",):
+        if set(c.per_level(key, c.data.get(key, 1), levels)) != {1}:
+            c.fail(f"{key} is {c.data[key]!r}; these networks have one transformer layer a block")
+    down = c.sequence("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), str)
+    up = c.sequence("up_block_types", ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, str)
+    attention = tuple(DOWN.get(name) for name in down)
+    if None in attention or tuple(UP.get(name) for name in up) != attention[::-1] or len(down) != levels:
+        c.fail(f"down_block_types {list(down)} and up_block_types {list(up)}: accepted are {levels} each, mirrored, of "
+               f"{', '.join([*DOWN, *UP])}")
+    layers = c.data.get("layers_per_block", 2)
+    if len(set(map(str, c.per_level("layers_per_block", layers, levels)))) != 1:
+        c.fail(f"layers_per_block is {layers!r}; want the same in every level")
+    # attention_head_dim is a misnomer of diffusers: it is the number of heads.
+    heads = c.data.get("num_attention_heads") or c.data.get("attention_head_dim", 8)
+    only_cross = c.data.get("only_cross_attention", False)
+    cross = c.data.get("cross_attention_dim", 1280)
+    kind = c.data.get("class_embed_type")
+    embedding: Any = None
+    size = None
+    if kind == "projection":
+        embedding, size = "projection", c.integer("projection_class_embeddings_input_dim", 0)
+    elif kind is None and c.data.get("num_class_embeds") is not None:
+        embedding, size = "table", c.integer("num_class_embeds", 0)
+    elif kind is not None:
+        c.fail(f"class_embed_type is {kind!r}; accepted: 'projection', null")
+    sample = c.data.get("sample_size")
+    if isinstance(sample, list) and len(set(sample)) == 1:
+        sample = sample[0]
+    try:
+        return UNetConfig(
+            in_channels=c.integer("in_channels", 4),
+            out_channels=c.integer("out_channels", 4),
+            block_out_channels=channels,
+            layers_per_block=layers if isinstance(layers, int) else layers[0],
+            attention_levels=tuple(map(bool, attention)),
+            num_heads=c.per_level("attention_head_dim", heads, levels),
+            cross_attention_dim=c.per_level("cross_attention_dim", cross, levels)[0],
+            only_cross_attention=tuple(map(bool, c.per_level("only_cross_attention", only_cross, levels))),
+            class_embedding=embedding,
+            class_embedding_size=size,
+            norm_groups=c.integer("norm_num_groups", 32),
+            sample_size=64 if sample is None else c.integer("sample_size", 64),
+        )
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        c.fail(str(error))
+
+
+def _vae(c: _Config) -> VAEConfig:
+    channels = c.sequence("block_out_channels", (64,), int)
+    c.expect(
+        {
+            "act_fn": ("silu", "swish"),
+            "mid_block_add_attention": (True,),
+            "shift_factor": (None,),
+            "use_quant_conv": (True,),
+            "use_post_quant_conv": (True,),
+            "latents_mean": (None,),
+            "latents_std": (None,),
+        }
+    )
+    for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        if c.sequence(key, (kind,), str) != (kind,) * len(channels):
+            c.fail(f"{key} is {c.data.get(key)!r}; want {len(channels)} times {kind!r}")
+    channels_in = c.integer("in_channels", 3)
+    c.expect({"out_channels": (channels_in,)})
+    return VAEConfig(
+        in_channels=channels_in,
+        latent_channels=c.integer("latent_channels", 4),
+        block_out_channels=channels,
+        layers_per_block=c.integer("layers_per_block", 1),
+        norm_groups=c.integer("norm_num_groups", 32),
+        scaling_factor=c.number("scaling_factor", 0.18215),
+    )
+
+
+ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu"}
+
+
+def _text(c: _Config) -> TextConfig:
+    c.expect({"layer_norm_eps": (1e-5,), "use_attention_mask": (None, False)})
+    return TextConfig(
+        vocab_size=c.integer("vocab_size", 49408),
+        context_length=c.integer("max_position_embeddings", 77),
+        width=c.integer("hidden_size", 512),
+        layers=c.integer("num_hidden_layers", 12),
+        heads=c.integer("num_attention_heads", 8),
+        mlp_width=c.integer("intermediate_size", 2048),
+        activation=c.choice("hidden_act", "quick_gelu", ACTIVATIONS),
+    )
+
+
+def _vision(c: _Config) -> VisionConfig:
+    c.expect({"layer_norm_eps": (1e-5,), "num_channels": (3,)})
+    return VisionConfig(
+        image_size=c.integer("image_size", 224),
+        patch_size=c.integer("patch_size", 32),
+        width=c.integer("hidden_size", 768),
+        layers=c.integer("num_hidden_layers", 12),
+        heads=c.integer("num_attention_heads", 12),
+        mlp_width=c.integer("intermediate_size", 3072),
+        activation=c.choice("hidden_act", "quick_gelu", ACTIVATIONS),
+        projection_dim=c.integer("projection_dim", 512),
+    )
+
+
+def _noising(c: _Config) -> NoiseSchedule:
+    c.expect({"num_train_timesteps": (1000,), "trained_betas": (None,), "rescale_betas_zero_snr": (False,)})
+    schedule = c.data.get("beta_schedule", "linear")
+    try:
+        return NoiseSchedule(
+            beta_schedule=schedule,
+            beta_start=c.number("beta_start", 1e-4),
+            beta_end=c.number("beta_end", 2e-2),
+        )
+    except ValueError as error:
+        c.fail(str(error))
+
+
+def _preprocessing(c: _Config, image_size: int) -> None:
+    """Accepts CLIP's own preprocessing at the tower's size, in the old style of the file (integers) and the new."""
+    for key, size in (("size", c.data.get("size", 224)), ("crop_size", c.data.get("crop_size", 224))):
+        if isinstance(size, dict):
+            size = size.get("shortest_edge", size.get("height") if size.get("height") == size.get("width") else None)
+        if size != image_size:
+            c.fail(f"{key} is {c.data.get(key)!r}; the image encoder takes {image_size} pixels")
+    switches = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+    c.expect({key: (True, None) for key in switches} | {"resample": (3,), "rescale_factor": (1 / 255,)})
+    c.expect({key: (value,) for key, value in CLIP_NORMALISATION.items()})

@@ -1,0 +1,342 @@
+"""Reads an architecture from one of the original repository's yaml files, as data.
+
+The original imports and calls whatever a yaml names as `target`. Here every target and every parameter is looked up in
+a fixed table, and what is not in it is refused by name.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from convert.architecture.presets import COSINE, VIT_H, VIT_L
+from convert.readers import CheckpointError
+from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.models.clip import TextConfig, VisionConfig
+from unclip_jax.models.unet import UNetConfig
+from unclip_jax.models.vae import VAEConfig
+from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER
+
+# Targets by the part of the model they may stand for. Names only: nothing is imported.
+MODELS = {
+    "ldm.models.diffusion.ddpm.ImageEmbeddingConditionedLatentDiffusion": "unclip",
+    "ldm.models.diffusion.ddpm.LatentDiffusion": "text-to-image",
+}
+UNET = ("ldm.modules.diffusionmodules.openaimodel.UNetModel",)
+AUTOENCODER = ("ldm.models.autoencoder.AutoencoderKL", "ldm.models.autoencoder.AutoencoderKLInferenceWrapper")
+TEXT = ("ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder",)
+OPENCLIP_IMAGE = ("ldm.modules.encoders.modules.FrozenOpenCLIPImageEmbedder",)
+OPENAI_IMAGE = ("ldm.modules.encoders.modules.ClipImageEmbedder",)
+NOISE_AUGMENTATION = ("ldm.modules.encoders.modules.CLIPEmbeddingNoiseAugmentation",)
+
+# open_clip's own description of the towers that the published yaml files name.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "ViT-H-14": {
+        "embed_dim": VIT_H.projection_dim,
+        "vision_cfg": {"image_size": 224, "layers": 32, "width": 1280, "head_width": 80, "patch_size": 14},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 1024, "heads": 16, "layers": 24},
+    },
+    "ViT-L/14": {
+        "embed_dim": VIT_L.projection_dim,
+        "vision_cfg": {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 768, "heads": 12, "layers": 12},
+    },
+}
+
+MAX_YAML_BYTES = 1 << 20
+
+
+def from_yaml(path: Path) -> CheckpointConfig:
+    """The architecture an original yaml describes.
+
+    Raises CheckpointError in one line for files that are not such a yaml, and by name for targets, options and values
+    that these networks do not have. FileNotFoundError when there is no such file.
+    """
+    return _Reader(path.name).model(_load(path))
+
+
+def _load(path: Path) -> Any:
+    if path.stat().st_size > MAX_YAML_BYTES:
+        raise CheckpointError(f"{path.name}: {path.stat().st_size} bytes is no model configuration (at most 1 MiB)")
+    try:
+        text = path.read_text("utf-8")
+        # An alias can make a small file describe an enormous tree; a model configuration has no use for one.
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
+            raise CheckpointError(f"{path.name}: yaml aliases are not accepted in a model configuration")
+        return yaml.load(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path.name}: not a yaml of plain data: {reason[:200]}") from error
+
+
+class _Reader:
+    """Walks the yaml; keeps the file's name for messages."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def fail(self, message: str) -> NoReturn:
+        raise CheckpointError(f"{self.name}: {message}")
+
+    def section(self, node: Any, where: str) -> dict[str, Any]:
+        if not isinstance(node, Mapping):
+            self.fail(f"{where} is missing or not a mapping")
+        return dict(node)
+
+    def part(self, node: Any, where: str, targets: tuple[str, ...]) -> dict[str, Any]:
+        """The `params` of a {target, params} node whose target is one of `targets`."""
+        section = self.section(node, where)
+        if section.get("target") not in targets:
+            self.fail(f"{where}.target is {section.get('target')!r}; accepted: {', '.join(targets)}")
+        return self.section(section.get("params") or {}, f"{where}.params")
+
+    def take(self, params: dict[str, Any], where: str, key: str, kind: Any, default: Any = ...) -> Any:
+        """Removes `key` and checks its type."""
+        value = params.pop(key, default)
+        if value is ...:
+            self.fail(f"{where}.{key} is missing")
+        if value is None and default is None:
+            return None
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            self.fail(f"{where}.{key} is {value!r}; want {getattr(kind, '__name__', kind)}")
+        if kind is int and not 0 < value < 1 << 20:
+            self.fail(f"{where}.{key} is {value}; want a size between 1 and {1 << 20}")
+        return value
+
+    def integers(self, params: dict[str, Any], where: str, key: str, default: Any = ...) -> tuple[int, ...]:
+        values = self.take(params, where, key, list, default)
+        if not all(isinstance(v, int) and not isinstance(v, bool) and 0 < v < 1 << 16 for v in values):
+            self.fail(f"{where}.{key} is {values!r}; want a list of positive integers")
+        return tuple(values)
+
+    def expect(self, params: dict[str, Any], where: str, **values: tuple[Any, ...]) -> None:
+        """Removes keys that must have one of the given values (the first is the default)."""
+        for key, accepted in values.items():
+            value = params.pop(key, accepted[0])
+            if value not in accepted:
+                self.fail(f"{where}.{key} is {value!r}; accepted: {', '.join(map(repr, accepted))}")
+
+    def done(self, params: dict[str, Any], where: str, ignored: tuple[str, ...]) -> None:
+        unknown = params.keys() - set(ignored)
+        if unknown:
+            self.fail(f"{where} has options these networks do not know: {', '.join(sorted(map(str, unknown)))}")
+
+    def model(self, root: Any) -> CheckpointConfig:
+        model = self.section(self.section(root, "the file").get("model"), "model")
+        kind = MODELS.get(str(model.get("target")))
+        if kind is None:
+            self.fail(f"model.target is {model.get('target')!r}; accepted: {', '.join(MODELS)}")
+        where, params = "model.params", self.section(model.get("params"), "model.params")
+        if params.get("timesteps", 1000) != 1000:
+            self.fail(f"{where}.timesteps is {params['timesteps']!r}; want 1000")
+        parameterization = params.get("parameterization", "eps")
+        predictions = {"eps": "epsilon", "v": "v_prediction"}
+        if parameterization not in predictions:
+            self.fail(f"{where}.parameterization is {parameterization!r}; accepted: 'eps', 'v'")
+        unet = self.unet(params.get("unet_config"), self.take(params, where, "image_size", int, 64))
+        vae = self.vae(params.get("first_stage_config"), self.take(params, where, "scale_factor", float, 1.0))
+        text = self.text(params.get("cond_stage_config"))
+        vision = None
+        if kind == "unclip":
+            vision = self.vision(params.get("embedder_config"))
+            self.noise_augmentation(params.get("noise_aug_config"), vision)
+            want = 2 * vision.projection_dim
+            if unet.class_embedding != "projection" or unet.class_embedding_size != want:
+                self.fail(f"unet_config: adm_in_channels is {unet.class_embedding_size}; the image embedder gives {want}")
+        if text.width != unet.cross_attention_dim:
+            self.fail(f"unet_config: context_dim is {unet.cross_attention_dim}; the text tower's width is {text.width}")
+        return CheckpointConfig(
+            unet=unet,
+            vae=vae,
+            text_encoder=text,
+            image_encoder=vision,
+            dialect="original",
+            scheduler="ldm-ddim",
+            scheduler_config={
+                **PUBLISHED_UNCLIP_SCHEDULER,
+                "beta_start": self.take(params, where, "linear_start", float, 1e-4),
+                "beta_end": self.take(params, where, "linear_end", float, 2e-2),
+                "prediction_type": predictions[parameterization],
+            },
+            image_noising=COSINE if vision else None,
+        )
+
+    def unet(self, node: Any, sample_size: int) -> UNetConfig:
+        where = "model.params.unet_config"
+        params = self.part(node, where, UNET)
+        multipliers = self.integers(params, where, "channel_mult", [1, 2, 4, 8])
+        width = self.take(params, where, "model_channels", int)
+        channels = tuple(width * m for m in multipliers)
+        levels = len(channels)
+        blocks = params.pop("num_res_blocks", None)
+        if isinstance(blocks, list) and len(set(map(str, blocks))) == 1 and len(blocks) == levels:
+            blocks = blocks[0]
+        blocks = self.take({"num_res_blocks": blocks}, where, "num_res_blocks", int)
+        attention = self.integers(params, where, "attention_resolutions")
+        heads, head_width = params.pop("num_heads", -1), params.pop("num_head_channels", -1)
+        if (heads == -1) == (head_width == -1) or not all(isinstance(v, int) for v in (heads, head_width)):
+            self.fail(f"{where}: want one of num_heads and num_head_channels, got {heads!r} and {head_width!r}")
+        if head_width != -1 and (head_width < 1 or any(c % head_width for c in channels)):
+            self.fail(f"{where}.num_head_channels is {head_width}; channels {channels} are not divisible by it")
+        disabled = params.pop("disable_self_attentions", None) or [False] * levels
+        if not isinstance(disabled, list) or len(disabled) != levels or not all(isinstance(d, bool) for d in disabled):
+            self.fail(f"{where}.disable_self_attentions is {disabled!r}; want one boolean a level, {levels}")
+        classes = params.pop("num_classes", None)
+        embedding, size = None, None
+        if classes == "sequential":
+            embedding, size = "projection", self.take(params, where, "adm_in_channels", int)
+        elif isinstance(classes, int) and not isinstance(classes, bool) and classes > 0:
+            embedding, size = "table", classes
+        elif classes is not None:
+            self.fail(f"{where}.num_classes is {classes!r}; accepted: 'sequential', a positive integer, or none")
+        self.expect(
+            params,
+            where,
+            dims=(2,),
+            dropout=(0, 0.0),
+            conv_resample=(True,),
+            use_spatial_transformer=(True,),
+            use_linear_in_transformer=(True, False),
+            transformer_depth=(1,),
+            legacy=(False,),
+            use_scale_shift_norm=(False,),
+            resblock_updown=(False,),
+            use_new_attention_order=(False,),
+            n_embed=(None,),
+            num_attention_blocks=(None,),
+            disable_middle_self_attn=(False,),
+        )
+        config = self.build(
+            UNetConfig,
+            where,
+            in_channels=self.take(params, where, "in_channels", int),
+            out_channels=self.take(params, where, "out_channels", int),
+            block_out_channels=channels,
+            layers_per_block=blocks,
+            attention_levels=tuple(2**level in attention for level in range(levels)),
+            num_heads=tuple(heads if head_width == -1 else c // head_width for c in channels),
+            cross_attention_dim=self.take(params, where, "context_dim", int),
+            only_cross_attention=tuple(disabled),
+            class_embedding=embedding,
+            class_embedding_size=size,
+            sample_size=sample_size,
+        )
+        self.done(params, where, ("image_size", "use_checkpoint", "use_fp16", "use_bf16", "num_heads_upsample"))
+        return config
+
+    def vae(self, node: Any, scaling_factor: float) -> VAEConfig:
+        outer = "model.params.first_stage_config"
+        params = self.part(node, outer, AUTOENCODER)
+        where = f"{outer}.params.ddconfig"
+        dd = self.section(params.get("ddconfig"), where)
+        latent = self.take(dd, where, "z_channels", int)
+        if params.get("embed_dim") != latent:
+            self.fail(f"{outer}.params.embed_dim is {params.get('embed_dim')!r}; want z_channels, {latent}")
+        width = self.take(dd, where, "ch", int)
+        channels = tuple(width * m for m in self.integers(dd, where, "ch_mult"))
+        config = self.build(
+            VAEConfig,
+            where,
+            in_channels=self.take(dd, where, "in_channels", int),
+            latent_channels=latent,
+            block_out_channels=channels,
+            layers_per_block=self.take(dd, where, "num_res_blocks", int),
+            scaling_factor=scaling_factor,
+        )
+        self.expect(
+            dd,
+            where,
+            out_ch=(config.in_channels,),
+            double_z=(True,),
+            attn_resolutions=([],),
+            dropout=(0, 0.0),
+            attn_type=("vanilla", "vanilla-xformers"),
+        )
+        self.done(dd, where, ("resolution",))
+        return config
+
+    def text(self, node: Any) -> TextConfig:
+        where = "model.params.cond_stage_config"
+        params = self.part(node, where, TEXT)
+        cfg, quick = self.tower(params, where, "text_cfg")
+        layer = params.pop("layer", "last")
+        if layer not in ("last", "penultimate"):
+            self.fail(f"{where}.layer is {layer!r}; accepted: 'last', 'penultimate'")
+        layers = self.take(cfg, where, "layers", int) - (layer == "penultimate")
+        width = self.take(cfg, where, "width", int)
+        config = self.build(
+            TextConfig,
+            where,
+            vocab_size=self.take(cfg, where, "vocab_size", int, 49408),
+            context_length=self.take(cfg, where, "context_length", int, 77),
+            width=width,
+            layers=layers,
+            heads=self.take(cfg, where, "heads", int),
+            mlp_width=int(width * self.take(cfg, where, "mlp_ratio", float, 4.0)),
+            activation="quick_gelu" if quick else "gelu",
+        )
+        self.done(cfg, where, ())
+        self.done(params, where, ("version", "device", "freeze", "max_length"))
+        return config
+
+    def vision(self, node: Any) -> VisionConfig:
+        where = "model.params.embedder_config"
+        target = self.section(node, where).get("target")
+        openai = target in OPENAI_IMAGE
+        params = self.part(node, where, OPENCLIP_IMAGE + OPENAI_IMAGE)
+        if openai:
+            params["arch"] = params.pop("model", params.get("arch"))
+        embed_dim = self.section(params.get("model_cfg") or ARCHITECTURES.get(str(params.get("arch"))) or {}, where)
+        cfg, quick = self.tower(params, where, "vision_cfg")
+        width = self.take(cfg, where, "width", int)
+        head_width = self.take(cfg, where, "head_width", int, 64)
+        if width % head_width:
+            self.fail(f"{where}: vision width {width} is not divisible by head_width {head_width}")
+        config = self.build(
+            VisionConfig,
+            where,
+            image_size=self.take(cfg, where, "image_size", int),
+            patch_size=self.take(cfg, where, "patch_size", int),
+            width=width,
+            layers=self.take(cfg, where, "layers", int),
+            heads=width // head_width,
+            mlp_width=int(width * self.take(cfg, where, "mlp_ratio", float, 4.0)),
+            activation="quick_gelu" if quick or openai else "gelu",
+            projection_dim=self.take(embed_dim, where, "embed_dim", int),
+        )
+        self.done(cfg, where, ())
+        self.done(params, where, ("version", "device", "freeze", "jit", "antialias", "layer", "ucg_rate", "max_length"))
+        return config
+
+    def tower(self, params: dict[str, Any], where: str, which: str) -> tuple[dict[str, Any], bool]:
+        """One tower of an open_clip description (`model_cfg` inline, or a known `arch`), and whether it is QuickGELU."""
+        arch, inline = params.pop("arch", "ViT-H-14"), params.pop("model_cfg", None)
+        if inline is None and arch not in ARCHITECTURES:
+            self.fail(
+                f"{where}.arch is {arch!r}; known: {', '.join(ARCHITECTURES)}; "
+                "describe another one with open_clip's own mapping as model_cfg beside it"
+            )
+        cfg = self.section(ARCHITECTURES[arch] if inline is None else inline, f"{where}.model_cfg")
+        known = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
+        if cfg.keys() - known:
+            self.fail(f"{where}.model_cfg has options these networks do not know: {sorted(cfg.keys() - known)}")
+        return self.section(cfg.get(which), f"{where}.model_cfg.{which}"), bool(cfg.get("quick_gelu", False))
+
+    def noise_augmentation(self, node: Any, vision: VisionConfig) -> None:
+        where = "model.params.noise_aug_config"
+        params = self.part(node, where, NOISE_AUGMENTATION)
+        schedule = self.section(params.pop("noise_schedule_config", None), f"{where}.noise_schedule_config")
+        self.expect(schedule, where, timesteps=(1000,), beta_schedule=(COSINE.beta_schedule,))
+        self.expect(params, where, timestep_dim=(vision.projection_dim,), max_noise_level=(1000,))
+        self.done(params, where, ("clip_stats_path",))
+
+    def build(self, cls: Any, where: str, **values: Any) -> Any:
+        try:
+            return cls(**values)
+        except ValueError as error:
+            self.fail(f"{where}: {error}")

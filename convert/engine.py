@@ -1,0 +1,243 @@
+"""Applies a layout's table in either direction and proves it complete.
+
+A table is a list of rules; a rule ties one foreign tensor (or one equal part of it) to one of our parameters (or one
+layer of a stacked parameter) through a named layout. The same list read forwards imports, read backwards exports.
+"""
+
+import dataclasses
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from convert.readers import CheckpointError, TensorInfo
+from unclip_jax.checkpoints.checkpoint import Parameter
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the axes of a tensor differ: `ours` maps the foreign array to our layout, `foreign` back."""
+
+    ours: Callable[[np.ndarray], np.ndarray]
+    foreign: Callable[[np.ndarray], np.ndarray]
+
+
+def _patch_side(rows: int) -> int:
+    return round((rows / 3) ** 0.5)
+
+
+LAYOUTS = {
+    "same": Layout(lambda a: a, lambda a: a),
+    # Linear: PyTorch keeps (out, in), we (in, out).
+    "linear": Layout(lambda a: a.T, lambda a: a.T),
+    # Convolution: OIHW there, HWIO here.
+    "conv": Layout(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1)),
+    # A 1x1 convolution there that is a Linear here.
+    "pointwise": Layout(lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None]),
+    # The vision tower's patch convolution (O, 3, p, p), a Linear over flattened patches (p * p * 3, O) here.
+    "patch": Layout(
+        lambda a: a.transpose(2, 3, 1, 0).reshape(-1, a.shape[0]),
+        lambda a: a.reshape(_patch_side(a.shape[0]), -1, 3, a.shape[1]).transpose(3, 2, 0, 1),
+    ),
+    # One row there, a vector here.
+    "row": Layout(lambda a: a[0], lambda a: a[None]),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """foreign[part-th of `parts` along axis 0] <-> ours[layer]; parts = 1 and layer = None mean the whole tensor."""
+
+    foreign: str
+    ours: str
+    layout: str
+    layer: int | None = None
+    part: int = 0
+    parts: int = 1
+
+
+class Table:
+    """Collects the rules of a layout for one architecture; `params` are our parameters' names and shapes."""
+
+    def __init__(self, params: Mapping[str, Any]):
+        self.rules: list[Rule] = []
+        self._params = params
+        self._leaves: dict[str, list[str]] = defaultdict(list)
+        for name in params:
+            module, _, leaf = name.rpartition(".")
+            self._leaves[module].append(leaf)
+
+    def tensor(self, ours: str, foreign: str, layout: str = "same", **where: int) -> None:
+        """Ties one parameter; ignored where this architecture does not have it."""
+        if ours in self._params:
+            self.rules.append(Rule(foreign, ours, layout, **where))
+
+    def module(self, ours: str, foreign: str, *, layer: int | None = None, kernel: str | None = None) -> None:
+        """Ties every parameter of a layer (kernel, scale or embedding as `.weight`; bias) as far as it has them."""
+        for leaf in self._leaves.get(ours, ()):
+            name = f"{ours}.{leaf}"
+            if leaf == "kernel":
+                axes = len(self._params[name].shape) - (layer is not None)
+                layout = kernel or {2: "linear", 4: "conv"}[axes]
+            else:
+                layout = "same"
+            self.rules.append(Rule(f"{foreign}.{'bias' if leaf == 'bias' else 'weight'}", name, layout, layer))
+
+
+@dataclasses.dataclass(frozen=True)
+class Unused:
+    """Foreign tensors that no network reads: a full-match pattern and the reason, for people."""
+
+    pattern: str
+    reason: str
+
+
+def foreign_shape(rule: Rule, params: Mapping[str, Any]) -> Shape:
+    """The shape that the foreign tensor of a rule must have."""
+    shape = params[rule.ours].shape
+    shape = shape if rule.layer is None else shape[1:]
+    # Layouts move axes, whatever the values: a stand-in without memory shows where they go.
+    stand_in = np.broadcast_to(np.empty((), np.int8), shape)
+    whole = LAYOUTS[rule.layout].foreign(stand_in).shape
+    return (whole[0] * rule.parts, *whole[1:])
+
+
+def prove(rules: Iterable[Rule], params: Mapping[str, Any]) -> None:
+    """Checks that a table is a bijection: each of our parameters filled once, each foreign tensor used up once.
+
+    Raises AssertionError: a failure is a mistake in the table, not in anybody's file.
+    """
+    slots = Counter((rule.ours, rule.layer) for rule in rules)
+    wanted = {
+        (name, layer)
+        for name, spec in params.items()
+        for layer in (range(spec.shape[0]) if (name, 0) in slots else (None,))
+    }
+    assert slots.keys() == wanted, f"unfilled or unknown: {sorted(map(str, slots.keys() ^ wanted))[:5]}"
+    assert max(slots.values()) == 1, f"filled twice: {[s for s, n in slots.items() if n > 1][:5]}"
+    parts = defaultdict(list)
+    for rule in rules:
+        parts[rule.foreign].append(rule)
+    for name, group in parts.items():
+        found = sorted(rule.part for rule in group)
+        assert found == list(range(group[0].parts)), f"{name}: parts {found} of {group[0].parts}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `check` found: used, known-unused (with reasons), and the three kinds of trouble, each named."""
+
+    used: list[str]
+    unused: dict[str, str]
+    missing: list[str]
+    misshapen: list[str]
+    unknown: list[str]
+
+    @property
+    def complete(self) -> bool:
+        return not (self.missing or self.misshapen or self.unknown)
+
+    def __str__(self) -> str:
+        kinds = (("missing", self.missing), ("misshapen", self.misshapen), ("unknown", self.unknown))
+        return "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds if names)
+
+
+def check(
+    rules: list[Rule], params: Mapping[str, Any], tensors: Mapping[str, TensorInfo], unused: Iterable[Unused]
+) -> Report:
+    """Compares a file's names, shapes and dtypes with a table; reads no tensor data."""
+    shapes = {rule.foreign: foreign_shape(rule, params) for rule in rules}
+    missing = [f"{name} {shape}" for name, shape in shapes.items() if name not in tensors]
+    misshapen = []
+    for name, shape in shapes.items():
+        if name not in tensors:
+            continue
+        info = tensors[name]
+        if _core(info.shape) != _core(shape):
+            misshapen.append(f"{name} has shape {info.shape}, want {shape}")
+        elif info.dtype.kind not in "fV":  # V: numpy's kind for bfloat16
+            misshapen.append(f"{name} has dtype {info.dtype}, want a floating one")
+    patterns = [(re.compile(u.pattern), u.reason) for u in unused]
+    known, unknown = {}, []
+    for name in tensors:
+        if name in shapes:
+            continue
+        reason = next((reason for pattern, reason in patterns if pattern.fullmatch(name)), None)
+        if reason is None:
+            unknown.append(f"{name} {tensors[name].shape}")
+        else:
+            known[name] = reason
+    return Report([n for n in shapes if n in tensors], known, missing, misshapen, unknown)
+
+
+def import_params(
+    rules: list[Rule],
+    params: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+    read: Callable[[str], np.ndarray],
+) -> dict[str, Parameter]:
+    """Our parameters as lazy reads of a foreign file that `check` found complete."""
+    by_ours: dict[str, list[Rule]] = defaultdict(list)
+    for rule in rules:
+        by_ours[rule.ours].append(rule)
+    return {
+        name: Parameter(
+            spec.shape,
+            np.result_type(*(tensors[rule.foreign].dtype for rule in by_ours[name])),
+            tuple(
+                _piece(rule, foreign_shape(rule, params), read)
+                for rule in sorted(by_ours[name], key=lambda r: r.layer or 0)
+            ),
+        )
+        for name, spec in params.items()
+    }
+
+
+def _piece(rule: Rule, shape: Shape, read: Callable[[str], np.ndarray]) -> Callable[[], np.ndarray]:
+    def piece() -> np.ndarray:
+        array = read(rule.foreign).reshape(shape)
+        rows = shape[0] // rule.parts
+        ours = LAYOUTS[rule.layout].ours(array[rule.part * rows : (rule.part + 1) * rows])
+        return ours if rule.layer is None else ours[None]
+
+    return piece
+
+
+def export_tensors(
+    rules: list[Rule], params: Mapping[str, Any], read: Callable[[str], np.ndarray]
+) -> dict[str, tuple[Shape, Callable[[], np.ndarray]]]:
+    """The table read backwards: foreign name -> (shape, a function that makes the array)."""
+    by_foreign: dict[str, list[Rule]] = defaultdict(list)
+    for rule in rules:
+        by_foreign[rule.foreign].append(rule)
+
+    def maker(group: list[Rule]) -> Callable[[], np.ndarray]:
+        def make() -> np.ndarray:
+            parts = []
+            for rule in sorted(group, key=lambda r: r.part):
+                array = read(rule.ours)
+                parts.append(LAYOUTS[rule.layout].foreign(array if rule.layer is None else array[rule.layer]))
+            return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
+
+        return make
+
+    return {name: (foreign_shape(group[0], params), maker(group)) for name, group in by_foreign.items()}
+
+
+def require_complete(report: Report, where: str) -> None:
+    """Raises CheckpointError in one line unless every wanted tensor is there and every other one is known."""
+    if not report.complete:
+        raise CheckpointError(f"{where}: {report}")
+
+
+def _core(shape: Shape) -> Shape:
+    # Some dialects keep a Linear as a 1x1 convolution, and the other way round: the numbers are the same.
+    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
+
+
+def _first(names: list[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (f", … ({len(names) - count} more)" if len(names) > count else "")

@@ -1,0 +1,62 @@
+"""An opened checkpoint, wherever it came from: what it is, and its parameters one by one under our names."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.conditioning.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One parameter of a checkpoint. `pieces` are read in order and concatenate along the first axis to `shape`.
+
+    A parameter is one piece unless it stacks layers that its file keeps apart: then writing it needs no more memory
+    than a layer.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    pieces: tuple[Callable[[], np.ndarray], ...]
+
+    def read(self) -> np.ndarray:
+        """The whole parameter; one piece is returned as it is (often a view of the file)."""
+        if len(self.pieces) == 1:
+            return self.pieces[0]()
+        out = np.empty(self.shape, self.dtype)
+        start = 0
+        for piece in self.pieces:
+            part = piece()
+            out[start : start + len(part)] = part
+            start += len(part)
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint open for reading; a context manager that closes its files.
+
+    params: "component.name" -> Parameter, for every parameter of `config`'s networks. source: where it came from, for
+    people. files: the files that it was read from, for provenance.
+    """
+
+    config: CheckpointConfig
+    tokenizer: Tokenizer
+    params: Mapping[str, Parameter]
+    source: str
+    files: tuple[Any, ...] = ()
+    resources: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.resources.close()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(int(np.prod(p.shape, dtype=np.int64)) * p.dtype.itemsize for p in self.params.values())

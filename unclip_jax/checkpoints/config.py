@@ -1,0 +1,96 @@
+"""What a checkpoint is: the architecture of each network and everything about it that is not a weight."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from unclip_jax.models.clip import TextConfig, VisionConfig
+from unclip_jax.models.unet import UNetConfig
+from unclip_jax.models.vae import VAEConfig
+from unclip_jax.sampling.schedule import NoiseSchedule
+
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """A Stable Diffusion 2 checkpoint without its weights.
+
+    dialect: whose arithmetic it follows, "original" (Stability's code: tokenizer with text cleaning, float64 schedule
+        tables, pixels truncated to 8 bits) or "diffusers" (transformers' tokenizer, float32 tables, pixels rounded)
+    scheduler: the default solver's name; scheduler_config: the diffusers settings that solvers read
+    preprocess: how pictures become pixel values, see `unclip_jax.conditioning.image.preprocess`
+    image_noising: the schedule by which image embeddings are noised; None without an image encoder
+    """
+
+    unet: UNetConfig
+    vae: VAEConfig
+    text_encoder: TextConfig
+    image_encoder: VisionConfig | None
+    dialect: Literal["original", "diffusers"]
+    scheduler: str
+    scheduler_config: Mapping[str, Any]
+    preprocess: str = "original"
+    image_noising: NoiseSchedule | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as JSON types, with the format's version."""
+        return {"format": "unclip_jax", "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "CheckpointConfig":
+        """The inverse of `to_json`. Raises ValueError for another format, a newer version, unknown or missing keys."""
+        if not isinstance(data, Mapping) or data.get("format") != "unclip_jax":
+            raise ValueError("config.json is not a converted unclip_jax checkpoint's (no \"format\": \"unclip_jax\")")
+        if data.get("format_version") != FORMAT_VERSION:
+            raise ValueError(
+                f"config.json has format_version {data.get('format_version')!r}; this version reads {FORMAT_VERSION}"
+            )
+        return _build(cls, {k: v for k, v in data.items() if k not in ("format", "format_version")}, "config.json")
+
+
+def _build(cls: Any, data: Any, where: str) -> Any:
+    """A dataclass from JSON types, refusing unknown keys, missing keys and values of another type by name."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where}: want an object, got {type(data).__name__}")
+    hints = typing.get_type_hints(cls)
+    unknown = data.keys() - hints.keys()
+    required = {
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    missing = required - data.keys()
+    if unknown or missing:
+        raise ValueError(f"{where}: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}")
+    return cls(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in data.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        last: ValueError | None = None
+        for option in (a for a in args if a is not type(None)):
+            try:
+                return _value(option, value, where)
+            except ValueError as error:
+                last = error
+        raise last or ValueError(f"{where}: got {value!r}")
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_value(args[0], item, where) for item in value)
+    if origin is Literal and value in args:
+        return value
+    if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
+        return dict(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    expected = args if origin is Literal else getattr(hint, "__name__", hint)
+    raise ValueError(f"{where} is {value!r}; want {expected}")

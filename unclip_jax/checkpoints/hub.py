@@ -1,0 +1,263 @@
+"""Fetches checkpoints from the Hugging Face hub into its cache: of a repository, only the files that we read.
+
+huggingface_hub reads its environment variables when it is imported, so it is imported where it is used: settings made
+after `import unclip_jax` count.
+"""
+
+import errno
+import glob
+import itertools
+import os
+import re
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unclip_jax.checkpoints.directory import INDEX
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
+HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
+ORIGINAL_SUFFIXES = (".safetensors", ".ckpt")
+FILE_SUFFIXES = (*ORIGINAL_SUFFIXES, ".pt", ".pth", ".bin", ".th", ".npz", ".yaml", ".json")
+
+CONVERTED = re.compile(r"config\.json|tokenizer\.json|provenance\.json|params-.*\.safetensors|" + re.escape(INDEX))
+SETTINGS = frozenset(
+    (
+        "config.json",
+        "scheduler_config.json",
+        "preprocessor_config.json",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    )
+)
+# Whole, a shard or the shards' index. A variant stands before the suffix, in old files behind the shard's number, and
+# in an index on either side: model.fp16.safetensors, model.fp16-00001-of-00002.safetensors,
+# model-00001-of-00002.fp16.safetensors, model.safetensors.index.fp16.json, model.fp16.safetensors.index.json
+WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|model(?=.*\.safetensors)|pytorch_model(?=.*\.bin))(?:\.(?P<variant>[\w-]+?))?"
+    r"(?P<shard>-\d{5}-of-\d{5}(?:\.(?P<late_variant>[\w-]+))?)?"
+    r"\.(?P<kind>safetensors|bin)(?P<index>\.index(?:\.(?P<index_variant>[\w-]+))?\.json)?"
+)
+UNUSED = frozenset(("safety_checker",))
+
+ATTEMPTS = 3
+LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+LOCAL = "give the path of a local folder or file"
+MIRRORS = ("sd2-community/stable-diffusion-2-1-unclip", "sd2-community/stable-diffusion-2-1-unclip-small")
+
+Explanation = tuple[type[OSError], str, str]
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form of a hub id, "owner/name", and is neither an existing path nor named like a file."""
+    named_like_a_file = text.lower().endswith(FILE_SUFFIXES)
+    return bool(HUB_ID.fullmatch(text)) and not named_like_a_file and not os.path.lexists(text)
+
+
+def download(repo_id: str, *, revision: str | None = None, variant: str | None = None) -> Path:
+    """Fetches a checkpoint through huggingface_hub, or finds it in its cache, and returns where it lies.
+
+    repo_id: "owner/name" of a repository with a diffusers folder, a converted checkpoint or one original file
+    revision: a branch, a tag or a commit; None is the main branch
+    variant: for diffusers folders, such as "fp16"; a component without such weights comes with its plain ones
+
+    Returns the folder, or the file of a repository that has only an original checkpoint. Weights are the safetensors,
+    or .bin where there are none. Files that the cache has are not fetched again, and a broken transfer is taken
+    up again. When the hub cannot be asked, the cache's copy serves, with a warning unless HF_HUB_OFFLINE wants it so.
+
+    Raises ValueError for a repository without such a checkpoint or variant, FileNotFoundError when there is no such
+    repository or revision, or none in the cache with HF_HUB_OFFLINE, PermissionError where a login is wanted,
+    ConnectionError without a network, and OSError for other failures, a full disk among them; each in one line.
+    """
+    from huggingface_hub import HfApi, constants, errors
+
+    if not HUB_ID.fullmatch(repo_id):
+        raise ValueError(f"repo_id is {repo_id!r}; want the form 'owner/name'")
+    problem: Exception | None = None
+    try:
+        info = HfApi().model_info(repo_id, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        names = [file.rfilename for file in info.siblings or ()]
+    except (errors.HTTPError, OSError, ValueError, TypeError, KeyError) as error:
+        problem = error
+        names = _cached_names(repo_id, revision)
+        if not names:
+            raise _failure(problem, repo_id, revision) from error
+    wanted = _choose(names, repo_id, variant)
+    try:
+        folder = _fetch(repo_id, revision, wanted, local=problem is not None)
+    except (errors.HTTPError, OSError, RuntimeError) as error:
+        raise _failure(problem or error, repo_id, revision) from error
+    if problem is not None and not constants.HF_HUB_OFFLINE:
+        _, what, _ = _explain(problem, repo_id, revision)
+        warnings.warn(f"{repo_id}: {what}; using the copy in the cache", stacklevel=2)
+    return folder / wanted[0] if len(wanted) == 1 else folder
+
+
+def _fetch(repo_id: str, revision: str | None, names: Collection[str], *, local: bool) -> Path:
+    """Downloads these files, or with `local` only makes sure that the cache has them; returns their folder."""
+    from huggingface_hub import errors, snapshot_download
+
+    patterns = [glob.escape(name) for name in names]
+    attempts = ATTEMPTS
+    while True:
+        try:
+            return Path(
+                snapshot_download(repo_id, revision=revision, allow_patterns=patterns or None, local_files_only=local)
+            )
+        except errors.HTTPError as error:
+            # huggingface_hub goes on by itself after most broken connections, but not after a reset one.
+            attempts -= 1
+            if isinstance(error, errors.HfHubHTTPError) or not attempts:
+                raise
+
+
+def _cached_names(repo_id: str, revision: str | None) -> list[str]:
+    """The files of a repository as the cache knows them; none when it does not."""
+    from huggingface_hub import errors, get_cached_repo_tree
+
+    try:
+        return [file.path for file in get_cached_repo_tree(repo_id, revision=revision)]
+    except errors.CachedRepoTreeNotFoundError:
+        pass
+    try:  # Fetched by an older huggingface_hub, which kept no list: then what is there is all that is known.
+        folder = _fetch(repo_id, revision, (), local=True)
+    except errors.LocalEntryNotFoundError:
+        return []
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def _choose(names: Collection[str], repo_id: str, variant: str | None) -> list[str]:
+    """The files to fetch, of all that a repository has; a single one is an original checkpoint.
+
+    Raises ValueError for a repository that holds none of the layouts, or not this variant.
+    """
+    if "model_index.json" in names:
+        return ["model_index.json", *_choose_components(names, repo_id, variant)]
+    if variant is not None:
+        raise ValueError(f"variant is {variant!r}, but {repo_id} holds no diffusers folder: only these have variants")
+    if INDEX in names:
+        return [name for name in names if CONVERTED.fullmatch(name)]
+    originals = sorted(name for name in names if "/" not in name and name.endswith(ORIGINAL_SUFFIXES))
+    wanted = list({Path(name).stem: name for name in originals}.values())  # in both forms: the later, .safetensors
+    if not wanted:
+        raise ValueError(
+            f"{repo_id} holds no checkpoint that can be read: want model_index.json (diffusers), {INDEX} (converted) "
+            f"or an original {' or '.join(ORIGINAL_SUFFIXES)} file; it has {_few(names)}"
+        )
+    if len(wanted) > 1:
+        raise ValueError(
+            f"{repo_id} holds {len(wanted)} original checkpoints, {_few(wanted)}: fetch the one you want with "
+            f"`hf download {repo_id} FILE` and give its path"
+        )
+    return wanted
+
+
+def _choose_components(names: Collection[str], repo_id: str, variant: str | None) -> list[str]:
+    """The files of a diffusers folder's components: settings, tokenizer, and one form of each component's weights."""
+    wanted = []
+    weights: dict[str, dict[tuple[str | None, str, bool], list[str]]] = {}
+    for name in names:
+        component, _, file = name.partition("/")
+        if component in UNUSED:
+            continue
+        if file in SETTINGS:
+            wanted.append(name)
+        elif match := WEIGHTS.fullmatch(file):
+            tag = match["variant"] or match["late_variant"] or match["index_variant"]
+            form = (tag, match["kind"], bool(match["shard"] or match["index"]))
+            weights.setdefault(component, {}).setdefault(form, []).append(name)
+    tags = {tag for forms in weights.values() for tag, _, _ in forms}
+    if not tags:
+        raise ValueError(f"{repo_id} has no weights in .safetensors or .bin; it has {_few(names)}")
+    if variant is not None and variant not in tags:
+        others = ", ".join(sorted(repr(tag) for tag in tags if tag)) or "none"
+        raise ValueError(f"variant is {variant!r}, but {repo_id} has no such weights; its variants: {others}")
+    for component, forms in weights.items():
+        # By preference: the variant before the plain weights, safetensors before .bin, whole before sharded.
+        order = itertools.product(dict.fromkeys((variant, None)), ("safetensors", "bin"), (False, True))
+        found = next((forms[form] for form in order if form in forms), None)
+        if found is None:
+            others = ", ".join(sorted({repr(tag) for tag, _, _ in forms}))
+            raise ValueError(f"{repo_id}: {component} has only weights of a variant: give variant, one of {others}")
+        wanted += found
+    return wanted
+
+
+def _failure(error: BaseException, repo_id: str, revision: str | None) -> OSError:
+    """Our one line for what went wrong."""
+    kind, what, advice = _explain(error, repo_id, revision)
+    return kind(f"{repo_id}: {what}; {advice}")
+
+
+def _explain(error: BaseException, repo_id: str, revision: str | None) -> Explanation:
+    """From an error of huggingface_hub and its causes: our exception, what happened, what to do."""
+    from huggingface_hub import constants, errors
+
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    for link in chain:
+        if isinstance(link, errors.HfHubHTTPError):
+            return _explain_answer(link, repo_id, revision)
+    for link in chain:
+        if isinstance(link, errors.OfflineModeIsEnabled):
+            what = f"HF_HUB_OFFLINE is set and the cache {constants.HF_HUB_CACHE} does not hold all of it"
+            return FileNotFoundError, what, f"unset it to download, or {LOCAL}"
+        if isinstance(link, errors.HTTPError):
+            what = f"the hub at {constants.ENDPOINT} cannot be reached ({_line(link)})"
+            return ConnectionError, what, f"check the network and run again (whole files are kept), or {LOCAL}"
+        full = isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left" in str(link):  # hf_xet's errors have no number
+            what = f"the disk is full (cache {constants.HF_HUB_CACHE})"
+            return OSError, what, "free some space, or set HF_HOME to a folder on another disk, and run again"
+    if isinstance(error, OSError) and error.filename:
+        what = f"the cache {constants.HF_HUB_CACHE} cannot be written ({error.strerror})"
+        return OSError, what, "set HF_HOME to a folder that can be"
+    if isinstance(error, OSError | RuntimeError):
+        return OSError, _line(error), f"run again, or {LOCAL}"
+    what = f"{constants.ENDPOINT} does not answer like a hub ({_line(error)})"
+    return OSError, what, f"check HF_ENDPOINT, or {LOCAL}"
+
+
+def _explain_answer(error: "HfHubHTTPError", repo_id: str, revision: str | None) -> Explanation:
+    """The same for an error that the hub answered."""
+    from huggingface_hub import constants
+
+    answer = error.response
+    status, code = answer.status_code, answer.headers.get("X-Error-Code")
+    url = f"{constants.ENDPOINT}/{repo_id}"
+    if code == "GatedRepo":
+        return PermissionError, f"the repository is gated ({status})", f"accept its terms at {url}, then {LOG_IN}"
+    if code == "RevisionNotFound":
+        return FileNotFoundError, f"no revision {revision!r} ({status})", f"give a branch, tag or commit of {url}"
+    if status == 401 and "Authorization" in answer.request.headers:
+        return PermissionError, "the hub refuses your login (401)", f"{LOG_IN} with a valid token"
+    if status in (401, 404):
+        # Without a login the hub answers 401 alike for what is private and for what does not exist.
+        owner, name = repo_id.split("/")
+        own = [f"sd2-community/{name}"] if owner == "stabilityai" and name.startswith("stable-diffusion-2") else []
+        mirrors = [mirror for mirror in dict.fromkeys((*own, *MIRRORS)) if mirror != repo_id]
+        what = f"no such repository at {constants.ENDPOINT}, or a private one ({status}), and no local path either"
+        advice = f"Stable Diffusion 2 is mirrored under sd2-community: {', '.join(mirrors)}; or {LOCAL}"
+        return FileNotFoundError, what, f"{advice}; for a private repository {LOG_IN}"
+    if status == 403:
+        reason = " ".join((error.server_message or answer.reason_phrase).split())[:300]
+        return PermissionError, f"the hub denies access (403: {reason})", "use a login that may read it"
+    return OSError, f"the hub answers {status} {answer.reason_phrase}", f"try again later, or {LOCAL}"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _few(names: Collection[str]) -> str:
+    """The first names of many, for a message."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "") or "no files"

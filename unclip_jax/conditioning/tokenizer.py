@@ -1,0 +1,250 @@
+"""Prompts to token ids: CLIP's byte-pair encoding in the two dialects that Stable Diffusion 2 checkpoints are used with.
+
+Everything that distinguishes one vocabulary from another (tokens, merges, special tokens, padding) is data in one text
+in the format of the `tokenizers` library, the `tokenizer.json` that a converted checkpoint carries.
+"""
+
+import functools
+import gzip
+import html
+import importlib.resources
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import ftfy
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+Dialect = Literal["open_clip", "transformers"]
+
+VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
+MERGES = 49152 - 256 - 2  # CLIP uses the first of the file's 262,144 merges
+
+# Words as open_clip finds them in cleaned text: its pattern ignores case, by which a long s counts as s, and leaves out
+# the one mark (U+0345) that has a letter for its other case. A special string counts only where a word can start: in
+# "!<end_of_text>" the run of punctuation takes the "<".
+OPEN_CLIP_WORDS = (
+    r"<[sſ]tart_of_text>|<end_of_text>|'[sſ]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
+)
+TRANSFORMERS_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+
+# The tokens that a transformers folder names, in the order in which transformers registers them, with CLIP's defaults.
+NAMED_TOKENS = {
+    "bos_token": "<|startoftext|>",
+    "eos_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+    "sep_token": None,
+    "pad_token": "<|endoftext|>",
+    "cls_token": None,
+    "mask_token": None,
+}
+TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+# What a folder could ask for beside its tokens; other values than these are refused.
+SETTINGS = {"padding_side": "right", "truncation_side": "right", "split_special_tokens": False}
+
+
+class Tokenizer:
+    """Turns prompts into rows of token ids: start, at most `context_length` - 2 tokens, end, padding.
+
+    dialect "open_clip": repairs the text with ftfy, unescapes HTML twice, collapses white space and lower-cases in
+    Python (as open_clip's SimpleTokenizer and with it Stability's code); the start and end strings typed in a prompt
+    are the special tokens. dialect "transformers": the fast CLIPTokenizer, whose cleaning (NFC, white space, lower
+    case) is part of `json`; every added token typed in a prompt is that token, which includes the padding token: with
+    Stable Diffusion 2's folders a "!" becomes id 0.
+    """
+
+    def __init__(self, text: str, dialect: Dialect, context_length: int):
+        if dialect not in get_args(Dialect):
+            raise ValueError(f"dialect {dialect!r}: expected one of {', '.join(map(repr, get_args(Dialect)))}")
+        if context_length < 2:
+            raise ValueError(f"context_length {context_length}: expected at least 2, for the start and end tokens")
+        try:
+            tokenizer = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(f"tokenizer.json: not a tokenizer of the tokenizers library: {_line(error)}") from error
+        padding = tokenizer.padding
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        ends = tokenizer.encode("").ids
+        if padding is None or tokenizer.pre_tokenizer is None or len(ends) != 2:
+            raise ValueError("tokenizer.json: must store words, padding, and a start and an end token; made for CLIP?")
+        self.json = text
+        self.dialect = dialect
+        self.context_length = context_length
+        self._tokenizer = tokenizer
+        self._start, self._end = ends
+        self._pad = padding["pad_id"]
+        self._specials = {tokenizer.id_to_token(i): i for i in ends}
+
+    @classmethod
+    def from_json(cls, text: str, dialect: Dialect, context_length: int = 77) -> "Tokenizer":
+        """Builds the tokenizer from the text of a tokenizer.json as the functions below make it.
+
+        context_length: ids in a row, the text encoder's number of positions. Raises ValueError when the text is no
+        tokenizer or lacks padding or special tokens, or the dialect is unknown.
+        """
+        return cls(text, dialect, context_length)
+
+    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
+        """prompts: B strings, each of any length. Returns ids, (B, context_length) int32.
+
+        A prompt that does not fit is cut to `context_length` - 2 tokens with a UserWarning that quotes the rest. Raises
+        ValueError for a single string, an entry that is not a string, or text that is not valid Unicode.
+        """
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts: expected a sequence of strings, got the string {prompts!r}")
+        rows = np.full((len(prompts), self.context_length), self._pad, np.int32)
+        room = self.context_length - 2
+        for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+            if not isinstance(prompt, str):
+                raise ValueError(f"prompts[{index}]: expected a string, got {type(prompt).__name__}")
+            tokens = self._encode(prompt, index)
+            if len(tokens) > room:
+                dropped = self._tokenizer.decode(tokens[room:], skip_special_tokens=False).strip()
+                warnings.warn(
+                    f"the prompt is {len(tokens)} tokens long and only {room} fit; dropped: {dropped!r}", stacklevel=2
+                )
+            ids = [self._start, *tokens[:room], self._end]
+            row[: len(ids)] = ids
+        return rows
+
+    def _encode(self, prompt: str, index: int) -> list[int]:
+        """The ids of a prompt's own tokens, however many."""
+        if self.dialect == "transformers":
+            try:
+                return self._tokenizer.encode(prompt, add_special_tokens=False).ids
+            except Exception as error:
+                raise ValueError(f"prompts[{index}] {prompt!r}: cannot be encoded: {_line(error)}") from error
+        # Word by word: the library's own `encode` would find special strings before it splits words.
+        model, ids = self._tokenizer.model, []
+        for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(clean(prompt)):
+            if word in self._specials:
+                ids.append(self._specials[word])
+            else:
+                ids.extend(token.id for token in model.tokenize(word))
+        return ids
+
+
+def clean(text: str) -> str:
+    """A prompt as open_clip reads it: repaired (ftfy), HTML entities resolved twice, white space single, lower case."""
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
+
+
+@functools.cache
+def clip_tokenizer_json() -> str:
+    """The tokenizer.json of CLIP's own vocabulary (49,408 ids), which ships with the package, for dialect open_clip."""
+    packed = importlib.resources.files("unclip_jax.conditioning").joinpath("data", VOCABULARY).read_bytes()
+    lines = gzip.decompress(packed).decode("utf-8").split("\n")[1 : MERGES + 1]  # the first line is a title
+    return open_clip_tokenizer_json([(left, right) for left, right in map(str.split, lines)])
+
+
+def open_clip_tokenizer_json(merges: Sequence[tuple[str, str]]) -> str:
+    """The tokenizer.json of the vocabulary that a list of merges implies, in open_clip's order.
+
+    Ids: the 256 byte symbols, the same at the end of a word ("</w>"), one for each merge, the start and end tokens.
+    Padding is id 0. Raises ValueError when a merge joins tokens that no earlier line made.
+    """
+    # Bytes that print in Latin-1 stand for themselves and come first; the others borrow the letters from U+0100 on.
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    symbols = [chr(byte) for byte in printable] + [chr(0x100 + i) for i in range(256 - len(printable))]
+    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *(left + right for left, right in merges)]
+    start, end = "<start_of_text>", "<end_of_text>"
+    vocabulary = {token: index for index, token in enumerate([*tokens, start, end])}
+    tokenizer = tokenizers.Tokenizer(_bpe(vocabulary, list(merges), None, "merges"))
+    tokenizer.pre_tokenizer = _words(OPEN_CLIP_WORDS, split_again=False)
+    specials = [AddedToken(start, special=True), AddedToken(end, special=True)]
+    return _complete(tokenizer, specials, start, end, pad=symbols[0])
+
+
+def tokenizer_json_from_folder(folder: Path) -> str:
+    """The tokenizer.json of a folder that transformers' CLIPTokenizer can open, for dialect transformers.
+
+    Reads tokenizer.json or, where there is none, vocab.json and merges.txt; and the special tokens as transformers 5
+    does: from tokenizer_config.json alone when that lists `added_tokens_decoder`, otherwise with special_tokens_map.json
+    taking precedence and the tokens of added_tokens.json and tokenizer.json added. Raises FileNotFoundError when there
+    is no vocabulary, ValueError naming the file when one is broken or asks for what is not supported.
+    """
+    folder = Path(folder)
+    vocabulary, merges, source = _read_vocabulary(folder)
+    named, added = _read_special_tokens(folder)
+    tokenizer = tokenizers.Tokenizer(_bpe(vocabulary, merges, named["unk_token"], source))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = _words(TRANSFORMERS_WORDS, split_again=True)
+    return _complete(tokenizer, added, named["bos_token"], named["eos_token"], named["pad_token"])
+
+
+def _words(pattern: str, *, split_again: bool) -> pre_tokenizers.PreTokenizer:
+    """Cuts text into words and writes their bytes as symbols. split_again: by GPT-2's pattern after this one."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split_again),
+        ]
+    )
+
+
+def _bpe(vocabulary: Any, merges: list[Any], unknown: str | None, source: str) -> models.BPE:
+    try:
+        return models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", unk_token=unknown)
+    except Exception as error:  # the library raises plain Exception
+        raise ValueError(f"{source}: not a byte-pair vocabulary and its merges: {_line(error)}") from error
+
+
+def _complete(tokenizer: tokenizers.Tokenizer, added: list[AddedToken], start: str, end: str, pad: str) -> str:
+    """Adds what follows the vocabulary: added tokens, start and end, padding, decoding. Returns the whole as text."""
+    tokenizer.add_tokens(added)
+    start_id, end_id, pad_id = (tokenizer.token_to_id(token) for token in (start, end, pad))
+    tokenizer.post_processor = processors.RobertaProcessing((end, end_id), (start, start_id), False, False)
+    tokenizer.enable_padding(pad_id=pad_id, pad_token=pad)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
+    return tokenizer.to_str()
+
+
+def _read_vocabulary(folder: Path) -> tuple[Any, list[Any], str]:
+    """Ids by token, pairs of tokens in order of rank, and what to call their source in messages."""
+    whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
+    if whole.exists():
+        model = _read_object(whole).get("model")
+        if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not isinstance(model.get("merges"), list):
+            raise ValueError(f"{whole}: expected a byte-pair model (type BPE), which is what CLIP has")
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]  # older files: "a b"
+        return model.get("vocab"), list(map(tuple, pairs)), str(whole)
+    if not (vocab.exists() and merges.exists()):
+        raise FileNotFoundError(f"{folder}: holds neither tokenizer.json nor vocab.json with merges.txt")
+    lines = [line.rstrip("\r") for line in _read_text(merges).rstrip().split("\n") if not line.startswith("#version")]
+    pairs = [line.split(" ") for line in lines if line]
+    bad = [pair for pair in pairs if len(pair) != 2]
+    if bad:
+        raise ValueError(f"{merges}: expected two tokens on a line, got {' '.join(bad[0])!r}")
+    return _read_object(vocab), list(map(tuple, pairs)), f"{vocab} with {merges.name}"
+
+
+def _read_special_tokens(folder: Path) -> tuple[dict[str, str], list[AddedToken]]:
+    """What the tokens named in NAMED_TOKENS are, and all tokens to add to the vocabulary, in that order."""
+    config, overrides = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+    settings = _read_object(config) if config.exists() else {}
+    for name, supported in SETTINGS.items():
+        if settings.get(name, supported) != supported:
+            raise ValueError(f"{config}: {name} is {settings[name]!r}; only {supported!r} is supported")
+    listed = "added_tokens_decoder" in settings
+    overriding = _read_object(overrides) if overrides.exists() and not listed else {}
+    source = {**dict.fromkeys(settings, config), **dict.fromkeys(overriding, overrides)}
+    settings |= overriding
+
+    named = {}
+    for name, default in NAMED_TOKENS.items():
+        value = settings.get(name, default)
+        if value is not None or default is not None:
+            named[name] = _added_token(value, f"{source.get(name)}: {name}", special=True)
+    added = _read_listed(settings, config) if listed else _read_unlisted(folder, {t.content for t in named.values()})
+    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    extra = extra.values() if isinstance(extra, dict) else extra
+    more = [*named.values(), *(_added_token(value, f"{config}: extra_special_tokens", special=True) for value in extra)]
+    known = {token.content for token in added}
+    return {name: token.content for name, token in named.items()}, added + [t for t in more if t.content not in known]

@@ -1,0 +1,70 @@
+"""Where arrays live: a mesh of devices, batches over its "data" axis, weights by an ordered rule table over "model"."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "model")
+
+# Parameter name -> which axis of it is split over "model"; the first match wins and the last row matches everything.
+# Inputs of a residual branch are split by output feature and its end by input feature: one reduction a branch.
+PARTITION_RULES: list[tuple[str, tuple[str | None, ...]]] = [
+    (r"(text|image)_encoder\.layers\.(q_proj|k_proj|v_proj|fc1)\.kernel", (None, None, "model")),
+    (r"(text|image)_encoder\.layers\.(q_proj|k_proj|v_proj|fc1)\.bias", (None, "model")),
+    (r"(text|image)_encoder\.layers\.(out_proj|fc2)\.kernel", (None, "model", None)),
+    (r".*\.(to_q|to_k|to_v|linear_1)\.kernel", (None, "model")),
+    (r".*\.(to_out|ff\.proj_out|linear_2)\.kernel", ("model", None)),
+    (r".*\.(conv1)\.kernel", (None, None, None, "model")),
+    (r".*\.(conv2)\.kernel", (None, None, "model", None)),
+    (r".*", ()),
+]
+
+
+def local_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All local devices (or the given ones) along one "data" axis."""
+    return Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def check_mesh(mesh: Mesh) -> Mesh:
+    """The mesh itself. Raises ValueError unless its axes are "data" and/or "model"."""
+    if not mesh.axis_names or not set(mesh.axis_names) <= set(AXES):
+        raise ValueError(f"mesh has axes {mesh.axis_names}; accepted: 'data' and/or 'model'")
+    return mesh
+
+
+def parameter_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
+    """Where a parameter lives: replicated, or split over "model" where the rule's axis divides evenly."""
+    axes = next(axes for pattern, axes in PARTITION_RULES if re.fullmatch(pattern, name))
+    size = mesh.shape.get("model", 1)
+    if size == 1 or any(axis == "model" and shape[i] % size for i, axis in enumerate(axes)):
+        axes = ()
+    return NamedSharding(mesh, P(*axes))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Arrays whose first axis is the batch: split over "data"."""
+    return NamedSharding(mesh, P("data") if "data" in mesh.axis_names else P())
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, P())
+
+
+def data_size(mesh: Mesh) -> int:
+    """How many ways the batch is split: batches are padded to a multiple of it."""
+    return mesh.shape.get("data", 1)
+
+
+def pad_batch(tree: Any, size: int) -> Any:
+    """Repeats the last row of every array until the first axis has `size` rows."""
+
+    def pad(a: np.ndarray) -> np.ndarray:
+        return a if len(a) == size else np.concatenate([a, np.repeat(a[-1:], size - len(a), axis=0)])
+
+    return jax.tree.map(pad, tree)

@@ -1,0 +1,191 @@
+"""The CLIP towers that describe text and pictures (Radford et al. 2021, arXiv:2103.00020).
+
+OpenCLIP's ViT-H/14 (exact GELU) and OpenAI's ViT-L/14 (QuickGELU) are the same two classes with other numbers. Each
+tower's layers are stacked along a leading axis and scanned, so that 32 layers compile as one.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from unclip_jax.models.attention import attend
+from unclip_jax.models.layers import layer_norm
+
+Activation = Literal["gelu", "quick_gelu"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The architecture of a text tower; the defaults are what Stable Diffusion 2 runs of OpenCLIP ViT-H/14.
+
+    That is 23 of its 24 layers, followed by the final norm: "the penultimate layer". `projection_dim` is the width of
+    the joint space for towers used with their projection, None for towers that only give hidden states.
+    """
+
+    vocab_size: int = 49408
+    context_length: int = 77
+    width: int = 1024
+    layers: int = 23
+    heads: int = 16
+    mlp_width: int = 4096
+    activation: Activation = "gelu"
+    projection_dim: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """The architecture of a vision tower; the defaults are OpenCLIP ViT-H/14's."""
+
+    image_size: int = 224
+    patch_size: int = 14
+    width: int = 1280
+    layers: int = 32
+    heads: int = 16
+    mlp_width: int = 5120
+    activation: Activation = "gelu"
+    projection_dim: int = 1024
+
+    @property
+    def tokens(self) -> int:
+        """Patches and the class token."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+
+def activate(kind: Activation, x: jax.Array) -> jax.Array:
+    """The MLP's non-linearity: the exact GELU, or OpenAI's sigmoid approximation of it."""
+    return x * jax.nn.sigmoid(1.702 * x) if kind == "quick_gelu" else jax.nn.gelu(x, approximate=False)
+
+
+class Layer(nnx.Module):
+    """Pre-norm attention and MLP. Call: x (B, T, width), bias (T, T) or None -> (B, T, width)."""
+
+    def __init__(self, config: TextConfig | VisionConfig, **kw: Any):
+        width = config.width
+        self.heads = config.heads
+        self.activation = config.activation
+        self.norm1 = layer_norm(width, **kw)
+        self.q_proj = nnx.Linear(width, width, **kw)
+        self.k_proj = nnx.Linear(width, width, **kw)
+        self.v_proj = nnx.Linear(width, width, **kw)
+        self.out_proj = nnx.Linear(width, width, **kw)
+        self.norm2 = layer_norm(width, **kw)
+        self.fc1 = nnx.Linear(width, config.mlp_width, **kw)
+        self.fc2 = nnx.Linear(config.mlp_width, width, **kw)
+
+    def __call__(self, x: jax.Array, bias: jax.Array | None) -> jax.Array:
+        h = self.norm1(x)
+        q, k, v = (p(h).reshape(*h.shape[:2], self.heads, -1) for p in (self.q_proj, self.k_proj, self.v_proj))
+        x = x + self.out_proj(attend(q, k, v, bias).reshape(x.shape))
+        return x + self.fc2(activate(self.activation, self.fc1(self.norm2(x))))
+
+
+def _stack_layers(config: TextConfig | VisionConfig, rngs: nnx.Rngs, **kw: Any) -> Layer:
+    @nnx.split_rngs(splits=config.layers)
+    @nnx.vmap(in_axes=(0,), out_axes=0)
+    def build(rngs: nnx.Rngs) -> Layer:
+        return Layer(config, rngs=rngs, **kw)
+
+    return build(rngs)
+
+
+def _run_layers(layers: Layer, x: jax.Array, bias: jax.Array | None, remat: bool) -> jax.Array:
+    graphdef, state = nnx.split(layers)
+
+    def body(x: jax.Array, params: Any) -> tuple[jax.Array, None]:
+        return nnx.merge(graphdef, params)(x, bias), None
+
+    return jax.lax.scan(jax.checkpoint(body) if remat else body, x, state)[0]
+
+
+class TextEncoder(nnx.Module):
+    """The text tower. Call: tokens (B, T) int32 -> hidden states (B, T, width) after the final norm.
+
+    Attention is causal and padding is not masked, as in training.
+    """
+
+    def __init__(
+        self,
+        config: TextConfig,
+        *,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        self.config = config
+        self.remat = remat
+        self.token_embedding = nnx.Embed(config.vocab_size, config.width, rngs=rngs, **kw)
+        self.position_embedding = nnx.Embed(config.context_length, config.width, rngs=rngs, **kw)
+        self.layers = _stack_layers(config, rngs, **kw)
+        self.final_norm = layer_norm(config.width, rngs=rngs, **kw)
+        self.projection = None
+        if config.projection_dim is not None:
+            self.projection = nnx.Linear(config.width, config.projection_dim, use_bias=False, rngs=rngs, **kw)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        length = tokens.shape[1]
+        if length > self.config.context_length:
+            raise ValueError(f"tokens has {length} columns; this tower takes at most {self.config.context_length}")
+        x = self.token_embedding(tokens) + self.position_embedding(jnp.arange(length))
+        future = np.triu(np.full((length, length), -np.inf, np.float32), 1)
+        return self.final_norm(_run_layers(self.layers, x, jnp.asarray(future), self.remat))
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """tokens: (B, T) -> (B, projection_dim), un-normalised: the projected state of each text's end token.
+
+        The end token is the highest id of the vocabulary, so its first place is the arg-max. Raises ValueError when
+        the tower was loaded without its projection.
+        """
+        if self.projection is None:
+            raise ValueError("this text tower has no projection into the joint space (projection_dim is None)")
+        hidden = self(tokens)
+        return self.projection(hidden[jnp.arange(tokens.shape[0]), jnp.argmax(tokens, axis=-1)])
+
+
+class VisionEncoder(nnx.Module):
+    """The vision tower. Call: pixel values (B, S, S, 3) -> image embeddings (B, projection_dim), un-normalised.
+
+    Pixel values are CLIP-normalised (`unclip_jax.conditioning.image.preprocess`), S = `config.image_size`.
+    """
+
+    def __init__(
+        self,
+        config: VisionConfig,
+        *,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        self.config = config
+        self.remat = remat
+        self.dtype = dtype
+        patch = 3 * config.patch_size**2
+        self.patch_embedding = nnx.Linear(patch, config.width, use_bias=False, rngs=rngs, **kw)
+        self.class_embedding = nnx.Param(
+            nnx.initializers.normal(config.width**-0.5)(rngs.params(), (config.width,), param_dtype)
+        )
+        self.position_embedding = nnx.Embed(config.tokens, config.width, rngs=rngs, **kw)
+        self.pre_norm = layer_norm(config.width, rngs=rngs, **kw)
+        self.layers = _stack_layers(config, rngs, **kw)
+        self.post_norm = layer_norm(config.width, rngs=rngs, **kw)
+        self.projection = nnx.Linear(config.width, config.projection_dim, use_bias=False, rngs=rngs, **kw)
+
+    def __call__(self, pixel_values: jax.Array) -> jax.Array:
+        size, p = self.config.image_size, self.config.patch_size
+        if pixel_values.shape[1:] != (size, size, 3):
+            raise ValueError(f"pixel_values has shape {pixel_values.shape}; want (B, {size}, {size}, 3)")
+        b, n = pixel_values.shape[0], size // p
+        cropped = pixel_values[:, : n * p, : n * p].astype(self.dtype)
+        patches = cropped.reshape(b, n, p, n, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(b, n * n, p * p * 3)
+        x = self.patch_embedding(patches)
+        start = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (b, 1, x.shape[-1]))
+        x = jnp.concatenate([start, x], axis=1) + self.position_embedding(jnp.arange(n * n + 1))
+        x = _run_layers(self.layers, self.pre_norm(x), None, self.remat)
+        return self.projection(self.post_norm(x[:, 0]))

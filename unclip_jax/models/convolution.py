@@ -1,0 +1,16 @@
+"""The library's one entry point for 2-D convolution."""
+
+import jax
+
+
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    stride: int = 1,
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1)),
+) -> jax.Array:
+    """2-D cross-correlation. x: (B, H, W, Cin), kernel: (kh, kw, Cin, Cout), bias: (Cout,) -> (B, H', W', Cout)."""
+    out = jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return out if bias is None else out + bias

@@ -1,0 +1,118 @@
+"""The layers that the UNet and the VAE share: convolution, normalisation, the residual block, resampling.
+
+Every default that differs between JAX and the PyTorch original is written at the call: epsilons, paddings, the exact
+GELU. Norm statistics are taken in float32 with the two-pass variance, whatever dtype the network computes in.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from unclip_jax.models.convolution import convolve
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+class Conv(nnx.Module):
+    """2-D convolution. Call: (B, H, W, in_channels) -> (B, H', W', out_channels); kernel HWIO."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        stride: int = 1,
+        padding: Padding | None = None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        shape = (kernel_size, kernel_size, in_channels, out_channels)
+        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape, param_dtype))
+        self.bias = nnx.Param(jnp.zeros((out_channels,), param_dtype))
+        self.stride = stride
+        self.padding = ((kernel_size // 2,) * 2,) * 2 if padding is None else padding
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dtype = x.dtype if self.dtype is None else self.dtype
+        kernel, bias = self.kernel[...].astype(dtype), self.bias[...].astype(dtype)
+        return convolve(x.astype(dtype), kernel, bias, stride=self.stride, padding=self.padding)
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation over (H, W, channels / groups). Call: (B, H, W, C) -> (B, H, W, C), in x's dtype."""
+
+    def __init__(
+        self, channels: int, groups: int, *, epsilon: float, param_dtype: Any = jnp.float32, rngs: nnx.Rngs | None = None
+    ):
+        if channels % groups:
+            raise ValueError(f"GroupNorm: channels={channels} is not divisible by groups={groups}")
+        self.scale = nnx.Param(jnp.ones((channels,), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((channels,), param_dtype))
+        self.groups = groups
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 - self._group_mean(x32)[:, None, None, :]
+        variance = self._group_mean(jnp.square(x32))
+        scale = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...].astype(jnp.float32)
+        return (x32 * scale[:, None, None, :] + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+    def _group_mean(self, x: jax.Array) -> jax.Array:
+        # Space first, then the channels of a group: the large reduction then runs along contiguous channels.
+        by_channel = x.mean(axis=(1, 2))  # (B, C)
+        by_group = by_channel.reshape(x.shape[0], self.groups, -1).mean(axis=-1)  # (B, G)
+        return jnp.repeat(by_group, x.shape[-1] // self.groups, axis=-1)
+
+
+def layer_norm(width: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with PyTorch's epsilon, 1e-5, as every transformer here has it."""
+    return nnx.LayerNorm(
+        width, epsilon=1e-5, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+    )
+
+
+class ResnetBlock(nnx.Module):
+    """Two norm-SiLU-conv halves around a residual, with an optional time embedding added between them.
+
+    Call: x (B, H, W, in_channels), emb (B, time_channels) or None -> (B, H, W, out_channels). The UNet's blocks have
+    epsilon 1e-5 and a time embedding, the VAE's 1e-6 and none.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        groups: int,
+        epsilon: float,
+        time_channels: int | None = None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.norm1 = GroupNorm(in_channels, groups, epsilon=epsilon, param_dtype=param_dtype)
+        self.conv1 = Conv(in_channels, out_channels, **kw)
+        self.time_emb_proj = None if time_channels is None else nnx.Linear(time_channels, out_channels, **kw)
+        self.norm2 = GroupNorm(out_channels, groups, epsilon=epsilon, param_dtype=param_dtype)
+        self.conv2 = Conv(out_channels, out_channels, **kw)
+        self.conv_shortcut = None if in_channels == out_channels else Conv(in_channels, out_channels, 1, **kw)
+
+    def __call__(self, x: jax.Array, emb: jax.Array | None = None) -> jax.Array:
+        h = self.conv1(nnx.silu(self.norm1(x)))
+        if self.time_emb_proj is not None:
+            h = h + self.time_emb_proj(nnx.silu(emb))[:, None, None, :]
+        h = self.conv2(nnx.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+def upsample_nearest(x: jax.Array) -> jax.Array:
+    """Doubles height and width by repetition. x: (B, H, W, C) -> (B, 2 H, 2 W, C)."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)

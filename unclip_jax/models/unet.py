@@ -1,0 +1,329 @@
+"""The denoising UNet of the Stable Diffusion 2 family (Rombach et al. 2022, arXiv:2112.10752).
+
+Four levels of residual blocks and text-conditioned transformers, each level half the size of the one above. One class
+serves every published checkpoint: 4, 5, 7 or 9 input channels, class conditioning by a projected vector (unCLIP), by a
+table (the x4 upscaler) or none, and transformers whose first attention also looks at the text (the upscaler).
+
+What a sampling loop needs only once is its own method: `embed_time`, `embed_class`, `encode_context`.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from unclip_jax.models.attention import attend
+from unclip_jax.models.layers import Conv, GroupNorm, ResnetBlock, layer_norm, upsample_nearest
+from unclip_jax.models.timestep import timestep_embedding
+
+KeyValue = tuple[jax.Array, jax.Array]  # each (B, S, N, H)
+TextKeyValues = list[tuple[KeyValue | None, KeyValue]]  # one entry a transformer: its first and second attention
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """The architecture of a UNet; the defaults are Stable Diffusion 2.1's.
+
+    The per-level tuples run from full resolution down. `num_heads[-1]` also serves the middle block. `class_embedding`
+    is "projection" (a vector of `class_embedding_size` features through an MLP), "table" (an integer looked up among
+    `class_embedding_size` rows) or None. `sample_size` is the latents' default height and width.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    attention_levels: tuple[bool, ...] = (True, True, True, False)
+    num_heads: tuple[int, ...] = (5, 10, 20, 20)
+    cross_attention_dim: int = 1024
+    only_cross_attention: tuple[bool, ...] = (False, False, False, False)
+    class_embedding: Literal["projection", "table"] | None = None
+    class_embedding_size: int | None = None
+    norm_groups: int = 32
+    sample_size: int = 96
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        for name in ("attention_levels", "num_heads", "only_cross_attention"):
+            if len(getattr(self, name)) != levels:
+                raise ValueError(f"UNetConfig.{name} has {len(getattr(self, name))} entries; want one a level, {levels}")
+        for level, (channels, heads) in enumerate(zip(self.block_out_channels, self.num_heads, strict=True)):
+            attends = self.attention_levels[level] or level == levels - 1
+            if (attends and channels % heads) or channels % self.norm_groups:
+                raise ValueError(
+                    f"UNetConfig.block_out_channels: {channels} is not divisible by num_heads={heads} "
+                    f"and norm_groups={self.norm_groups}"
+                )
+        if self.class_embedding not in (None, "projection", "table"):
+            raise ValueError(f"UNetConfig.class_embedding={self.class_embedding!r}: want 'projection', 'table' or None")
+        if (self.class_embedding is None) != (self.class_embedding_size is None):
+            raise ValueError("UNetConfig.class_embedding and class_embedding_size go together; only one is set")
+
+    @property
+    def time_channels(self) -> int:
+        return 4 * self.block_out_channels[0]
+
+    @property
+    def size_multiple(self) -> int:
+        """Latent height and width must be multiples of this: each level below the first halves them."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention of image tokens over a context.
+
+    Call: x (B, T, dim) and the context's keys and values from `encode` -> (B, T, dim).
+    """
+
+    def __init__(self, dim: int, context_dim: int, heads: int, **kw: Any):
+        self.heads = heads
+        self.to_q = nnx.Linear(dim, dim, use_bias=False, **kw)
+        self.to_k = nnx.Linear(context_dim, dim, use_bias=False, **kw)
+        self.to_v = nnx.Linear(context_dim, dim, use_bias=False, **kw)
+        self.to_out = nnx.Linear(dim, dim, **kw)
+
+    def encode(self, context: jax.Array) -> KeyValue:
+        """context: (B, S, context_dim) -> keys and values, each (B, S, N, H)."""
+        return self._split(self.to_k(context)), self._split(self.to_v(context))
+
+    def __call__(self, x: jax.Array, key_value: KeyValue) -> jax.Array:
+        out = attend(self._split(self.to_q(x)), *key_value)  # (B, T, N, H)
+        return self.to_out(out.reshape(x.shape))
+
+    def _split(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:2], self.heads, -1)
+
+
+class FeedForward(nnx.Module):
+    """GEGLU (Shazeer 2020, arXiv:2002.05202) with the exact GELU. Call: (B, T, dim) -> (B, T, dim)."""
+
+    def __init__(self, dim: int, **kw: Any):
+        self.proj_in = nnx.Linear(dim, 8 * dim, **kw)
+        self.proj_out = nnx.Linear(4 * dim, dim, **kw)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        value, gate = jnp.split(self.proj_in(x), 2, axis=-1)
+        return self.proj_out(value * nnx.gelu(gate, approximate=False))
+
+
+class Transformer(nnx.Module):
+    """One transformer block over the pixels of a feature map, with the residual around it.
+
+    Call: x (B, H, W, dim) and the text's keys and values from `encode_context` -> (B, H, W, dim). With
+    `only_cross_attention` both attentions look at the text.
+    """
+
+    def __init__(
+        self, dim: int, context_dim: int, heads: int, groups: int, only_cross_attention: bool, **kw: Any
+    ):
+        self.only_cross_attention = only_cross_attention
+        self.norm = GroupNorm(dim, groups, epsilon=1e-6, param_dtype=kw["param_dtype"])
+        self.proj_in = nnx.Linear(dim, dim, **kw)
+        self.norm1 = layer_norm(dim, **kw)
+        self.attn1 = Attention(dim, context_dim if only_cross_attention else dim, heads, **kw)
+        self.norm2 = layer_norm(dim, **kw)
+        self.attn2 = Attention(dim, context_dim, heads, **kw)
+        self.norm3 = layer_norm(dim, **kw)
+        self.ff = FeedForward(dim, **kw)
+        self.proj_out = nnx.Linear(dim, dim, **kw)
+
+    def encode_context(self, context: jax.Array) -> tuple[KeyValue | None, KeyValue]:
+        first = self.attn1.encode(context) if self.only_cross_attention else None
+        return first, self.attn2.encode(context)
+
+    def __call__(self, x: jax.Array, text: tuple[KeyValue | None, KeyValue]) -> jax.Array:
+        h = self.proj_in(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))  # (B, T, C)
+        normed = self.norm1(h)
+        h = h + self.attn1(normed, self.attn1.encode(normed) if text[0] is None else text[0])
+        h = h + self.attn2(self.norm2(h), text[1])
+        h = h + self.ff(self.norm3(h))
+        return x + self.proj_out(h).reshape(x.shape)
+
+
+class Block(nnx.Module):
+    """One level on the way down, the middle, or one level on the way up: resnets, each followed by a transformer.
+
+    `resample` is the convolution to the next level, or None; the caller applies it, since down and up differ.
+    """
+
+    def __init__(self, resnets: list[ResnetBlock], attentions: list[Transformer], resample: Conv | None):
+        self.resnets = nnx.List(resnets)
+        self.attentions = nnx.List(attentions)
+        self.resample = resample
+
+
+class TimestepMLP(nnx.Module):
+    """Linear, SiLU, Linear: (B, in_features) -> (B, time_channels)."""
+
+    def __init__(self, in_features: int, time_channels: int, **kw: Any):
+        self.linear_1 = nnx.Linear(in_features, time_channels, **kw)
+        self.linear_2 = nnx.Linear(time_channels, time_channels, **kw)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.linear_2(nnx.silu(self.linear_1(x)))
+
+
+class UNet(nnx.Module):
+    """The denoiser. Call: latents, timesteps, text and class conditioning -> the model's prediction.
+
+    x: (B, H, W, in_channels), H and W multiples of `config.size_multiple`
+    timesteps: (B,) in [0, 1000), fractional allowed
+    context: (B, S, cross_attention_dim), the text encoder's hidden states
+    class_labels: (B, class_embedding_size) float for "projection", (B,) int for "table", None without
+    returns: (B, H, W, out_channels) in the compute dtype: epsilon, v or x0, as the checkpoint was trained
+
+    `dtype` is the dtype of computation, `param_dtype` that of storage. `remat` recomputes each resnet and transformer
+    in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        *,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.config = config
+        self.dtype = dtype
+        self.remat = remat
+        channels, last = config.block_out_channels, len(config.block_out_channels) - 1
+
+        def resnet(in_channels: int, out_channels: int) -> ResnetBlock:
+            return ResnetBlock(
+                in_channels,
+                out_channels,
+                groups=config.norm_groups,
+                epsilon=1e-5,
+                time_channels=config.time_channels,
+                **kw,
+            )
+
+        def transformers(level: int, count: int) -> list[Transformer]:
+            return [
+                Transformer(
+                    channels[level],
+                    config.cross_attention_dim,
+                    config.num_heads[level],
+                    config.norm_groups,
+                    config.only_cross_attention[level],
+                    **kw,
+                )
+                for _ in range(count if config.attention_levels[level] else 0)
+            ]
+
+        self.time_embedding = TimestepMLP(channels[0], config.time_channels, **kw)
+        self.class_embedding: TimestepMLP | nnx.Embed | None = None
+        if config.class_embedding == "projection":
+            assert config.class_embedding_size is not None
+            self.class_embedding = TimestepMLP(config.class_embedding_size, config.time_channels, **kw)
+        elif config.class_embedding == "table":
+            assert config.class_embedding_size is not None
+            self.class_embedding = nnx.Embed(config.class_embedding_size, config.time_channels, **kw)
+
+        self.conv_in = Conv(config.in_channels, channels[0], **kw)
+        skips = [channels[0]]
+        down, width = [], channels[0]
+        for level, out in enumerate(channels):
+            resnets = []
+            for _ in range(config.layers_per_block):
+                resnets.append(resnet(width, out))
+                width = out
+                skips.append(width)
+            # Symmetric padding, unlike the VAE's: the original's UNet pads all four sides by one.
+            resample = Conv(width, width, stride=2, padding=((1, 1), (1, 1)), **kw) if level < last else None
+            if resample is not None:
+                skips.append(width)
+            down.append(Block(resnets, transformers(level, len(resnets)), resample))
+        self.down_blocks = nnx.List(down)
+
+        # The middle always has self-attention, also where the level above it only looks at the text.
+        middle = Transformer(width, config.cross_attention_dim, config.num_heads[-1], config.norm_groups, False, **kw)
+        self.mid_block = Block([resnet(width, width), resnet(width, width)], [middle], None)
+
+        up = []
+        for level, out in reversed(list(enumerate(channels))):
+            resnets = []
+            for _ in range(config.layers_per_block + 1):
+                resnets.append(resnet(width + skips.pop(), out))
+                width = out
+            resample = Conv(width, width, **kw) if level > 0 else None
+            up.append(Block(resnets, transformers(level, len(resnets)), resample))
+        self.up_blocks = nnx.List(up)
+
+        self.conv_norm_out = GroupNorm(width, config.norm_groups, epsilon=1e-5, param_dtype=param_dtype)
+        self.conv_out = Conv(width, config.out_channels, **kw)
+
+    def embed_time(self, timesteps: jax.Array) -> jax.Array:
+        """timesteps: (B,) -> (B, time_channels)."""
+        return self.time_embedding(timestep_embedding(timesteps, self.config.block_out_channels[0]).astype(self.dtype))
+
+    def embed_class(self, class_labels: jax.Array) -> jax.Array:
+        """class_labels: (B, class_embedding_size) or (B,) int -> (B, time_channels), to be added to the time's.
+
+        Raises ValueError when the network has no class conditioning.
+        """
+        if self.class_embedding is None:
+            raise ValueError("class_labels given to a UNet without class conditioning")
+        if self.config.class_embedding == "projection":
+            class_labels = class_labels.astype(self.dtype)
+        return self.class_embedding(class_labels)
+
+    def encode_context(self, context: jax.Array) -> TextKeyValues:
+        """context: (B, S, cross_attention_dim) -> every transformer's keys and values of the text, in call order."""
+        return [transformer.encode_context(context.astype(self.dtype)) for transformer in self._transformers()]
+
+    def denoise(self, x: jax.Array, emb: jax.Array, text: TextKeyValues) -> jax.Array:
+        """The part that every step repeats: x (B, H, W, in_channels), emb (B, time_channels), text as encoded."""
+        texts = iter(text)
+        run = nnx.remat(_apply) if self.remat else _apply
+
+        def layer(block: Block, index: int, x: jax.Array) -> jax.Array:
+            x = run(block.resnets[index], x, emb)
+            return run(block.attentions[index], x, next(texts)) if index < len(block.attentions) else x
+
+        x = self.conv_in(x.astype(self.dtype))
+        skips = [x]
+        for block in self.down_blocks:
+            for index in range(len(block.resnets)):
+                x = layer(block, index, x)
+                skips.append(x)
+            if block.resample is not None:
+                x = block.resample(x)
+                skips.append(x)
+        for index in range(2):
+            x = layer(self.mid_block, index, x)
+        for block in self.up_blocks:
+            for index in range(len(block.resnets)):
+                x = layer(block, index, jnp.concatenate([x, skips.pop()], axis=-1))
+            if block.resample is not None:
+                x = block.resample(upsample_nearest(x))
+        return self.conv_out(nnx.silu(self.conv_norm_out(x)))
+
+    def __call__(
+        self, x: jax.Array, timesteps: jax.Array, context: jax.Array, class_labels: jax.Array | None = None
+    ) -> jax.Array:
+        multiple = self.config.size_multiple
+        if x.ndim != 4 or x.shape[1] % multiple or x.shape[2] % multiple or x.shape[3] != self.config.in_channels:
+            raise ValueError(
+                f"x has shape {x.shape}; want (B, H, W, {self.config.in_channels}), H and W multiples of {multiple}"
+            )
+        if (class_labels is None) != (self.class_embedding is None):
+            raise ValueError(f"class_labels {'missing' if class_labels is None else 'given'}: not what this UNet takes")
+        emb = self.embed_time(timesteps)
+        if class_labels is not None:
+            emb = emb + self.embed_class(class_labels)
+        return self.denoise(x, emb, self.encode_context(context))
+
+    def _transformers(self) -> Iterator[Transformer]:
+        for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
+            yield from block.attentions
+
+
+def _apply(module: nnx.Module, x: jax.Array, condition: Any) -> jax.Array:
+    return module(x, condition)  # type: ignore[operator]

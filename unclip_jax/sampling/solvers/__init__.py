@@ -1,0 +1,23 @@
+"""Solvers of the diffusion process, as pure step functions over a precomputed grid."""
+
+from unclip_jax.sampling.solvers.ddim import ddim
+from unclip_jax.sampling.solvers.dpmpp import dpmpp_2m
+from unclip_jax.sampling.solvers.ldm import ldm_ddim, ldm_dpm
+from unclip_jax.sampling.solvers.names import PUBLISHED_UNCLIP_SCHEDULER, SCHEDULERS, make_solver, scheduler_name
+from unclip_jax.sampling.solvers.pndm import pndm
+from unclip_jax.sampling.solvers.solver import Row, Solver, State
+
+__all__ = [
+    "PUBLISHED_UNCLIP_SCHEDULER",
+    "SCHEDULERS",
+    "Row",
+    "Solver",
+    "State",
+    "ddim",
+    "dpmpp_2m",
+    "ldm_ddim",
+    "ldm_dpm",
+    "make_solver",
+    "pndm",
+    "scheduler_name",
+]

@@ -1,0 +1,99 @@
+"""The samplers of the original Stable Diffusion 2 repository, with its step counts and its timesteps."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from unclip_jax.sampling.schedule import NoiseSchedule, alphas_cumprod, torch_linspace
+from unclip_jax.sampling.solvers import dpmpp
+from unclip_jax.sampling.solvers.ddim import clipped_step, ddim_columns, no_state
+from unclip_jax.sampling.solvers.settings import (
+    SCHEDULE_DEFAULTS,
+    check_eta,
+    check_steps,
+    noise_schedule,
+    read_settings,
+)
+from unclip_jax.sampling.solvers.solver import Solver, make_grid
+
+DEFAULTS = {**SCHEDULE_DEFAULTS, "rescale_betas_zero_snr": False}
+CHOICES = {"prediction_type": ("epsilon", "v_prediction"), "rescale_betas_zero_snr": (False,)}
+
+
+def ldm_ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0) -> Solver:
+    """The original's DDIM: timesteps 1, 1 + c, ... below N + 1 with c = N // num_inference_steps, from the highest.
+
+    config: a diffusers scheduler_config.json, of which only the betas and prediction_type are read; eta: 0 to 1. When
+    num_inference_steps does not divide N there may be more network calls than steps (30 -> 31, 75 -> 77). Counts
+    whose grid would reach timestep N, where the original stops with an index error (3, 9, 27, 36, 37, 101 to 111, 251
+    to 333 and 501 to 1000 of 1000), are refused with the nearest accepted ones. The last step ends at timestep 0's
+    noise level, not at none. The solver takes noise at every step, as the original draws it. Raises ValueError.
+    """
+    settings = read_settings(config, DEFAULTS, CHOICES)
+    table = alphas_cumprod(noise_schedule(settings), "ldm")
+    count, eta = check_steps(num_inference_steps, len(table)), check_eta(eta)
+    timesteps = _ddim_timesteps(count, len(table))
+    if timesteps[0] >= len(table):
+        raise ValueError(
+            f"num_inference_steps={count} does not work with 'ldm-ddim' (its timesteps would reach {timesteps[0]} of 0 "
+            f"to {len(table) - 1}); nearest accepted: {_nearest_counts(count, len(table))}"
+        )
+    # float64 arithmetic on the float32 table, as in the original
+    here = table[timesteps].astype(np.float64)
+    there = table[np.append(timesteps[1:], 0)].astype(np.float64)
+    sigma = eta * np.sqrt((1 - there) / (1 - here) * (1 - here / there))
+    return Solver(
+        grid=make_grid(timesteps, here, **ddim_columns(there, sigma), clip=np.inf),
+        prediction_type=settings["prediction_type"],
+        init=no_state,
+        step=clipped_step,
+        stochastic=True,
+    )
+
+
+def _ddim_timesteps(count: int, train: int) -> np.ndarray:
+    return np.arange(0, train, train // count)[::-1] + 1
+
+
+def _nearest_counts(count: int, train: int) -> str:
+    lower = (n for n in range(count - 1, 0, -1) if _ddim_timesteps(n, train)[0] < train)
+    higher = (n for n in range(count + 1, train + 1) if _ddim_timesteps(n, train)[0] < train)
+    return ", ".join(str(n) for n in (next(lower, None), next(higher, None)) if n is not None)
+
+
+def ldm_dpm(config: Mapping[str, Any], num_inference_steps: int) -> Solver:
+    """The original's DPM-Solver++ (2M): `num_inference_steps` network calls, 2 to N, at fractional timesteps.
+
+    config: a diffusers scheduler_config.json, of which only the betas and prediction_type are read. Times are spaced
+    evenly from 1 to 1 / N, where sampling ends without a last denoising; the noise level between training timesteps
+    is interpolated linearly in log(alpha). Steps are of second order but for the first, and for the last when there
+    are fewer than 15. Raises ValueError.
+    """
+    settings = read_settings(config, DEFAULTS, CHOICES)
+    schedule = noise_schedule(settings)
+    count = check_steps(num_inference_steps, schedule.num_train_timesteps, least=2, solver="'ldm-dpm'")
+    times, log_alpha = continuous_grid(schedule, count)
+    sigma = np.sqrt(-np.expm1(2 * log_alpha))
+    orders = np.full(count, 2)
+    orders[0] = 1
+    if count < 15:
+        orders[-1] = 1
+    # The network is told (t - 1 / N) * 1000, in float32.
+    timesteps = (times - np.float32(1 / schedule.num_train_timesteps)) * np.float32(1000)
+    columns = dpmpp.multistep_columns(np.exp(log_alpha), sigma, orders)
+    return Solver(
+        grid=make_grid(timesteps[:-1], np.exp(2 * log_alpha[:-1]), **columns),
+        prediction_type=settings["prediction_type"],
+        init=dpmpp.init,
+        step=dpmpp.step,
+        stochastic=False,
+    )
+
+
+def continuous_grid(schedule: NoiseSchedule, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Times from 1 to 1 / N, float32, and log(alpha) at each of them, float64: (count + 1,) each."""
+    train = schedule.num_train_timesteps
+    times = torch_linspace(1, 1 / train, count + 1, np.float32)
+    log_alphas = 0.5 * np.log(alphas_cumprod(schedule, "ldm").astype(np.float64))
+    return times, np.interp(times, torch_linspace(0, 1, train + 1, np.float32)[1:], log_alphas)

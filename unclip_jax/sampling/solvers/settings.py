@@ -1,0 +1,147 @@
+"""Reading a diffusers `scheduler_config.json` the way diffusers' `from_config` does.
+
+Keys of the file win, absent keys take the default of the class asked for, and keys which that class does not have are
+ignored. What we cannot honour is refused by name.
+"""
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from unclip_jax.sampling.schedule import BETA_SCHEDULES, PREDICTION_TYPES, NoiseSchedule
+
+SCHEDULE_DEFAULTS: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+}
+THRESHOLDING_DEFAULTS: dict[str, Any] = {
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+}
+LARGEST_INTEGER = 1_000_000  # keeps a broken file from asking for tables that fill the memory
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "beta_schedule": BETA_SCHEDULES,
+    "prediction_type": PREDICTION_TYPES,
+    "timestep_spacing": ("leading", "linspace", "trailing"),
+}
+
+
+def read_settings(
+    config: Mapping[str, Any], defaults: Mapping[str, Any], choices: Mapping[str, Sequence[Any]] | None = None
+) -> dict[str, Any]:
+    """The values of the keys in `defaults`, each from `config` or else the default.
+
+    A value must be of its default's type (an integer passes for a float) and, for the keys of `choices` and `CHOICES`,
+    one of those listed. Raises ValueError that names the key.
+    """
+    choices = {**CHOICES, **(choices or {})}
+    settings = {}
+    for key, default in defaults.items():
+        value = config.get(key, default)
+        if key in choices:
+            if value not in choices[key]:
+                raise ValueError(
+                    f"scheduler config: {key} is {value!r:.80}; accepted: {', '.join(map(repr, choices[key]))}"
+                )
+        elif isinstance(default, bool):
+            if not isinstance(value, bool):
+                raise ValueError(f"scheduler config: {key} is {value!r:.80}; want true or false")
+        elif isinstance(default, int):
+            if not isinstance(value, Integral) or isinstance(value, bool) or abs(int(value)) > LARGEST_INTEGER:
+                raise ValueError(f"scheduler config: {key} is {value!r:.80}; want an integer")
+        elif isinstance(default, float) and not _is_number(value):
+            raise ValueError(f"scheduler config: {key} is {value!r:.80}; want a number")
+        settings[key] = value
+    return settings
+
+
+def noise_schedule(settings: Mapping[str, Any]) -> NoiseSchedule:
+    """The noise schedule in settings read with `SCHEDULE_DEFAULTS`. Raises ValueError for values out of range."""
+    betas = settings["trained_betas"]
+    if betas is not None:
+        try:
+            betas = tuple(float(beta) for beta in betas)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError("scheduler config: trained_betas is not a list of numbers") from None
+    return NoiseSchedule(
+        num_train_timesteps=int(settings["num_train_timesteps"]),
+        beta_start=settings["beta_start"],
+        beta_end=settings["beta_end"],
+        beta_schedule=settings["beta_schedule"],
+        trained_betas=betas,
+        rescale_betas_zero_snr=settings.get("rescale_betas_zero_snr", False),
+    )
+
+
+def check_steps(num_inference_steps: int, most: int, least: int = 1, solver: str = "") -> int:
+    """`num_inference_steps` as an int; ValueError unless it is an integer from `least` to `most`.
+
+    solver: what asks for more than one step, named in the message.
+    """
+    if not isinstance(num_inference_steps, Integral) or isinstance(num_inference_steps, bool):
+        raise ValueError(f"num_inference_steps is {num_inference_steps!r:.80}; want an integer")
+    if not least <= num_inference_steps <= most:
+        reason = f" for {solver}" if solver else ""
+        raise ValueError(f"num_inference_steps is {num_inference_steps}; want {least} to {most}{reason}")
+    return int(num_inference_steps)
+
+
+def check_eta(eta: float) -> float:
+    """`eta` as a float; ValueError unless it is a number from 0 to 1."""
+    if not isinstance(eta, Real) or isinstance(eta, bool) or not 0 <= eta <= 1:
+        raise ValueError(f"eta is {eta!r:.80}; want a number from 0 to 1")
+    return float(eta)
+
+
+def check_timesteps(timesteps: np.ndarray, settings: Mapping[str, Any], num_inference_steps: int) -> np.ndarray:
+    """`timesteps` as they are; ValueError when one lies outside the schedule, as an offset may push it."""
+    last = settings["num_train_timesteps"] - 1
+    outside = timesteps[(timesteps < 0) | (timesteps > last)]
+    if outside.size:
+        raise ValueError(
+            f"num_inference_steps={num_inference_steps} with timestep_spacing {settings['timestep_spacing']!r} and "
+            f"steps_offset {settings['steps_offset']} needs timestep {outside[0]}; the schedule has 0 to {last}"
+        )
+    return timesteps
+
+
+def spaced_timesteps(settings: Mapping[str, Any], num_inference_steps: int) -> np.ndarray:
+    """The timesteps of DDIM and PNDM, falling: (num_inference_steps,) int64.
+
+    The spacings are those of Lin et al. 2023 (arXiv:2305.08891), table 2. Raises ValueError when the offset pushes
+    one out of the schedule.
+    """
+    count, train = num_inference_steps, settings["num_train_timesteps"]
+    if settings["timestep_spacing"] == "leading":
+        rising = np.arange(count) * (train // count) + settings["steps_offset"]
+    elif settings["timestep_spacing"] == "linspace":
+        rising = np.linspace(0, train - 1, count).round()
+    else:
+        rising = trailing_timesteps(train, train, count)[::-1]
+    return check_timesteps(rising[::-1].astype(np.int64), settings, count)
+
+
+def trailing_timesteps(last: int, train: int, count: int) -> np.ndarray:
+    """`count` timesteps or fewer from last - 1 down in strides of train / count, (count,) int64.
+
+    For some counts (61 of 1000 is the first) rounding lets numpy.arange run one value too far, to timestep -1, where
+    diffusers then reads the other end of its tables. That value is dropped here.
+    """
+    return np.arange(last, 0, -train / count)[:count].round().astype(np.int64) - 1
+
+
+def _is_number(value: Any) -> bool:
+    """Whether `value` is a real number that a float can hold, infinities included."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    magnitude: Any = abs(value)
+    return magnitude <= sys.float_info.max or magnitude == math.inf

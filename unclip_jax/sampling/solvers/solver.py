@@ -1,0 +1,54 @@
+"""What all solvers have in common: a grid of numbers and a pure step over one row of it."""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+State = Any
+Row = Mapping[str, jax.Array]
+Init = Callable[[jax.Array], State]
+Step = Callable[[str, State, jax.Array, jax.Array, Row, jax.Array | None], tuple[jax.Array, State]]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["grid"],
+    meta_fields=["prediction_type", "init", "step", "stochastic"],
+)
+@dataclass(frozen=True, eq=False)
+class Solver:
+    """A solver with a number of steps: a pytree whose arrays are the grid, all else being static.
+
+    grid: name -> (calls,) array, one row for each network call. Always there: "index", int32, 0, 1, ...; "timestep",
+        float32, what the network is told; "alpha_cumprod", float32, the noise level of the x it is given. All else
+        belongs to `step`. Every number that a user may turn (eta, thresholds) is a value here: none is compiled in.
+    prediction_type: "epsilon", "v_prediction" or "sample": how `step` reads the network's output
+    init: init(x) -> state, what the first step needs: () or a tuple of arrays
+    step: step(prediction_type, state, x, out, row, noise) -> (next x, next state). x: (B, H, W, C) float32; out: the
+        network's output for it, of any float dtype; row: the call's row of the grid, scalars; noise: standard normal
+        like x, or None unless `stochastic`. Pure and traceable, float32 inside.
+    stochastic: whether every step takes noise
+    """
+
+    grid: Mapping[str, jax.Array | np.ndarray]
+    prediction_type: str
+    init: Init
+    step: Step
+    stochastic: bool
+
+    @property
+    def calls(self) -> int:
+        """How often the network is called; some solvers need more calls than steps."""
+        return self.grid["index"].shape[0]
+
+
+def make_grid(timesteps: np.ndarray, alpha_cumprod: np.ndarray, **columns: np.ndarray | float) -> dict[str, np.ndarray]:
+    """A grid of float32 columns and the index, (calls,) each; a scalar column is repeated."""
+    calls = len(timesteps)
+    floats = {"timestep": timesteps, "alpha_cumprod": alpha_cumprod, **columns}
+    grid = {name: np.broadcast_to(np.asarray(column, np.float32), (calls,)) for name, column in floats.items()}
+    return {"index": np.arange(calls, dtype=np.int32), **grid}
