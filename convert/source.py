@@ -36,7 +36,7 @@ def open_original(
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open_tensors(path))
         tensors: Mapping[str, TensorInfo] = file.tensors
-        architecture = original.from_yaml(config) if config else presets.from_inventory(tensors, path.name)
+        architecture = original.from_yaml(config, tensors) if config else presets.from_inventory(tensors, path.name)
         params = abstract_params(architecture)
         rules = ldm.table(architecture, params).rules
         statistics = _statistics(architecture, clip_stats)

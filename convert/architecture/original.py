@@ -4,6 +4,7 @@ The original imports and calls whatever a yaml names as `target`. Here every tar
 a fixed table, and what is not in it is refused by name.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,7 +12,8 @@ from typing import Any, NoReturn
 import yaml
 
 from convert.architecture.presets import COSINE, VIT_H, VIT_L
-from convert.readers import CheckpointError
+from convert.readers import CheckpointError, TensorInfo
+from convert.rules import ldm
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.unet import UNetConfig
@@ -47,13 +49,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 MAX_YAML_BYTES = 1 << 20
 
 
-def from_yaml(path: Path) -> CheckpointConfig:
-    """The architecture an original yaml describes.
+def from_yaml(path: Path, tensors: Mapping[str, TensorInfo]) -> CheckpointConfig:
+    """The architecture an original yaml describes, for a file of these tensors.
+
+    The tensors matter for OpenAI's image encoder alone: its loader goes by their shapes, whatever name the yaml gives.
 
     Raises CheckpointError in one line for files that are not such a yaml, and by name for targets, options and values
     that these networks do not have. FileNotFoundError when there is no such file.
     """
-    return _Reader(path.name).model(_load(path))
+    return _Reader(path.name, tensors).model(_load(path))
 
 
 def _load(path: Path) -> Any:
@@ -75,8 +79,9 @@ def _load(path: Path) -> Any:
 class _Reader:
     """Walks the yaml; keeps the file's name for messages."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, tensors: Mapping[str, TensorInfo]):
         self.name = name
+        self.tensors = tensors
 
     def fail(self, message: str) -> NoReturn:
         raise CheckpointError(f"{self.name}: {message}")
@@ -286,11 +291,9 @@ class _Reader:
 
     def vision(self, node: Any) -> VisionConfig:
         where = "model.params.embedder_config"
-        target = self.section(node, where).get("target")
-        openai = target in OPENAI_IMAGE
         params = self.part(node, where, OPENCLIP_IMAGE + OPENAI_IMAGE)
-        if openai:
-            params["arch"] = params.pop("model", params.get("arch"))
+        if self.section(node, where)["target"] in OPENAI_IMAGE:
+            return self.openai_vision(where)
         embed_dim = self.section(params.get("model_cfg") or ARCHITECTURES.get(str(params.get("arch"))) or {}, where)
         cfg, quick = self.tower(params, where, "vision_cfg")
         width = self.take(cfg, where, "width", int)
@@ -306,12 +309,38 @@ class _Reader:
             layers=self.take(cfg, where, "layers", int),
             heads=width // head_width,
             mlp_width=int(width * self.take(cfg, where, "mlp_ratio", float, 4.0)),
-            activation="quick_gelu" if quick or openai else "gelu",
+            activation="quick_gelu" if quick else "gelu",
             projection_dim=self.take(embed_dim, where, "embed_dim", int),
         )
         self.done(cfg, where, ())
-        self.done(params, where, ("version", "device", "freeze", "jit", "antialias", "layer", "ucg_rate", "max_length"))
+        self.done(params, where, ("version", "device", "freeze", "antialias", "layer", "ucg_rate", "max_length", "model_cfg"))
         return config
+
+    def openai_vision(self, where: str) -> VisionConfig:
+        """OpenAI's tower by the shapes of its tensors; its heads are always 64 wide."""
+        visual = f"{ldm.VISION}.visual"
+        try:
+            width, _, _, patch = self.tensors[f"{visual}.conv1.weight"].shape
+            tokens = self.tensors[f"{visual}.positional_embedding"].shape[0]
+            mlp_width = self.tensors[f"{visual}.transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
+            projection_dim = self.tensors[f"{visual}.proj"].shape[1]
+        except (KeyError, ValueError, IndexError) as error:
+            self.fail(f"{where}: the checkpoint holds no OpenAI image encoder under {visual}: {error}")
+        layers = {name.split(".")[5] for name in self.tensors if name.startswith(f"{visual}.transformer.resblocks.")}
+        if width % 64 or math.isqrt(tokens - 1) ** 2 != tokens - 1:
+            self.fail(f"{where}: {visual} has width {width} and {tokens} positions; want a multiple of 64, a square + 1")
+        return self.build(
+            VisionConfig,
+            where,
+            image_size=patch * math.isqrt(tokens - 1),
+            patch_size=patch,
+            width=width,
+            layers=len(layers),
+            heads=width // 64,
+            mlp_width=mlp_width,
+            activation="quick_gelu",
+            projection_dim=projection_dim,
+        )
 
     def tower(self, params: dict[str, Any], where: str, which: str) -> tuple[dict[str, Any], bool]:
         """One tower of an open_clip description (`model_cfg` inline, or a known `arch`), and whether it is QuickGELU."""

@@ -1,6 +1,7 @@
 """Networks without weights, and filling them: built abstractly, filled by name, shape and dtype onto their devices."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,23 +44,39 @@ def abstract_networks(config: CheckpointConfig, dtype: Any = jnp.float32) -> dic
     dtype: the dtype of computation and of storage. Keys: "unet", "vae", "text_encoder" and, where there is one,
     "image_encoder".
     """
-    kw: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype}
-    builders: dict[str, Callable[[], nnx.Module]] = {
-        "unet": lambda: UNet(config.unet, rngs=nnx.Rngs(0), **kw),
-        "vae": lambda: VAE(config.vae, rngs=nnx.Rngs(0), **kw),
-        "text_encoder": lambda: TextEncoder(config.text_encoder, rngs=nnx.Rngs(0), **kw),
+    networks = {
+        "unet": abstract_network(UNet, config.unet, dtype),
+        "vae": abstract_network(VAE, config.vae, dtype),
+        "text_encoder": abstract_network(TextEncoder, config.text_encoder, dtype),
     }
     if config.image_encoder is not None:
-        vision = config.image_encoder
-        builders["image_encoder"] = lambda: VisionEncoder(vision, rngs=nnx.Rngs(0), **kw)
-    return {name: abstract_network(build) for name, build in builders.items()}
+        networks["image_encoder"] = abstract_network(VisionEncoder, config.image_encoder, dtype)
+    return networks
 
 
-def abstract_network(build: Callable[[], nnx.Module]) -> Network:
-    """The structure and parameter shapes of the module that `build` would make."""
+@functools.cache
+def abstract_network(cls: Any, config: Any, dtype: Any = jnp.float32) -> Network:
+    """The structure and parameter shapes of `cls(config)`, computing and storing in `dtype`; nothing is allocated."""
+    # Shapes need no randomness, and nnx.Rngs counts its draws at a cost that grows with their number. The towers,
+    # which split it over their layers, need the real one and draw little.
+    make_rngs: Any = nnx.Rngs if cls in (TextEncoder, VisionEncoder) else _SameKey
+
+    def build() -> Any:
+        return cls(config, dtype=dtype, param_dtype=dtype, rngs=make_rngs(0))
+
     graphdef, state = nnx.split(nnx.eval_shape(build))
     flat = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
     return Network(graphdef, {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in flat.items()})  # type: ignore[misc]
+
+
+class _SameKey:
+    """Stands in for nnx.Rngs where only shapes are wanted."""
+
+    def __init__(self, seed: int):
+        self.key = jax.random.key(seed)
+
+    def params(self) -> jax.Array:
+        return self.key
 
 
 def abstract_params(config: CheckpointConfig) -> dict[str, jax.ShapeDtypeStruct]:

@@ -123,9 +123,11 @@ class TextEncoder(nnx.Module):
         self.position_embedding = nnx.Embed(config.context_length, config.width, rngs=rngs, **kw)
         self.layers = _stack_layers(config, rngs, **kw)
         self.final_norm = layer_norm(config.width, rngs=rngs, **kw)
-        self.projection = None
-        if config.projection_dim is not None:
-            self.projection = nnx.Linear(config.width, config.projection_dim, use_bias=False, rngs=rngs, **kw)
+        self.projection = (
+            None
+            if config.projection_dim is None
+            else nnx.Linear(config.width, config.projection_dim, use_bias=False, rngs=rngs, **kw)
+        )
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         length = tokens.shape[1]

@@ -218,13 +218,7 @@ class UNet(nnx.Module):
             ]
 
         self.time_embedding = TimestepMLP(channels[0], config.time_channels, **kw)
-        self.class_embedding: TimestepMLP | nnx.Embed | None = None
-        if config.class_embedding == "projection":
-            assert config.class_embedding_size is not None
-            self.class_embedding = TimestepMLP(config.class_embedding_size, config.time_channels, **kw)
-        elif config.class_embedding == "table":
-            assert config.class_embedding_size is not None
-            self.class_embedding = nnx.Embed(config.class_embedding_size, config.time_channels, **kw)
+        self.class_embedding = _class_embedding(config, **kw)
 
         self.conv_in = Conv(config.in_channels, channels[0], **kw)
         skips = [channels[0]]
@@ -323,6 +317,13 @@ class UNet(nnx.Module):
     def _transformers(self) -> Iterator[Transformer]:
         for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
             yield from block.attentions
+
+
+def _class_embedding(config: UNetConfig, **kw: Any) -> TimestepMLP | nnx.Embed | None:
+    if config.class_embedding_size is None:
+        return None
+    kind = TimestepMLP if config.class_embedding == "projection" else nnx.Embed
+    return kind(config.class_embedding_size, config.time_channels, **kw)
 
 
 def _apply(module: nnx.Module, x: jax.Array, condition: Any) -> jax.Array:

@@ -1,0 +1,32 @@
+"""What all tests share: exact arithmetic, four virtual devices, and live comparisons only when asked for."""
+
+import os
+
+# Before JAX is imported: four virtual CPU devices, so that meshes are tested everywhere.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import jax
+import pytest
+from hypothesis import settings
+
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_numpy_rank_promotion", "allow")
+
+# The same examples on every machine and no deadline: the machines that run this differ in speed and load.
+settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("default")
+
+
+def pytest_ignore_collect(collection_path, config: pytest.Config) -> bool | None:
+    """Files named *_parity.py import torch: they are read only when their marker is selected (`-m parity`)."""
+    selected = "parity" in config.option.markexpr.replace("not parity", "")
+    return True if collection_path.name.endswith("_parity.py") and not selected else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Compiled programs are shared within a run and left nowhere else."""
+    folder = os.environ.get("UNCLIP_JAX_TEST_CACHE") or str(tmp_path_factory.mktemp("compiled"))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -1,0 +1,117 @@
+"""The scripts' set-up, with a stand-in for the environment's Python so that nothing is installed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import environment
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+PIP_WORKS = r"""
+Collecting jaxlib
+  Downloading jaxlib-0.10.2-cp311-cp311-manylinux_2_27_x86_64.whl (80.1 MB)
+  Downloading small-1.0-py3-none-any.whl (12 kB)
+Installing collected packages: numpy, jaxlib, unclip-jax
+"""
+OFFLINE = """
+WARNING: Retrying (Retry(total=4)) after connection broken by 'NewConnectionError(...)': /simple/hatchling/
+ERROR: No matching distribution found for hatchling
+"""
+REFUSED = """
+ERROR: Could not find a version that satisfies the requirement jax>=99
+ERROR: No matching distribution found for jax>=99
+"""
+
+
+@pytest.fixture
+def fake_python(tmp_path, monkeypatch):
+    """Makes tmp_path a virtual environment whose pip prints `output`; returns the list of its pip calls."""
+
+    def make(output: str, status: int = 0):
+        python = tmp_path / "venv" / "bin" / "python"
+        python.parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "output").write_text(output)
+        calls = tmp_path / "calls"
+        calls.touch()
+        python.write_text(
+            f'#!/bin/sh\n[ "$1" = -c ] && exit 0\necho "$@" >>{calls}\ncat {tmp_path / "output"}\nexit {status}\n'
+        )
+        python.chmod(0o755)
+        monkeypatch.setenv("UNCLIP_JAX_VENV", str(tmp_path / "venv"))
+        return lambda: calls.read_text().splitlines()
+
+    return make
+
+
+def test_installs_once_and_again_only_for_another_extra(fake_python, capsys):
+    calls = fake_python(PIP_WORKS)
+    for extras in ([], [], ["dev"], [], ["dev"], ["dev", "parity"], ["parity"], []):
+        environment.prepare(extras)
+    assert [call.split()[-1] for call in calls()] == [
+        str(environment.ROOT),
+        f"{environment.ROOT}[dev]",
+        f"{environment.ROOT}[dev,parity]",
+    ]
+    printed = capsys.readouterr().out
+    assert "  downloading jaxlib, 80.1 MB\n  unpacking 3 packages\n" in printed
+    assert "small" not in printed
+
+
+def test_installs_again_when_pyproject_changes(fake_python, tmp_path, monkeypatch):
+    calls = fake_python(PIP_WORKS)
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    for text in ("a", "a", "b"):
+        (tmp_path / "pyproject.toml").write_text(text)
+        environment.prepare()
+    assert len(calls()) == 2
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (OFFLINE, "pip cannot reach the package index"),
+        (REFUSED, "pip install failed: ERROR: No matching distribution found for jax>=99"),
+        ("ERROR: [Errno 28] No space left on device", "the disk is full"),
+        ("", "pip install failed: no message"),
+    ],
+)
+def test_a_failed_installation_is_one_line_and_is_tried_again(fake_python, output, message):
+    calls = fake_python(output, status=1)
+    for _ in range(2):
+        with pytest.raises(environment.SetupError) as error:
+            environment.prepare()
+        assert str(error.value).startswith(message)
+        assert "\n" not in str(error.value)
+    assert len(calls()) == 2
+
+
+def test_an_old_python_is_refused(monkeypatch):
+    monkeypatch.setattr(environment.sys, "version_info", (3, 10, 4, "final", 0))
+    with pytest.raises(environment.SetupError, match=r"^Python 3\.11 or newer is needed; \S+ is Python 3\.10\.4$"):
+        environment.prepare()
+
+
+@pytest.mark.parametrize("script", ["quickstart", "test"])
+def test_a_folder_that_is_no_environment_is_left_alone(tmp_path, script):
+    keep = tmp_path / "thesis.tex"
+    keep.touch()
+    run = subprocess.run(
+        [sys.executable, SCRIPTS / script],
+        env={"UNCLIP_JAX_VENV": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert run.stderr.startswith(f"scripts/{script}: {tmp_path} is there and is no virtual environment")
+    assert run.stderr.count("\n") == 1
+    assert keep.exists()
+
+
+@pytest.mark.parametrize("script", ["quickstart", "test", "make_random_checkpoint"])
+def test_help(script):
+    run = subprocess.run([sys.executable, SCRIPTS / script, "--help"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert script in run.stdout

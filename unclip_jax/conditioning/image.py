@@ -1,0 +1,211 @@
+"""Pictures to what the CLIP image encoder reads: decoding of any picture, then one of three ways to 224 x 224."""
+
+import contextlib
+import os
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Dialect = Literal["diffusers", "original", "original-kornia-0.6.0"]
+PictureSource = Image.Image | str | os.PathLike[str] | NDArray[Any]
+
+CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+# Formats for which Pillow runs another program (Ghostscript) or asks the operating system to draw.
+REFUSED_FORMATS = ("EPS", "WMF")
+# Resizing the shorter side to 224 makes the longer one this many times as long, before the crop.
+LARGEST_ASPECT_RATIO = 100
+
+
+def load_image(source: PictureSource) -> NDArray[np.uint8]:
+    """Decodes a picture to uint8 (H, W, 3) RGB.
+
+    source: a PIL image, the path of a picture file, or an array (H, W, 3), (H, W, 4), (H, W, 1) or (H, W) of uint8 or
+        of floats from 0 to 1
+
+    The EXIF orientation is applied, transparency is composited on white, 16-bit gray is scaled to 8 bits, other colour
+    modes are converted as Pillow does (colour profiles are not applied). Of an animation the first frame is taken.
+
+    Raises FileNotFoundError when the file does not exist, ValueError (one line) for anything else that is no picture.
+    """
+    if isinstance(source, Image.Image):
+        return _from_picture(source, "image")
+    if isinstance(source, str | os.PathLike):
+        return _from_file(os.fspath(source))
+    if hasattr(source, "__array__"):
+        return _from_array(np.asarray(source), "image")
+    raise ValueError(f"image is a {type(source).__name__}; want a PIL image, a path, or an array (H, W, 3)")
+
+
+def preprocess(image: NDArray[np.uint8], dialect: Dialect, size: int = 224) -> NDArray[np.float32]:
+    """Turns a picture, uint8 (H, W, 3), into the image encoder's pixel values, float32 (size, size, 3).
+
+    dialect "diffusers": bicubic resize of the shorter side to `size`, then the middle square, bit for bit as
+    transformers' `CLIPImageProcessorPil`. "original": Stability's code with kornia 0.6.4 or newer; the whole picture is
+    squashed into the square. "original-kornia-0.6.0": the same with the version that its requirements pin, whose blur
+    before the reduction is stronger. All end with CLIP's mean and standard deviation.
+
+    Raises ValueError (one line) for a picture of one pixel, of which a side is more than 100 times the other, or, in
+    the original's ways, with a side below 64 pixels.
+    """
+    if dialect not in get_args(Dialect):
+        raise ValueError(f"preprocess is {dialect!r}; accepted: {', '.join(get_args(Dialect))}")
+    if size < 1:
+        raise ValueError(f"size is {size}; want at least 1")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"image is {image.dtype} {image.shape}; want uint8 (H, W, 3)")
+    height, width = image.shape[:2]
+    if not height * width > 1:
+        raise ValueError(f"image is {width}x{height} pixels; want more than one")
+    if max(height, width) > LARGEST_ASPECT_RATIO * min(height, width):
+        raise ValueError(f"image is {width}x{height} pixels; want an aspect ratio of at most {LARGEST_ASPECT_RATIO}:1")
+    if dialect == "diffusers":
+        # transformers multiplies by 1/255 in float64
+        pixels = (_middle_square(image, size) * (1 / 255)).astype(np.float32)
+    else:
+        pixels = _squashed(image, dialect, size)
+    return (pixels - CLIP_MEAN) / CLIP_STD
+
+
+def _from_file(path: str) -> NDArray[np.uint8]:
+    name = f"image {path!r}"
+    Image.init()  # all of Pillow's formats, so that some can be left out
+    try:
+        with Image.open(path, formats=[format for format in Image.ID if format not in REFUSED_FORMATS]) as picture:
+            return _from_picture(picture, name)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{name}: no such file") from None
+    except IsADirectoryError:
+        raise ValueError(f"{name}: a folder; want a picture file") from None
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"{name}: not a picture in a format that is read here, such as PNG, JPEG or WebP") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name}: {_line(error)}") from error
+    except Exception as error:
+        # On broken files Pillow's decoders raise whatever they stumble over.
+        if str(error).startswith(name):
+            raise
+        raise ValueError(f"{name}: cannot be read: {_line(error)}") from error
+
+
+def _from_picture(picture: Image.Image, name: str) -> NDArray[np.uint8]:
+    try:
+        picture.load()
+    except Exception as error:
+        raise ValueError(f"{name}: cannot be read: {_line(error)}") from error
+    if not picture.width * picture.height:
+        raise ValueError(f"{name} is {picture.width}x{picture.height} pixels; want at least one")
+    with contextlib.suppress(Exception):  # a broken EXIF block does not spoil a picture: it is taken as it is stored
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F":
+        return _from_array(np.asarray(picture), name)
+    if picture.mode.startswith("I"):
+        return _from_array(_gray_8_bit(picture, name), name)
+    try:
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        return np.array(picture.convert("RGB"))
+    except ValueError as error:
+        raise ValueError(f"{name} has colour mode {picture.mode}, which has no way to RGB: {_line(error)}") from error
+
+
+def _gray_8_bit(picture: Image.Image, name: str) -> NDArray[np.uint8]:
+    """Gray of modes I;16 and I, which Pillow itself would clip at 255; I holds the 16-bit values of some formats."""
+    values = np.asarray(picture).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"{name} has gray values from {values.min()} to {values.max()}; want 0 to 65535 in mode I")
+    gray = ((values + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
+    gray[values == picture.info.get("transparency", -1)] = 255  # a PNG may name one transparent gray
+    return gray
+
+
+def _from_array(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        raise ValueError(f"{name} has shape {array.shape}; want (H, W, 3), (H, W, 4), (H, W, 1) or (H, W), not empty")
+    if np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} has values that are NaN or infinite; want floats from 0 to 1")
+        if array.min() < 0 or array.max() > 1:
+            raise ValueError(f"{name} has values from {array.min():.5g} to {array.max():.5g}; want floats from 0 to 1")
+        array = np.rint(array.astype(np.float64) * 255).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise ValueError(f"{name} has dtype {array.dtype}; want uint8, or floats from 0 to 1")
+    if array.shape[2] == 4:
+        return _from_picture(Image.fromarray(np.ascontiguousarray(array), "RGBA"), name)
+    return np.array(np.broadcast_to(array, (*array.shape[:2], 3)))
+
+
+def _middle_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    short = min(height, width)
+    height, width = int(size * height / short), int(size * width / short)
+    resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    top, left = (height - size) // 2, (width - size) // 2
+    return resized[top : top + size, left : left + size]
+
+
+def _squashed(image: NDArray[np.uint8], dialect: Dialect, size: int) -> NDArray[np.float32]:
+    """The original's way: sides cut to multiples of 64, then kornia's resize with antialias, corners aligned.
+
+    kornia blurs, then interpolates; both are linear along each axis, so one matrix an axis does the whole of it. The
+    result overshoots 0..1 where bicubic does; the original does not clip it.
+    """
+    height, width = image.shape[:2]
+    if min(height, width) < 64:
+        raise ValueError(f"image is {width}x{height} pixels; want sides of at least 64 (preprocess {dialect!r})")
+    height, width = height - height % 64, width - width % 64
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
+    x = 2 * (np.asarray(resized, np.float32) / 255) - 1
+    reduced = max(height, width) > size
+    rows, columns = (
+        _resampling_matrix(length, size, _blur_kernel(length / size, dialect) if reduced else np.ones(1))
+        for length in (height, width)
+    )
+    x = (rows @ x.reshape(height, width * 3)).reshape(size, width, 3)
+    return (columns @ x + 1) / 2
+
+
+def _blur_kernel(factor: float, dialect: Dialect) -> NDArray[np.float64]:
+    """kornia's Gaussian (odd length,) before a reduction by `factor`; the rule changed between 0.6.0 and 0.6.4."""
+    if dialect == "original-kornia-0.6.0":
+        sigma = max(factor, 1.0)
+        length = int(4 * sigma)
+    else:
+        sigma = max((factor - 1) / 2, 0.001)
+        length = int(max(4 * sigma, 3))
+    radius = length // 2
+    kernel = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
+    return kernel / kernel.sum()
+
+
+def _resampling_matrix(length: int, size: int, blur: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Blur (reflected at the ends) then PyTorch's bicubic interpolation with corners aligned, as (size, length)."""
+    # PyTorch finds the positions in float32, which shifts the weights more than float32 arithmetic on pixels does.
+    position = np.arange(size, dtype=np.float32) * np.float32((length - 1) / max(size - 1, 1))
+    tap = np.floor(position).astype(int)[:, None] + np.arange(-1, 3)  # (size, 4)
+    weight = _cubic(np.abs(position[:, None].astype(np.float64) - tap))
+    tap = np.clip(tap, 0, length - 1)
+
+    radius = len(blur) // 2
+    source = np.abs(tap[..., None] + np.arange(-radius, radius + 1)) % (2 * length - 2)
+    source = np.minimum(source, 2 * length - 2 - source)  # (size, 4, len(blur))
+    matrix = np.zeros((size, length))
+    np.add.at(matrix, (np.arange(size)[:, None, None], source), weight[..., None] * blur)
+    return matrix.astype(np.float32)
+
+
+def _cubic(distance: NDArray[np.float64], a: float = -0.75) -> NDArray[np.float64]:
+    """Keys' cubic convolution kernel for distances from 0 to 2, with PyTorch's parameter."""
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    return np.where(distance <= 1, near, far)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

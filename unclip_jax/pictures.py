@@ -1,0 +1,219 @@
+"""What comes out: pixels to pictures, PNG files that carry their recipe, and the contact sheet."""
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jax.typing import ArrayLike
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from unclip_jax.conditioning.image import PictureSource, load_image
+
+RECIPE_KEY = "unclip_jax"  # text chunk with the whole recipe as JSON
+PARAMETERS_KEY = "parameters"  # text chunk with the line that AUTOMATIC1111's web UI started and other tools read
+
+# Our solvers by the names that those tools know; others keep our name.
+SAMPLER_NAMES = {
+    "ddim": "DDIM",
+    "ldm-ddim": "DDIM",
+    "pndm": "PLMS",
+    "dpm++2m": "DPM++ 2M",
+    "ldm-dpm": "DPM++ 2M",
+    "dpm++2m-karras": "DPM++ 2M Karras",
+}
+
+BACKGROUND, RULE, TEXT, HEADING = "#fafafa", "#d8d8d8", "#3c3c3c", "#8a8a8a"
+
+
+def to_uint8(images: ArrayLike, rounding: Literal["round", "truncate"]) -> NDArray[np.uint8]:
+    """Floats (..., H, W, 3) to uint8 of the same shape; 0..1, what lies outside is clipped as both references do.
+
+    rounding: "round" to the nearest level, halves to even, as diffusers; "truncate" as Stability's code.
+
+    Raises FloatingPointError when there is a NaN, which means that the network overflowed in its dtype.
+    """
+    if rounding not in ("round", "truncate"):
+        raise ValueError(f"rounding is {rounding!r}; accepted: round, truncate")
+    levels = np.clip(np.asarray(images, np.float32), 0, 1) * np.float32(255)
+    if np.isnan(levels).any():
+        raise FloatingPointError("images have NaN pixels: the network overflowed; try dtype float32 or bfloat16")
+    return (np.rint(levels) if rounding == "round" else levels).astype(np.uint8)
+
+
+def save_png(path: str | os.PathLike[str], image: Image.Image, recipe: Mapping[str, Any]) -> None:
+    """Writes a PNG with its recipe in two text chunks: JSON for `read_recipe`, and the line that other tools read.
+
+    recipe: JSON values, numbers and arrays of numpy among them. The keys that the line shows, all optional: prompt,
+        negative_prompt, num_inference_steps, scheduler, guidance_scale, seed, index, noise_level, image_weights,
+        mix_noise_level, eta, model, images (each with a "name"), version. The size is the picture's.
+
+    The file appears whole or not at all. Raises FileNotFoundError when the folder does not exist, ValueError for a
+    recipe that is not JSON, OSError when the disk refuses.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: its folder does not exist")
+    try:
+        text = json.dumps(dict(recipe), default=_plain, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"recipe cannot be written as JSON: {error}") from error
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text(RECIPE_KEY, text)
+    # A lone surrogate has no UTF-8, and NUL would end the text early for some readers.
+    line = _parameters(json.loads(text), image).encode("utf-8", "replace").decode().replace("\0", "")
+    chunks.add_text(PARAMETERS_KEY, line)  # becomes the international kind, iTXt, where Latin-1 does not do
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            image.save(file, format="PNG", pnginfo=chunks)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The recipe that `save_png` wrote into a PNG.
+
+    Raises FileNotFoundError when there is no such file, ValueError (one line) when it is no PNG, broken, or without
+    one of our recipes.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            # Pillow bounds the text's memory. Loading the pixels finds chunks that another program put after them.
+            text = image.info.get(RECIPE_KEY) or image.text.get(RECIPE_KEY)  # type: ignore[attr-defined]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"{path}: not a PNG file") from None
+    except Exception as error:  # Pillow raises whatever it stumbles over
+        raise ValueError(f"{path}: cannot be read as a PNG file: {' '.join(str(error).split())}") from error
+    if text is None:
+        raise ValueError(f"{path}: a PNG file without a recipe of unclip_jax in it")
+    try:
+        recipe = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its recipe is not JSON: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path}: its recipe is a JSON {type(recipe).__name__}; want an object")
+    return recipe
+
+
+def contact_sheet(
+    inputs: Sequence[tuple[PictureSource, str]],
+    variations: Sequence[tuple[PictureSource, str]],
+    columns: int | None = None,
+    cell: int = 256,
+) -> Image.Image:
+    """One RGB picture with the inputs at the left, the variations beside them, and each one's label below it.
+
+    inputs, variations: pictures (anything `load_image` takes) with their labels; one of the two may be empty
+    columns: of the variations, default as square as it goes. With one row an input (columns = variations of each)
+        every input stands beside its own variations.
+    cell: side in pixels of the square into which each picture is fitted, at least 32
+    """
+    if not inputs and not variations:
+        raise ValueError("inputs and variations are both empty; want at least one picture")
+    if columns is not None and columns < 1:
+        raise ValueError(f"columns is {columns}; want at least 1")
+    if cell < 32:
+        raise ValueError(f"cell is {cell}; want at least 32")
+    columns = min(columns or math.ceil(math.sqrt(len(variations))), len(variations))
+    rows = max(math.ceil(len(variations) / max(columns, 1)), math.ceil(math.sqrt(len(inputs))))
+    input_columns = math.ceil(len(inputs) / rows)
+
+    margin, gap = max(cell // 8, 12), max(cell // 16, 8)
+    font, heading = (ImageFont.load_default(max(cell // part, 10)) for part in (17, 13))
+    ascent, descent = font.getmetrics()
+    label_height = gap // 2 + ascent + descent
+    heading_height = sum(heading.getmetrics()) + gap
+    step_x, step_y = cell + gap, cell + label_height + gap
+
+    def block_width(count: int) -> int:
+        return count * step_x - gap
+
+    divided = bool(inputs and variations)
+    left = margin + (block_width(input_columns) + 2 * margin if divided else 0)
+    width = left + block_width(columns if variations else input_columns) + margin
+    height = margin + heading_height + rows * step_y - gap + margin
+    sheet = Image.new("RGB", (width, height), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    if divided:
+        draw.line((left - margin, margin, left - margin, height - margin), RULE, max(cell // 256, 1))
+
+    for x0, title, pictures, across in (
+        (margin, "input", inputs, input_columns),
+        (left, "variation", variations, columns),
+    ):
+        if pictures:
+            title = title if len(pictures) == 1 else f"{len(pictures)} {title}s"
+            draw.text((x0, margin), _elide(title, heading, block_width(across)), HEADING, heading)
+        for index, (source, label) in enumerate(pictures):
+            row, column = divmod(index, across)
+            x, y = x0 + column * step_x, margin + heading_height + row * step_y
+            picture = _fit(Image.fromarray(load_image(source)), cell)
+            sheet.paste(picture, (x + (cell - picture.width) // 2, y + (cell - picture.height) // 2))
+            draw.text((x + cell / 2, y + cell + gap // 2), _elide(label, font, cell), TEXT, font, anchor="ma")
+    return sheet
+
+
+def _parameters(recipe: dict[str, Any], image: Image.Image) -> str:
+    """Prompt, then "Negative prompt: ...", then one line of "Name: value" pairs; absent values are left out."""
+    scheduler = recipe.get("scheduler")
+    settings = {
+        "Steps": recipe.get("num_inference_steps"),
+        "Sampler": SAMPLER_NAMES.get(scheduler, scheduler) if isinstance(scheduler, str) else scheduler,
+        "CFG scale": recipe.get("guidance_scale"),
+        "Seed": recipe.get("seed"),
+        "Size": f"{image.width}x{image.height}",
+        "Model": recipe.get("model"),
+        "Index": recipe.get("index"),
+        "Noise level": recipe.get("noise_level"),
+        "Image weights": recipe.get("image_weights"),
+        "Mix noise level": recipe.get("mix_noise_level"),
+        "Eta": recipe.get("eta"),
+        "Images": [picture.get("name") for picture in recipe.get("images") or []] or None,
+        "Version": recipe.get("version") and f"unclip_jax {recipe['version']}",
+    }
+    negative = recipe.get("negative_prompt")
+    lines = [
+        recipe.get("prompt") or "",
+        f"Negative prompt: {negative}" if negative else "",
+        ", ".join(f"{name}: {_quoted(value)}" for name, value in settings.items() if value is not None),
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def _quoted(value: Any) -> str:
+    """A value of the settings line; what holds a separator is put in quotes the way that line's readers undo."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # numbers and arrays of numpy and JAX
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not a JSON value")
+
+
+def _fit(picture: Image.Image, side: int) -> Image.Image:
+    scale = side / max(picture.size)
+    width, height = (max(round(length * scale), 1) for length in picture.size)
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _elide(text: str, font: Any, width: int) -> str:
+    """As much of a text, on one line, as fits into `width` pixels."""
+    text = " ".join(text.encode("utf-8", "replace").decode().split())
+    if font.getlength(text[:width]) <= width and len(text) <= width:  # no letter is narrower than a pixel
+        return text
+    fits = max((n for n in range(min(len(text), width)) if font.getlength(text[:n] + "…") <= width), default=0)
+    return text[:fits].rstrip() + "…"

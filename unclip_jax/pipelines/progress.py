@@ -1,0 +1,50 @@
+"""What a user sees of long work: a bar on a terminal or in a notebook, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from tqdm.auto import tqdm
+
+# Work shorter than this is not worth a line.
+QUIET_SECONDS = 2.0
+
+
+class Progress:
+    """A stage of work with a known amount; a context manager. `update` advances it, `stage` renames it."""
+
+    def __init__(self, description: str, total: int, *, unit: str, enabled: bool = True, bytes_: bool = False):
+        self.description = description
+        self.enabled = enabled
+        self.started = time.monotonic()
+        self.done, self.total, self.unit = 0, total, unit
+        interactive = enabled and _interactive()
+        scale: dict[str, Any] = {"unit_scale": True, "unit_divisor": 1024} if bytes_ else {}
+        self.bar = (
+            tqdm(total=total, desc=description, unit=unit, leave=False, delay=0.5, **scale) if interactive else None
+        )
+
+    def update(self, amount: int = 1) -> None:
+        self.done += amount
+        if self.bar is not None:
+            self.bar.update(amount)
+
+    def stage(self, description: str) -> None:
+        self.description = description
+        if self.bar is not None:
+            self.bar.set_description(description)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        seconds = time.monotonic() - self.started
+        if self.enabled and self.bar is None and kind is None and seconds > QUIET_SECONDS:
+            print(f"{self.description}: {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+def _interactive() -> bool:
+    return sys.stderr.isatty() or "ipykernel" in sys.modules

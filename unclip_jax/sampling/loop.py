@@ -1,0 +1,75 @@
+"""The sampling loop: one compiled scan over a solver's grid. It knows no network, only a function that predicts."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from unclip_jax.sampling.noise import Branch, draw
+from unclip_jax.sampling.schedule import to_x0_eps
+from unclip_jax.sampling.solvers.solver import Row, Solver, State
+
+Denoise = Callable[[jax.Array, Row], jax.Array]
+
+
+class Carry(NamedTuple):
+    """Where a run stands. latents: (B, ...) float32; state: the solver's; x0: the network's last guess of the end."""
+
+    latents: jax.Array
+    state: State
+    x0: jax.Array
+
+
+def start(solver: Solver, latents: jax.Array) -> Carry:
+    """A run before its first step. latents: standard normal noise (B, ...)."""
+    latents = latents.astype(jnp.float32)
+    return Carry(latents, solver.init(latents), latents)
+
+
+def advance(
+    denoise: Denoise, solver: Solver, carry: Carry, rows: Mapping[str, jax.Array], keys: jax.Array | None = None
+) -> Carry:
+    """Runs the steps of `rows`, a slice of the solver's grid, under one `lax.scan`.
+
+    denoise: (latents, row) -> prediction of the solver's type, where row holds one call's "timestep" (float32) and
+        "index" (int32) among other scalars
+    keys: (B,), one an image, for stochastic solvers; or rows has a column "noise" (calls, B, ...), which is then taken
+
+    Raises ValueError when a stochastic solver gets neither.
+    """
+    if solver.stochastic and keys is None and "noise" not in rows:
+        raise ValueError("this solver is stochastic: give keys, one an image, or step noise")
+
+    def body(carry: Carry, row: Row) -> tuple[Carry, None]:
+        x, state, _ = carry
+        out = denoise(x, row)
+        noise = None
+        if solver.stochastic:
+            noise = row["noise"] if "noise" in row else draw(keys, Branch.STEP, x.shape[1:], row["index"])
+        x0, _ = to_x0_eps(solver.prediction_type, out, x, row["alpha_cumprod"])
+        x, state = solver.step(solver.prediction_type, state, x, out, row, noise)
+        return Carry(x, state, x0), None
+
+    return jax.lax.scan(body, carry, dict(rows))[0]
+
+
+def sample(
+    denoise: Denoise,
+    solver: Solver,
+    latents: jax.Array,
+    *,
+    keys: jax.Array | None = None,
+    step_noise: jax.Array | None = None,
+) -> jax.Array:
+    """Samples from pure noise to the end of the solver's grid. Pure: composes with jit, grad, vmap, pmap, shard_map.
+
+    denoise: (latents, row) -> prediction, see `advance`. latents: (B, ...) standard normal. For stochastic solvers,
+    keys: (B,) keys (see `unclip_jax.sampling.noise.image_keys`), or step_noise: (solver.calls, B, ...).
+    Returns (B, ...) float32.
+
+        solver = make_solver("ddim", PUBLISHED_UNCLIP_SCHEDULER, 20)
+        images = sample(lambda x, row: network(x, row["timestep"]), solver, noise, keys=keys)
+    """
+    rows = dict(solver.grid) if step_noise is None else {**solver.grid, "noise": step_noise}
+    return advance(denoise, solver, start(solver, latents), rows, keys).latents

@@ -1,0 +1,32 @@
+"""Random numbers of an image: drawn by its own key, so that batch size, chunking and devices never change a picture."""
+
+from enum import IntEnum
+
+import jax
+import jax.numpy as jnp
+
+
+class Branch(IntEnum):
+    """What a draw is for. Each use folds its own number into the image's key."""
+
+    IMAGE = 0  # noise on the image embedding; folds in the picture's number, too
+    LATENTS = 1  # where the sampling starts
+    STEP = 2  # noise of stochastic solvers; folds in the network call's number, too
+
+
+def image_keys(seed: jax.Array | int, indices: jax.Array) -> jax.Array:
+    """One key an image: fold_in(key(seed), index). indices: (B,) int -> (B,) keys."""
+    root = jax.random.key(seed)
+    return jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
+
+
+def draw(keys: jax.Array, branch: Branch, shape: tuple[int, ...], number: jax.Array | int = 0) -> jax.Array:
+    """Standard normal noise of `shape` for each of B keys: (B, *shape) float32.
+
+    number: which of several draws of the same branch (a network call, a picture).
+    """
+
+    def one(key: jax.Array) -> jax.Array:
+        return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, int(branch)), number), shape, jnp.float32)
+
+    return jax.vmap(one)(keys)
