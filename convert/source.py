@@ -1,10 +1,9 @@
 """Opens a foreign checkpoint - an original file or a diffusers folder - as our `Checkpoint`."""
 
 import contextlib
-import dataclasses
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -64,8 +63,11 @@ def open_diffusers(folder: Path, *, variant: str | None = None) -> Checkpoint:
         tensors: dict[str, TensorInfo] = {}
         readers: dict[str, Callable[[], np.ndarray]] = {}
         files = []
-        for component in sorted({name.split(".")[0] for name in params}):
-            path = weights_file(folder / component, variant)
+        components = sorted({name.split(".")[0] for name in params})
+        paths = {component: weights_file(folder / component, variant) for component in components}
+        if variant is not None and not any(f".{variant}" in path.name for path in paths.values()):
+            raise CheckpointError(f"{folder.name}: no component has weights of variant {variant!r}")
+        for component, path in paths.items():
             files.append(path)
             file = stack.enter_context(open_tensors(path))
             for name, info in file.tensors.items():
@@ -90,24 +92,26 @@ def open_diffusers(folder: Path, *, variant: str | None = None) -> Checkpoint:
 def weights_file(folder: Path, variant: str | None) -> Path:
     """The weights of one component: safetensors before torch files, whole before sharded.
 
-    Raises CheckpointError, listing what the folder holds, when there are none of this variant.
+    A component without files of the variant falls back to its plain ones, as diffusers does. Raises CheckpointError,
+    listing what the folder holds, when there are none.
     """
     if variant is not None and not variant.replace("-", "").replace("_", "").isalnum():
         raise CheckpointError(f"variant is {variant!r}; want a short name such as 'fp16'")
-    dotted = f".{variant}" if variant else ""
-    for stem, suffix in (
+    stems = (
         ("diffusion_pytorch_model", "safetensors"),
         ("model", "safetensors"),
         ("diffusion_pytorch_model", "bin"),
         ("pytorch_model", "bin"),
-    ):
-        for name in (
-            f"{stem}{dotted}.{suffix}",
-            f"{stem}.{suffix}.index{dotted}.json",
-            f"{stem}{dotted}.{suffix}.index.json",
-        ):
-            if (folder / name).is_file():
-                return folder / name
+    )
+    for dotted in dict.fromkeys((f".{variant}" if variant else "", "")):
+        for stem, suffix in stems:
+            for name in (
+                f"{stem}{dotted}.{suffix}",
+                f"{stem}.{suffix}.index{dotted}.json",
+                f"{stem}{dotted}.{suffix}.index.json",
+            ):
+                if (folder / name).is_file():
+                    return folder / name
     found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     raise CheckpointError(
         f"{folder.name}: no weights{f' of variant {variant!r}' if variant else ''}; "
@@ -116,27 +120,41 @@ def weights_file(folder: Path, variant: str | None) -> Path:
 
 
 def read_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The mean and standard deviation of CLIP image embeddings: a torch file of a pair, or an `.npz` of both.
+    """The mean and standard deviation of CLIP image embeddings.
 
-    Returns two (D,) float32 arrays. Raises CheckpointError in one line.
+    path: a torch file of a pair (Karlo's `ViT-L-14_stats.th`), an `.npz` of "mean" and "std", a diffusers folder or
+    its image_normalizer folder, or that folder's weights. Returns two (D,) float32 arrays. Raises CheckpointError in
+    one line, FileNotFoundError when there is nothing there.
     """
+    if path.is_dir():
+        inner = path / "image_normalizer"
+        path = weights_file(inner if inner.is_dir() else path, None)
     if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                pair = [arrays[name] for name in ("mean", "std")]
-        except (OSError, ValueError, KeyError) as error:
-            if not path.is_file():
-                raise FileNotFoundError(f"clip_stats: no such file: {path}") from error
-            raise CheckpointError(f"{path.name}: want an .npz of arrays 'mean' and 'std' ({error})") from error
+        pair = _npz_pair(path)
+    elif path.suffix in (".safetensors", ".bin", ".json"):
+        with open_tensors(path) as file:
+            if not {"mean", "std"} <= file.tensors.keys():
+                raise CheckpointError(f"{path.name}: want tensors 'mean' and 'std', found {', '.join(file.tensors)}")
+            pair = [np.array(file.read(name)) for name in ("mean", "std")]
     else:
         content = load_pickle(path)
         pair = list(content) if isinstance(content, tuple | list) else [content]
-    if len(pair) != 2 or not all(isinstance(a, np.ndarray) for a in pair):
-        raise CheckpointError(f"{path.name}: want a pair of arrays, mean and standard deviation")
+    if len(pair) != 2 or not all(isinstance(a, np.ndarray) and a.dtype.kind in "fV" for a in pair):
+        raise CheckpointError(f"{path.name}: want a pair of floating arrays, mean and standard deviation")
     mean, std = (np.asarray(a, np.float32).reshape(-1) for a in pair)
     if mean.shape != std.shape or not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
         raise CheckpointError(f"{path.name}: mean {mean.shape} and std {std.shape}: want finite arrays alike, std > 0")
     return mean, std
+
+
+def _npz_pair(path: Path) -> list[np.ndarray]:
+    if not path.is_file():
+        raise FileNotFoundError(f"clip_stats: no such file: {path}")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return [arrays[name] for name in ("mean", "std")]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise CheckpointError(f"{path.name}: want an .npz of arrays 'mean' and 'std' ({error})") from error
 
 
 def _statistics(config: CheckpointConfig, clip_stats: Path | None) -> dict[str, np.ndarray]:
@@ -177,15 +195,3 @@ def _ema_reader(file: TensorFile, where: str) -> Callable[[str], np.ndarray]:
 
 def _reader(file: TensorFile, name: str) -> Callable[[], np.ndarray]:
     return lambda: file.read(name)
-
-
-def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a checkpoint is, part by part, as JSON types: for `unclip-jax info`."""
-    parts: dict[str, dict[str, Any]] = {}
-    for name, param in checkpoint.params.items():
-        part = parts.setdefault(name.split(".")[0], {"tensors": 0, "parameters": 0, "dtypes": []})
-        part["tensors"] += 1
-        part["parameters"] += int(np.prod(param.shape, dtype=np.int64))
-        if str(param.dtype) not in part["dtypes"]:
-            part["dtypes"].append(str(param.dtype))
-    return {"source": checkpoint.source, "parts": parts, "config": dataclasses.asdict(checkpoint.config)}

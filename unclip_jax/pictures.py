@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import unicodedata
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,8 @@ SAMPLER_NAMES = {
     "dpm++2m-karras": "DPM++ 2M Karras",
 }
 
-BACKGROUND, RULE, TEXT, HEADING = "#fafafa", "#d8d8d8", "#3c3c3c", "#8a8a8a"
+BACKGROUND, MAT, RULE, TEXT, HEADING = "#fafafa", "#efefef", "#d8d8d8", "#3c3c3c", "#8a8a8a"
+LOOKALIKES = str.maketrans("×–—‘’“”", "x--''\"\"")
 
 
 def to_uint8(images: ArrayLike, rounding: Literal["round", "truncate"]) -> NDArray[np.uint8]:
@@ -58,7 +60,7 @@ def save_png(path: str | os.PathLike[str], image: Image.Image, recipe: Mapping[s
     """
     path = Path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: its folder does not exist")
+        raise FileNotFoundError(f"{str(path)!r}: its folder does not exist")
     try:
         text = json.dumps(dict(recipe), default=_plain, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -86,24 +88,25 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises FileNotFoundError when there is no such file, ValueError (one line) when it is no PNG, broken, or without
     one of our recipes.
     """
+    name = repr(os.fspath(path))
     try:
         with Image.open(path, formats=["PNG"]) as image:
             # Pillow bounds the text's memory. Loading the pixels finds chunks that another program put after them.
             text = image.info.get(RECIPE_KEY) or image.text.get(RECIPE_KEY)  # type: ignore[attr-defined]
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
+        raise FileNotFoundError(f"{name}: no such file") from None
     except Image.UnidentifiedImageError:
-        raise ValueError(f"{path}: not a PNG file") from None
+        raise ValueError(f"{name}: not a PNG file") from None
     except Exception as error:  # Pillow raises whatever it stumbles over
-        raise ValueError(f"{path}: cannot be read as a PNG file: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{name}: cannot be read as a PNG file: {' '.join(str(error).split())}") from error
     if text is None:
-        raise ValueError(f"{path}: a PNG file without a recipe of unclip_jax in it")
+        raise ValueError(f"{name}: a PNG file without a recipe of unclip_jax in it")
     try:
         recipe = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: its recipe is not JSON: {error}") from error
+        raise ValueError(f"{name}: its recipe is not JSON: {error}") from error
     if not isinstance(recipe, dict):
-        raise ValueError(f"{path}: its recipe is a JSON {type(recipe).__name__}; want an object")
+        raise ValueError(f"{name}: its recipe is a JSON {type(recipe).__name__}; want an object")
     return recipe
 
 
@@ -135,7 +138,7 @@ def contact_sheet(
     ascent, descent = font.getmetrics()
     label_height = gap // 2 + ascent + descent
     heading_height = sum(heading.getmetrics()) + gap
-    step_x, step_y = cell + gap, cell + label_height + gap
+    step_x, step_y = cell + gap, cell + label_height + gap + gap // 2
 
     def block_width(count: int) -> int:
         return count * step_x - gap
@@ -143,7 +146,7 @@ def contact_sheet(
     divided = bool(inputs and variations)
     left = margin + (block_width(input_columns) + 2 * margin if divided else 0)
     width = left + block_width(columns if variations else input_columns) + margin
-    height = margin + heading_height + rows * step_y - gap + margin
+    height = margin + heading_height + rows * step_y - gap - gap // 2 + margin
     sheet = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     if divided:
@@ -160,6 +163,7 @@ def contact_sheet(
             row, column = divmod(index, across)
             x, y = x0 + column * step_x, margin + heading_height + row * step_y
             picture = _fit(Image.fromarray(load_image(source)), cell)
+            draw.rectangle((x, y, x + cell - 1, y + cell - 1), MAT)
             sheet.paste(picture, (x + (cell - picture.width) // 2, y + (cell - picture.height) // 2))
             draw.text((x + cell / 2, y + cell + gap // 2), _elide(label, font, cell), TEXT, font, anchor="ma")
     return sheet
@@ -211,8 +215,12 @@ def _fit(picture: Image.Image, side: int) -> Image.Image:
 
 
 def _elide(text: str, font: Any, width: int) -> str:
-    """As much of a text, on one line, as fits into `width` pixels."""
-    text = " ".join(text.encode("utf-8", "replace").decode().split())
+    """As much of a text, on one line, as fits into `width` pixels.
+
+    Pillow's own font has little more than ASCII: accents are dropped, other letters become question marks.
+    """
+    text = unicodedata.normalize("NFKD", " ".join(text.split()).translate(LOOKALIKES))
+    text = "".join(c if c.isascii() or c == "·" else "?" for c in text if not unicodedata.combining(c))
     if font.getlength(text[:width]) <= width and len(text) <= width:  # no letter is narrower than a pixel
         return text
     fits = max((n for n in range(min(len(text), width)) if font.getlength(text[:n] + "…") <= width), default=0)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -59,4 +60,15 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        return sum(int(np.prod(p.shape, dtype=np.int64)) * p.dtype.itemsize for p in self.params.values())
+        return sum(math.prod(p.shape) * p.dtype.itemsize for p in self.params.values())
+
+    def describe(self) -> dict[str, Any]:
+        """What the checkpoint is, part by part, as JSON types."""
+        parts: dict[str, dict[str, Any]] = {}
+        for name, param in self.params.items():
+            part = parts.setdefault(name.split(".")[0], {"parameters": 0, "bytes": 0, "dtypes": []})
+            part["parameters"] += math.prod(param.shape)
+            part["bytes"] += math.prod(param.shape) * param.dtype.itemsize
+            if param.dtype.name not in part["dtypes"]:
+                part["dtypes"].append(param.dtype.name)
+        return {"source": self.source, "parts": parts, "config": dataclasses.asdict(self.config)}
