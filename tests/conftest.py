@@ -1,6 +1,8 @@
 """What all tests share: exact arithmetic, four virtual devices, and live comparisons only when asked for."""
 
+import functools
 import os
+from pathlib import Path
 
 # Before JAX is imported: four virtual CPU devices, so that meshes are tested everywhere.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
@@ -9,6 +11,10 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import jax
 import pytest
 from hypothesis import settings
+
+from tests.golden_weights import GOLDEN, write_model
+from unclip_jax.distributed.mesh import local_mesh
+from unclip_jax.pipelines.unclip import UnCLIPPipeline
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "allow")
@@ -30,3 +36,33 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory):
     folder = os.environ.get("UNCLIP_JAX_TEST_CACHE") or str(tmp_path_factory.mktemp("compiled"))
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(scope="session")
+def golden_files(tmp_path_factory: pytest.TempPathFactory):
+    """Name of a model in tests/golden/models -> its checkpoint file and the options that open it; written once."""
+    folder = tmp_path_factory.mktemp("golden")
+
+    @functools.cache
+    def files(name: str) -> tuple[Path, dict[str, Path]]:
+        options = {"config": GOLDEN / "models" / name / "config.yaml"}
+        statistics = GOLDEN / "models" / name / "clip_stats.npz"
+        if statistics.exists():
+            options["clip_stats"] = statistics
+        return write_model(name, folder / f"{name}.safetensors"), options
+
+    return files
+
+
+@pytest.fixture(scope="session")
+def golden_pipeline(golden_files):
+    """Name of a model in tests/golden/models -> its pipeline, in float32 on one device; loaded once."""
+
+    @functools.cache
+    def pipeline(name: str) -> UnCLIPPipeline:
+        file, options = golden_files(name)
+        pipe = UnCLIPPipeline.from_pretrained(file, "float32", local_mesh(jax.local_devices()[:1]), **options)
+        pipe.progress = False
+        return pipe
+
+    return pipeline

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 Dialect = Literal["diffusers", "original", "original-kornia-0.6.0"]
 PictureSource = Image.Image | str | os.PathLike[str] | NDArray[Any]
@@ -14,6 +14,17 @@ PictureSource = Image.Image | str | os.PathLike[str] | NDArray[Any]
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
+# EXIF's orientation to what puts the picture upright. (Pillow's own function also rewrites the EXIF block, and fails on
+# some cameras' blocks.)
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Formats for which Pillow runs another program (Ghostscript) or asks the operating system to draw.
 REFUSED_FORMATS = ("EPS", "WMF")
 # Resizing the shorter side to 224 makes the longer one this many times as long, before the crop.
@@ -98,8 +109,11 @@ def _from_picture(picture: Image.Image, name: str) -> NDArray[np.uint8]:
         raise ValueError(f"{name}: cannot be read: {_line(error)}") from error
     if not picture.width * picture.height:
         raise ValueError(f"{name} is {picture.width}x{picture.height} pixels; want at least one")
+    orientation = None
     with contextlib.suppress(Exception):  # a broken EXIF block does not spoil a picture: it is taken as it is stored
-        picture = ImageOps.exif_transpose(picture)
+        orientation = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    if orientation is not None:
+        picture = picture.transpose(orientation)
     if picture.mode == "F":
         return _from_array(np.asarray(picture), name)
     if picture.mode.startswith("I"):
