@@ -15,13 +15,19 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("source", help="original .ckpt/.safetensors file, diffusers folder, converted directory or hub id")
     p.add_argument("destination", nargs="?", help="directory to write; it must not exist")
-    p.add_argument("--check", action="store_true", help="prove the mapping from names, shapes and dtypes; write nothing")
+    p.add_argument(
+        "--check", action="store_true", help="prove the mapping from names, shapes and dtypes; write nothing"
+    )
     p.add_argument("--config", metavar="YAML", help="the original's yaml, for unpublished architectures")
-    p.add_argument("--clip-stats", metavar="FILE", help="statistics of the image embeddings (OpenAI encoder): .th, .npz")
+    p.add_argument(
+        "--clip-stats", metavar="FILE", help="statistics of the image embeddings (OpenAI encoder): .th, .npz"
+    )
     p.add_argument("--variant", help="of a diffusers folder or hub id, such as fp16")
     p.add_argument("--revision", help="of a hub id: branch, tag or commit")
     p.add_argument("--preprocess", help="record another image preprocessing than the source's own")
-    p.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the written weights; default: as read")
+    p.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the written weights; default: as read"
+    )
     p.add_argument("--ema", action="store_true", help="take the moving averages of an original file's UNet")
     p.add_argument("--sha256", metavar="HEX", help="refuse the source file unless this is its SHA-256")
     return p
@@ -64,12 +70,17 @@ def run(args: argparse.Namespace) -> int:
     options = {k: getattr(args, k) for k in ("config", "clip_stats", "variant", "revision", "preprocess", "ema")}
     with open_checkpoint(args.source, **options) as checkpoint:
         parameters = sum(int(np.prod(p.shape, dtype=np.int64)) for p in checkpoint.params.values())
-        print(f"{args.source}: {len(checkpoint.params)} parameters, {parameters:,} numbers, {checkpoint.nbytes / 1e9:.2f} GB")
+        print(
+            f"{args.source}: {len(checkpoint.params)} parameters, {parameters / 1e6:,.1f} million numbers, "
+            f"{checkpoint.nbytes / 1e9:.2f} GB"
+        )
         if args.check:
             print("complete: every tensor of every network is there with its shape")
             return 0
         digests = digests or _digests([p for p in checkpoint.files if Path(p).is_file()], Progress, sha256)
-        dtype = {None: None, "bfloat16": np.dtype(ml_dtypes.bfloat16)}.get(args.dtype, args.dtype and np.dtype(args.dtype))
+        dtype = {None: None, "bfloat16": np.dtype(ml_dtypes.bfloat16)}.get(
+            args.dtype, args.dtype and np.dtype(args.dtype)
+        )
         with Progress("writing", checkpoint.nbytes, unit="B", bytes_=True) as bar:
             recorded = {"source": Path(args.source).name, "sha256": digests, "dtype": args.dtype or "as in the source"}
             save(checkpoint, Path(args.destination), dtype=dtype, provenance=recorded, progress=bar.update)

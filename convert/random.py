@@ -23,7 +23,6 @@ from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER
 
-
 _VISION = VisionConfig(width=80, layers=2, heads=4, mlp_width=320, projection_dim=48)
 TINY = CheckpointConfig(
     unet=UNetConfig(
@@ -55,7 +54,9 @@ def write_random_checkpoint(path: Path, preset: str = "tiny", seed: int = 0) -> 
         raise ValueError(f"preset is {preset!r}; accepted: {', '.join(presets)}")
     config = presets[preset]
     params = {n: s for n, s in abstract_params(config).items() if not n.startswith("image_normalizer.")}
-    tensors = export_tensors(ldm.table(config, params).rules, params, lambda name: _random(name, params[name].shape, seed))
+    tensors = export_tensors(
+        ldm.table(config, params).rules, params, lambda name: _random(name, params[name].shape, seed)
+    )
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (shape, _) in tensors.items():

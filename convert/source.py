@@ -44,7 +44,7 @@ def open_original(
         read = _ema_reader(file, path.name) if ema else file.read
         parameters = engine.import_params(rules, wanted, tensors, read)
         for name, array in statistics.items():
-            parameters[name] = Parameter(array.shape, array.dtype, (lambda array=array: array,))
+            parameters[name] = Parameter(array.shape, array.dtype, (_constant(array),))
         tokenizer = Tokenizer.from_json(
             clip_tokenizer_json(), "open_clip", context_length=architecture.text_encoder.context_length
         )
@@ -191,6 +191,10 @@ def _ema_reader(file: TensorFile, where: str) -> Callable[[str], np.ndarray]:
         return file.read(twin)
 
     return read
+
+
+def _constant(array: np.ndarray) -> Callable[[], np.ndarray]:
+    return lambda: array
 
 
 def _reader(file: TensorFile, name: str) -> Callable[[], np.ndarray]:

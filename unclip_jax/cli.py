@@ -29,17 +29,23 @@ def parser() -> argparse.ArgumentParser:
     )
     v.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
     model = v.add_argument_group("model")
-    model.add_argument("--model", metavar="SRC", help="checkpoint file, diffusers folder, converted directory or hub id")
+    model.add_argument(
+        "--model", metavar="SRC", help="checkpoint file, diffusers folder, converted directory or hub id"
+    )
     model.add_argument("--config", metavar="YAML", help="the original's yaml, for unpublished architectures")
     model.add_argument("--clip-stats", metavar="FILE", help="statistics of the image embeddings, for ViT-L checkpoints")
     model.add_argument("--variant", help="of a diffusers folder or hub id, such as fp16")
     model.add_argument("--preprocess", metavar="P", help="diffusers, original or original-kornia-0.6.0")
-    model.add_argument("--dtype", metavar="D", help="float32, bfloat16 or float16; default float32 on CPU, else bfloat16")
+    model.add_argument(
+        "--dtype", metavar="D", help="float32, bfloat16 or float16; default float32 on CPU, else bfloat16"
+    )
     model.add_argument("--devices", type=int, metavar="N", help="how many local devices to use; default all")
     what = v.add_argument_group("what to make")
     what.add_argument("--prompt", default="", metavar="T", help="text that guides all variations")
     what.add_argument("--negative-prompt", default="", metavar="T", help="text to steer away from")
-    what.add_argument("--noise-level", type=int, nargs="+", default=[0], metavar="N", help="0..1000, one or one a picture")
+    what.add_argument(
+        "--noise-level", type=int, nargs="+", default=[0], metavar="N", help="0..1000, one or one a picture"
+    )
     what.add_argument("--weights", type=float, nargs="+", metavar="W", help="mix all pictures with these weights")
     what.add_argument("--mix-noise-level", type=int, metavar="N", help="noise the mix once more, 0..1000")
     what.add_argument("--num-images", type=int, default=1, metavar="N", help="variations a picture (or of the mix)")
@@ -55,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--out", type=Path, default=Path("variations"), metavar="DIR", help="default ./variations")
 
     i = commands.add_parser("info", help="versions and devices; what a checkpoint is; a picture's recipe")
-    i.add_argument("source", nargs="?", metavar="SRC|PICTURE.png", help="a checkpoint, or a picture made by this program")
+    i.add_argument(
+        "source", nargs="?", metavar="SRC|PICTURE.png", help="a checkpoint, or a picture made by this program"
+    )
     i.add_argument("--json", action="store_true", help="print JSON")
     for name in ("config", "clip_stats", "variant"):
         i.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help="as for variations")

@@ -12,7 +12,7 @@ def use_compilation_cache() -> Path | None:
 
     Returns the folder, or None where it cannot be written (read-only or full disk): programs are then just compiled.
     """
-    configured = jax.config.jax_compilation_cache_dir
+    configured = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made at run time
     if configured is not None:
         return Path(configured)
     folder = Path(platformdirs.user_cache_dir("unclip_jax")) / "compiled"

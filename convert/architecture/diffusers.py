@@ -189,8 +189,10 @@ def _unet(c: _Config) -> UNetConfig:
     up = c.sequence("up_block_types", ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, str)
     attention = tuple(DOWN.get(name) for name in down)
     if None in attention or tuple(UP.get(name) for name in up) != attention[::-1] or len(down) != levels:
-        c.fail(f"down_block_types {list(down)} and up_block_types {list(up)}: accepted are {levels} each, mirrored, of "
-               f"{', '.join([*DOWN, *UP])}")
+        c.fail(
+            f"down_block_types {list(down)} and up_block_types {list(up)}: accepted are {levels} each, mirrored, of "
+            f"{', '.join([*DOWN, *UP])}"
+        )
     layers = c.data.get("layers_per_block", 2)
     if len(set(map(str, c.per_level("layers_per_block", layers, levels)))) != 1:
         c.fail(f"layers_per_block is {layers!r}; want the same in every level")
@@ -308,5 +310,5 @@ def _preprocessing(c: _Config, image_size: int) -> None:
         if size != image_size:
             c.fail(f"{key} is {c.data.get(key)!r}; the image encoder takes {image_size} pixels")
     switches = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
-    c.expect({key: (True, None) for key in switches} | {"resample": (3,), "rescale_factor": (1 / 255,)})
+    c.expect(dict.fromkeys(switches, (True, None)) | {"resample": (3,), "rescale_factor": (1 / 255,)})
     c.expect({key: (value,) for key, value in CLIP_NORMALISATION.items()})

@@ -152,7 +152,9 @@ class _Reader:
             self.noise_augmentation(params.get("noise_aug_config"), vision)
             want = 2 * vision.projection_dim
             if unet.class_embedding != "projection" or unet.class_embedding_size != want:
-                self.fail(f"unet_config: adm_in_channels is {unet.class_embedding_size}; the image embedder gives {want}")
+                self.fail(
+                    f"unet_config: adm_in_channels is {unet.class_embedding_size}; the image embedder gives {want}"
+                )
         if text.width != unet.cross_attention_dim:
             self.fail(f"unet_config: context_dim is {unet.cross_attention_dim}; the text tower's width is {text.width}")
         return CheckpointConfig(
@@ -313,7 +315,9 @@ class _Reader:
             projection_dim=self.take(embed_dim, where, "embed_dim", int),
         )
         self.done(cfg, where, ())
-        self.done(params, where, ("version", "device", "freeze", "antialias", "layer", "ucg_rate", "max_length", "model_cfg"))
+        self.done(
+            params, where, ("version", "device", "freeze", "antialias", "layer", "ucg_rate", "max_length", "model_cfg")
+        )
         return config
 
     def openai_vision(self, where: str) -> VisionConfig:
@@ -328,7 +332,9 @@ class _Reader:
             self.fail(f"{where}: the checkpoint holds no OpenAI image encoder under {visual}: {error}")
         layers = {name.split(".")[5] for name in self.tensors if name.startswith(f"{visual}.transformer.resblocks.")}
         if width % 64 or math.isqrt(tokens - 1) ** 2 != tokens - 1:
-            self.fail(f"{where}: {visual} has width {width} and {tokens} positions; want a multiple of 64, a square + 1")
+            self.fail(
+                f"{where}: {visual} has width {width} and {tokens} positions; want a multiple of 64, a square + 1"
+            )
         return self.build(
             VisionConfig,
             where,

@@ -18,9 +18,7 @@ from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER
 COSINE = NoiseSchedule(beta_schedule="squaredcos_cap_v2")
 
 VIT_H = VisionConfig()
-VIT_L = VisionConfig(
-    width=1024, layers=24, heads=16, mlp_width=4096, activation="quick_gelu", projection_dim=768
-)
+VIT_L = VisionConfig(width=1024, layers=24, heads=16, mlp_width=4096, activation="quick_gelu", projection_dim=768)
 
 
 def unclip(vision: VisionConfig) -> CheckpointConfig:
@@ -50,6 +48,6 @@ def from_inventory(tensors: Mapping[str, TensorInfo], where: str) -> CheckpointC
             return config
     nearest = min(reports, key=lambda n: len(reports[n].missing) + len(reports[n].misshapen) + len(reports[n].unknown))
     raise CheckpointError(
-        f"{where}: its tensors are not a published checkpoint's ({', '.join(PRESETS)}), and no --config yaml was given; "
+        f"{where}: its tensors are no published checkpoint's ({', '.join(PRESETS)}), and no --config was given; "
         f"against {nearest}: {reports[nearest]}"
     )

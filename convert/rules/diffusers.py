@@ -1,4 +1,4 @@
-"""The layout of diffusers folders: a sub-folder a network, diffusers' names in the UNet and the VAE, transformers' in CLIP.
+"""The layout of diffusers folders: a sub-folder a network; diffusers' names in UNet and VAE, transformers' in CLIP.
 
 Foreign names here are "folder/tensor". `canonical` turns the dialects that older and newer releases wrote into the
 names of this table.

@@ -1,4 +1,4 @@
-"""The layout of Stability's original checkpoints (`.ckpt`, single `.safetensors`): names of Stability-AI/stablediffusion.
+"""The layout of Stability's original files (`.ckpt`, `.safetensors`): the names of Stability-AI/stablediffusion.
 
 Block numbers run through the whole UNet there (`input_blocks.0` .. `output_blocks.11`), the VAE's decoder counts its
 levels from the lowest resolution up, and the CLIP towers keep open_clip's names with query, key and value fused.
@@ -160,9 +160,8 @@ def _clip_layers(t: Table, ours: str, theirs: str, layers: int) -> None:
         for a, b in CLIP_LAYER.items():
             t.module(f"{ours}.{a}", f"{block}.{b}", layer=layer)
         for part, name in enumerate(("q_proj", "k_proj", "v_proj")):
-            where = {"layer": layer, "part": part, "parts": 3}
-            t.tensor(f"{ours}.{name}.kernel", f"{block}.attn.in_proj_weight", "linear", **where)
-            t.tensor(f"{ours}.{name}.bias", f"{block}.attn.in_proj_bias", **where)
+            for leaf, fused, layout in (("kernel", "in_proj_weight", "linear"), ("bias", "in_proj_bias", "same")):
+                t.tensor(f"{ours}.{name}.{leaf}", f"{block}.attn.{fused}", layout, layer=layer, part=part, parts=3)
 
 
 def _join(module: str, inner: str) -> str:

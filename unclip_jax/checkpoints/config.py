@@ -6,6 +6,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from unclip_jax.conditioning.image import Dialect as PreprocessDialect
 from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
@@ -32,7 +33,7 @@ class CheckpointConfig:
     dialect: Literal["original", "diffusers"]
     scheduler: str
     scheduler_config: Mapping[str, Any]
-    preprocess: str = "original"
+    preprocess: PreprocessDialect = "original"
     image_noising: NoiseSchedule | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -43,7 +44,7 @@ class CheckpointConfig:
     def from_json(cls, data: Mapping[str, Any]) -> "CheckpointConfig":
         """The inverse of `to_json`. Raises ValueError for another format, a newer version, unknown or missing keys."""
         if not isinstance(data, Mapping) or data.get("format") != "unclip_jax":
-            raise ValueError("config.json is not a converted unclip_jax checkpoint's (no \"format\": \"unclip_jax\")")
+            raise ValueError('config.json is not a converted unclip_jax checkpoint\'s (no "format": "unclip_jax")')
         if data.get("format_version") != FORMAT_VERSION:
             raise ValueError(
                 f"config.json has format_version {data.get('format_version')!r}; this version reads {FORMAT_VERSION}"

@@ -1,10 +1,11 @@
-"""Our own on-disk format: a directory of config.json, tokenizer.json, safetensors shards with an index, provenance.json.
+"""Our own on-disk format: a directory of config.json, tokenizer.json, provenance.json and indexed safetensors shards.
 
 It is written as a stream under a temporary name and renamed when whole, so that a directory of the final name is always
 complete. Tensors have our names and layouts and are read slice by slice from a memory map.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -22,7 +23,7 @@ import unclip_jax
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import abstract_params
-from unclip_jax.conditioning.tokenizer import Tokenizer
+from unclip_jax.conditioning.tokenizer import Dialect, Tokenizer
 
 INDEX = "params.safetensors.index.json"
 SHARD_BYTES = 4 << 30
@@ -51,7 +52,7 @@ def save(
         _write_text(partial / "tokenizer.json", checkpoint.tokenizer.json)
         dtypes = {name: p.dtype if dtype is None else np.dtype(dtype) for name, p in checkpoint.params.items()}
         shards = _split(checkpoint.params, dtypes, shard_bytes)
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number, names in enumerate(shards, 1):
             shard = f"params-{number:05d}-of-{len(shards):05d}.safetensors"
             _write_shard(partial / shard, {n: checkpoint.params[n] for n in names}, dtypes, progress)
@@ -72,7 +73,7 @@ def open_directory(folder: Path) -> Checkpoint:
     """Opens a directory that `save` wrote. Raises ValueError in one line for a broken or incomplete one."""
     config = CheckpointConfig.from_json(_read_json(folder / "config.json"))
     text = (folder / "tokenizer.json").read_text("utf-8")
-    dialect = "open_clip" if config.dialect == "original" else "transformers"
+    dialect: Dialect = "open_clip" if config.dialect == "original" else "transformers"
     tokenizer = Tokenizer.from_json(text, dialect, context_length=config.text_encoder.context_length)
     weight_map = _read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(s, str) for s in weight_map.values()):
@@ -103,7 +104,7 @@ def open_directory(folder: Path) -> Checkpoint:
             if code not in CODES.values():
                 raise ValueError(f"{folder.name}: {name} has dtype {code}; accepted: {', '.join(CODES.values())}")
             dtype = next(np.dtype(n) for n, c in CODES.items() if c == code)
-            params[name] = Parameter(spec.shape, dtype, (lambda file=file, name=name: file.get_tensor(name),))
+            params[name] = Parameter(spec.shape, dtype, (functools.partial(file.get_tensor, name),))
         return Checkpoint(config, tokenizer, params, str(folder), (folder,), stack.pop_all())
 
 

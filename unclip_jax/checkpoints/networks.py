@@ -26,7 +26,7 @@ class Network:
     """
 
     graphdef: Any
-    params: dict[str, jax.Array]
+    params: dict[str, Any]
 
     def merge(self, params: Mapping[str, jax.Array] | None = None) -> Any:
         """The callable flax module with these parameters (by default the network's own)."""
@@ -66,7 +66,7 @@ def abstract_network(cls: Any, config: Any, dtype: Any = jnp.float32) -> Network
 
     graphdef, state = nnx.split(nnx.eval_shape(build))
     flat = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
-    return Network(graphdef, {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in flat.items()})  # type: ignore[misc]
+    return Network(graphdef, {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in flat.items()})
 
 
 class _SameKey:
@@ -79,9 +79,9 @@ class _SameKey:
         return self.key
 
 
-def abstract_params(config: CheckpointConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Every parameter of a checkpoint as "component.name" -> shape; the image normaliser's statistics among them."""
-    params = {
+def abstract_params(config: CheckpointConfig) -> dict[str, Any]:
+    """Every parameter of a checkpoint, "component.name" -> ShapeDtypeStruct, and the image normaliser's statistics."""
+    params: dict[str, Any] = {
         f"{component}.{name}": spec
         for component, network in abstract_networks(config).items()
         for name, spec in network.params.items()
@@ -89,7 +89,7 @@ def abstract_params(config: CheckpointConfig) -> dict[str, jax.ShapeDtypeStruct]
     if config.image_encoder is not None:
         width = (config.image_encoder.projection_dim,)
         params |= {f"image_normalizer.{name}": jax.ShapeDtypeStruct(width, jnp.float32) for name in ("mean", "std")}
-    return params  # type: ignore[return-value]
+    return params
 
 
 def fill(network: Network, read: Callable[[str], np.ndarray], place: Place) -> Network:

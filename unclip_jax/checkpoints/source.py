@@ -3,13 +3,12 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from unclip_jax.checkpoints.checkpoint import Checkpoint
 from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_directory
 from unclip_jax.checkpoints.hub import download, is_hub_id
-
-PREPROCESS = ("diffusers", "original", "original-kornia-0.6.0")
+from unclip_jax.conditioning.image import Dialect as PreprocessDialect
 
 
 def open_checkpoint(
@@ -17,7 +16,7 @@ def open_checkpoint(
     *,
     config: str | os.PathLike[str] | None = None,
     clip_stats: str | os.PathLike[str] | None = None,
-    preprocess: str | None = None,
+    preprocess: PreprocessDialect | None = None,
     variant: str | None = None,
     revision: str | None = None,
     ema: bool = False,
@@ -33,8 +32,8 @@ def open_checkpoint(
     Raises FileNotFoundError when there is nothing there, ValueError for a file that is refused (one line).
     """
     path = Path(source)
-    if preprocess is not None and preprocess not in PREPROCESS:
-        raise ValueError(f"preprocess is {preprocess!r}; accepted: {', '.join(PREPROCESS)}")
+    if preprocess is not None and preprocess not in get_args(PreprocessDialect):
+        raise ValueError(f"preprocess is {preprocess!r}; accepted: {', '.join(get_args(PreprocessDialect))}")
     if not path.exists() and is_hub_id(str(source)):
         path = download(str(source), revision=revision, variant=variant)
     elif revision is not None:
@@ -61,7 +60,9 @@ def _open(path: Path, original: dict[str, Any], variant: str | None) -> Checkpoi
 
     if path.is_dir():
         if not (path / "model_index.json").is_file():
-            raise ValueError(f"{path}: neither a converted checkpoint (config.json) nor a diffusers folder (model_index.json)")
+            raise ValueError(
+                f"{path}: neither a converted checkpoint (config.json) nor a diffusers folder (model_index.json)"
+            )
         return open_diffusers(path, variant=variant)
     if variant is not None:
         raise ValueError(f"variant is {variant!r}, but {path} is one file: only diffusers folders have variants")

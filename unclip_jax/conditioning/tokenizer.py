@@ -27,9 +27,7 @@ MERGES = 49152 - 256 - 2  # CLIP uses the first of the file's 262,144 merges
 # Words as open_clip finds them in cleaned text: its pattern ignores case, by which a long s counts as s, and leaves out
 # the one mark (U+0345) that has a letter for its other case. A special string counts only where a word can start: in
 # "!<end_of_text>" the run of punctuation takes the "<".
-OPEN_CLIP_WORDS = (
-    r"<[sſ]tart_of_text>|<end_of_text>|'[sſ]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
-)
+OPEN_CLIP_WORDS = r"<[sſ]tart_of_text>|<end_of_text>|'[sſ]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
 TRANSFORMERS_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 # The tokens that a transformers folder names, in the order in which transformers registers them, with CLIP's defaults.
@@ -211,7 +209,11 @@ def _read_vocabulary(folder: Path) -> tuple[Any, list[Any], str]:
     whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
     if whole.exists():
         model = _read_object(whole).get("model")
-        if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not isinstance(model.get("merges"), list):
+        if (
+            not isinstance(model, dict)
+            or model.get("type", "BPE") != "BPE"
+            or not isinstance(model.get("merges"), list)
+        ):
             raise ValueError(f"{whole}: expected a byte-pair model (type BPE), which is what CLIP has")
         pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]  # older files: "a b"
         return model.get("vocab"), list(map(tuple, pairs)), str(whole)

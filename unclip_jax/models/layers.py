@@ -47,7 +47,13 @@ class GroupNorm(nnx.Module):
     """Group normalisation over (H, W, channels / groups). Call: (B, H, W, C) -> (B, H, W, C), in x's dtype."""
 
     def __init__(
-        self, channels: int, groups: int, *, epsilon: float, param_dtype: Any = jnp.float32, rngs: nnx.Rngs | None = None
+        self,
+        channels: int,
+        groups: int,
+        *,
+        epsilon: float,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs | None = None,
     ):
         if channels % groups:
             raise ValueError(f"GroupNorm: channels={channels} is not divisible by groups={groups}")
@@ -72,9 +78,7 @@ class GroupNorm(nnx.Module):
 
 def layer_norm(width: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm with PyTorch's epsilon, 1e-5, as every transformer here has it."""
-    return nnx.LayerNorm(
-        width, epsilon=1e-5, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs
-    )
+    return nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
 
 class ResnetBlock(nnx.Module):
@@ -106,7 +110,7 @@ class ResnetBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, emb: jax.Array | None = None) -> jax.Array:
         h = self.conv1(nnx.silu(self.norm1(x)))
-        if self.time_emb_proj is not None:
+        if self.time_emb_proj is not None and emb is not None:
             h = h + self.time_emb_proj(nnx.silu(emb))[:, None, None, :]
         h = self.conv2(nnx.silu(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))

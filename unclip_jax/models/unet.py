@@ -49,7 +49,9 @@ class UNetConfig:
         levels = len(self.block_out_channels)
         for name in ("attention_levels", "num_heads", "only_cross_attention"):
             if len(getattr(self, name)) != levels:
-                raise ValueError(f"UNetConfig.{name} has {len(getattr(self, name))} entries; want one a level, {levels}")
+                raise ValueError(
+                    f"UNetConfig.{name} has {len(getattr(self, name))} entries; want one a level, {levels}"
+                )
         for level, (channels, heads) in enumerate(zip(self.block_out_channels, self.num_heads, strict=True)):
             attends = self.attention_levels[level] or level == levels - 1
             if (attends and channels % heads) or channels % self.norm_groups:
@@ -116,9 +118,7 @@ class Transformer(nnx.Module):
     `only_cross_attention` both attentions look at the text.
     """
 
-    def __init__(
-        self, dim: int, context_dim: int, heads: int, groups: int, only_cross_attention: bool, **kw: Any
-    ):
+    def __init__(self, dim: int, context_dim: int, heads: int, groups: int, only_cross_attention: bool, **kw: Any):
         self.only_cross_attention = only_cross_attention
         self.norm = GroupNorm(dim, groups, epsilon=1e-6, param_dtype=kw["param_dtype"])
         self.proj_in = nnx.Linear(dim, dim, **kw)
@@ -327,4 +327,4 @@ def _class_embedding(config: UNetConfig, **kw: Any) -> TimestepMLP | nnx.Embed |
 
 
 def _apply(module: nnx.Module, x: jax.Array, condition: Any) -> jax.Array:
-    return module(x, condition)  # type: ignore[operator]
+    return module(x, condition)

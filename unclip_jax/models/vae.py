@@ -143,9 +143,7 @@ class Decoder(nnx.Module):
 class VAE(nnx.Module):
     """The autoencoder. Its latents are unscaled: multiply by `config.scaling_factor` for the UNet."""
 
-    def __init__(
-        self, config: VAEConfig, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: VAEConfig, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.config = config
         self.dtype = dtype
@@ -161,7 +159,7 @@ class VAE(nnx.Module):
         return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
     def decode(self, z: jax.Array) -> jax.Array:
-        """z: unscaled latents (B, h, w, latent_channels) -> pictures (B, f h, f w, 3) float32, about -1..1, unclipped."""
+        """z: unscaled latents (B, h, w, latent_channels) -> pictures (B, f h, f w, 3) float32, about -1..1."""
         return self.decoder(self.post_quant_conv(z.astype(self.dtype))).astype(jnp.float32)
 
 

@@ -1,7 +1,6 @@
 """Checks of a pipeline's arguments. Everything is refused here, by name, before anything is compiled."""
 
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ MAX_NOISE_LEVEL = 1000
 
 def check_integer(name: str, value: Any, low: int, high: int) -> int:
     """An integer in low..high (numpy's too, booleans not)."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not low <= value <= high:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not low <= value <= high:
         raise ValueError(f"{name} is {value!r}; want an integer from {low} to {high}")
     return int(value)
 
@@ -90,11 +89,11 @@ def check_guidance(value: Any, scheduler: str, solver: Solver, batch: int) -> tu
     is one a step.
     """
     steps, calls = solver_steps(solver), solver.calls
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise ValueError(f"guidance_scale is {value!r}; want a finite number")
         on = value != 1 if scheduler.startswith("ldm-") else value > 1
-        return on, np.full((calls, batch), value, np.float32)
+        return bool(on), np.full((calls, batch), value, np.float32)
     if isinstance(value, str | bool) or value is None:
         raise ValueError(f"guidance_scale is {value!r}; want a number, one a step, or one an image")
     count = int(steps[-1]) + 1

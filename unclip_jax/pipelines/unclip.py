@@ -1,7 +1,7 @@
 """Image variations with Stable Diffusion 2.1 unCLIP: pictures and an optional prompt in, variations out.
 
-    pictures -> CLIP embeddings -> noised to a level (and mixed) -> class label --+
-    prompt   -> tokens -> text encoder ---------------------------> text states --+-> denoising loop -> VAE -> images
+pictures -> CLIP embeddings -> noised to a level (and mixed) -> class label --+
+prompt   -> tokens -> text encoder ---------------------------> text states --+-> denoising loop -> VAE -> images
 """
 
 import dataclasses
@@ -177,7 +177,9 @@ class UnCLIPPipeline:
         Raises FileNotFoundError when there is nothing at `source`, ValueError for a file or option that is refused.
         """
         if source is None:
-            raise ValueError("source is None, and no model is bundled yet: give a checkpoint file, a folder or a hub id")
+            raise ValueError(
+                "source is None, and no model is bundled yet: give a checkpoint file, a folder or a hub id"
+            )
         known = ("config", "clip_stats", "preprocess", "variant", "revision", "ema")
         if unknown := overrides.keys() - set(known):
             raise ValueError(f"unknown overrides {', '.join(sorted(unknown))}; accepted: {', '.join(known)}")
@@ -202,9 +204,7 @@ class UnCLIPPipeline:
                     return parameter
 
                 def place(name: str, array: np.ndarray, component: str = component) -> jax.Array:
-                    return jax.device_put(
-                        array, placement.parameter_sharding(mesh, f"{component}.{name}", array.shape)
-                    )
+                    return jax.device_put(array, placement.parameter_sharding(mesh, f"{component}.{name}", array.shape))
 
                 networks[component] = fill(abstract, read, place)
         mean, std = (np.asarray(checkpoint.params[f"image_normalizer.{n}"].read(), np.float32) for n in ("mean", "std"))
@@ -356,7 +356,9 @@ class UnCLIPPipeline:
 
         images, embeds = None, None
         if (a["image"] is None) == (a["image_embeds"] is None):
-            raise ValueError("give one of image and image_embeds, " + ("not both" if a["image"] is not None else "got neither"))
+            raise ValueError(
+                "give one of image and image_embeds, " + ("not both" if a["image"] is not None else "got neither")
+            )
         if a["image"] is not None:
             images = [load_image(i) for i in (a["image"] if isinstance(a["image"], list | tuple) else [a["image"]])]
             if not images:
@@ -390,7 +392,9 @@ class UnCLIPPipeline:
         embeddings = {}
         for key in ("prompt_embeds", "negative_prompt_embeds"):
             value = a[key]
-            embeddings[key] = value if value is None else check.check_array(key, value, (1, *text), (prompt_count, *text))
+            embeddings[key] = (
+                value if value is None else check.check_array(key, value, (1, *text), (prompt_count, *text))
+            )
         prompts = check.check_prompts("prompt", a["prompt"], prompt_count)
         negatives = check.check_prompts("negative_prompt", a["negative_prompt"], prompt_count)
 
@@ -484,8 +488,11 @@ class UnCLIPPipeline:
         count = len(picture)
         labels = self._condition(
             split(np.broadcast_to(embeds, (count, *embeds.shape)) if mixed else embeds[picture][:, None]),
-            split(np.broadcast_to(request.noise_level, (count, request.pictures)) if mixed
-                  else request.noise_level[picture][:, None]),
+            split(
+                np.broadcast_to(request.noise_level, (count, request.pictures))
+                if mixed
+                else request.noise_level[picture][:, None]
+            ),
             None if request.weights is None else jax.device_put(request.weights, everywhere),
             None if request.mix_noise_level is None else split(np.full(count, request.mix_noise_level, np.int32)),
             None if request.image_noise is None else split(request.image_noise[rows]),

@@ -44,9 +44,9 @@ def advance(
     def body(carry: Carry, row: Row) -> tuple[Carry, None]:
         x, state, _ = carry
         out = denoise(x, row)
-        noise = None
-        if solver.stochastic:
-            noise = row["noise"] if "noise" in row else draw(keys, Branch.STEP, x.shape[1:], row["index"])
+        noise = row.get("noise")
+        if solver.stochastic and keys is not None and noise is None:
+            noise = draw(keys, Branch.STEP, x.shape[1:], row["index"])
         x0, _ = to_x0_eps(solver.prediction_type, out, x, row["alpha_cumprod"])
         x, state = solver.step(solver.prediction_type, state, x, out, row, noise)
         return Carry(x, state, x0), None
@@ -71,5 +71,7 @@ def sample(
         solver = make_solver("ddim", PUBLISHED_UNCLIP_SCHEDULER, 20)
         images = sample(lambda x, row: network(x, row["timestep"]), solver, noise, keys=keys)
     """
-    rows = dict(solver.grid) if step_noise is None else {**solver.grid, "noise": step_noise}
+    rows = {name: jnp.asarray(column) for name, column in solver.grid.items()}
+    if step_noise is not None and solver.stochastic:
+        rows["noise"] = step_noise
     return advance(denoise, solver, start(solver, latents), rows, keys).latents
