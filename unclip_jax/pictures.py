@@ -134,7 +134,7 @@ def contact_sheet(
     input_columns = math.ceil(len(inputs) / rows)
 
     margin, gap = max(cell // 8, 12), max(cell // 16, 8)
-    font, heading = (ImageFont.load_default(max(cell // part, 10)) for part in (17, 13))
+    font, heading = (_font(max(cell // part, 10)) for part in (17, 13))
     ascent, descent = font.getmetrics()
     label_height = gap // 2 + ascent + descent
     heading_height = sum(heading.getmetrics()) + gap
@@ -214,7 +214,13 @@ def _fit(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _elide(text: str, font: Any, width: int) -> str:
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow's promise where a size is asked for
+    return font
+
+
+def _elide(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """As much of a text, on one line, as fits into `width` pixels.
 
     Pillow's own font has little more than ASCII: accents are dropped, other letters become question marks.

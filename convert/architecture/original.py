@@ -349,7 +349,7 @@ class _Reader:
         )
 
     def tower(self, params: dict[str, Any], where: str, which: str) -> tuple[dict[str, Any], bool]:
-        """One tower of an open_clip description (`model_cfg` inline, or a known `arch`), and whether it is QuickGELU."""
+        """One tower of an open_clip description (`model_cfg` inline, or a known `arch`); whether it is QuickGELU."""
         arch, inline = params.pop("arch", "ViT-H-14"), params.pop("model_cfg", None)
         if inline is None and arch not in ARCHITECTURES:
             self.fail(

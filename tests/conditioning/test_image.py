@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import re
 import struct
 import zlib
 
@@ -121,9 +122,8 @@ def test_smallest_pictures():
     ],
 )
 def test_preprocess_refuses(shape, dialect, message):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(message)):
         preprocess(np.zeros(shape, np.uint8), dialect)
-    assert str(error.value) == message
 
 
 def test_preprocess_refuses_floats_and_sizes():
@@ -347,7 +347,7 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path):
         (np.full((4, 4, 3), np.inf), "NaN or infinite"),
         (np.full((4, 4, 3), -0.01), "from -0.01 to -0.01; want floats from 0 to 1"),
         (np.linspace(0, 255, 48).reshape(4, 4, 3), "from 0 to 255; want floats from 0 to 1"),
-        (np.zeros((4, 4, 3), np.int64), "dtype int64; want uint8, or floats from 0 to 1"),
+        (np.zeros((4, 4, 3), np.int64), "dtype int64; want uint8, or float16, float32 or float64 from 0 to 1"),
         (np.zeros((4, 4, 3), bool), "dtype bool"),
         (np.zeros((4, 4, 3), np.uint16), "dtype uint16"),
         (np.zeros((4, 4, 3), complex), "dtype complex128"),
@@ -437,7 +437,9 @@ def test_broken_files_load_or_are_refused_in_one_line(tmp_path, format, cut, fli
         data[int(where * (len(data) - 1))] = value
     path = tmp_path / "broken"
     path.write_bytes(data[: max(int(cut * 2 * len(data)), 1)])
+    message = ""
     try:
         assert load_image(path).ndim == 3
     except ValueError as error:
-        assert "\n" not in str(error)
+        message = str(error)
+    assert "\n" not in message

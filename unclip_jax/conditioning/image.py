@@ -85,21 +85,17 @@ def _from_file(path: str) -> NDArray[np.uint8]:
     name = f"image {path!r}"
     Image.init()  # all of Pillow's formats, so that some can be left out
     try:
-        with Image.open(path, formats=[format for format in Image.ID if format not in REFUSED_FORMATS]) as picture:
-            return _from_picture(picture, name)
+        picture = Image.open(path, formats=[format for format in Image.ID if format not in REFUSED_FORMATS])
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: no such file") from None
     except IsADirectoryError:
         raise ValueError(f"{name}: a folder; want a picture file") from None
     except Image.UnidentifiedImageError:
         raise ValueError(f"{name}: not a picture in a format that is read here, such as PNG, JPEG or WebP") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name}: {_line(error)}") from error
-    except Exception as error:
-        # On broken files Pillow's decoders raise whatever they stumble over.
-        if str(error).startswith(name):
-            raise
+    except Exception as error:  # on broken files Pillow raises whatever it stumbles over
         raise ValueError(f"{name}: cannot be read: {_line(error)}") from error
+    with picture:
+        return _from_picture(picture, name)
 
 
 def _from_picture(picture: Image.Image, name: str) -> NDArray[np.uint8]:
@@ -123,8 +119,8 @@ def _from_picture(picture: Image.Image, name: str) -> NDArray[np.uint8]:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         return np.array(picture.convert("RGB"))
-    except ValueError as error:
-        raise ValueError(f"{name} has colour mode {picture.mode}, which has no way to RGB: {_line(error)}") from error
+    except Exception as error:
+        raise ValueError(f"{name} has colour mode {picture.mode} without a way to RGB: {_line(error)}") from error
 
 
 def _gray_8_bit(picture: Image.Image, name: str) -> NDArray[np.uint8]:
@@ -149,7 +145,7 @@ def _from_array(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
             raise ValueError(f"{name} has values from {array.min():.5g} to {array.max():.5g}; want floats from 0 to 1")
         array = np.rint(array.astype(np.float64) * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
-        raise ValueError(f"{name} has dtype {array.dtype}; want uint8, or floats from 0 to 1")
+        raise ValueError(f"{name} has dtype {array.dtype}; want uint8, or float16, float32 or float64 from 0 to 1")
     if array.shape[2] == 4:
         return _from_picture(Image.fromarray(np.ascontiguousarray(array), "RGBA"), name)
     return np.array(np.broadcast_to(array, (*array.shape[:2], 3)))
@@ -175,14 +171,14 @@ def _squashed(image: NDArray[np.uint8], dialect: Dialect, size: int) -> NDArray[
         raise ValueError(f"image is {width}x{height} pixels; want sides of at least 64 (preprocess {dialect!r})")
     height, width = height - height % 64, width - width % 64
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
-    x = 2 * (np.asarray(resized, np.float32) / 255) - 1
+    x = np.asarray(resized, np.float32) / 255 * 2 - 1
     reduced = max(height, width) > size
     rows, columns = (
         _resampling_matrix(length, size, _blur_kernel(length / size, dialect) if reduced else np.ones(1))
         for length in (height, width)
     )
     x = (rows @ x.reshape(height, width * 3)).reshape(size, width, 3)
-    return (columns @ x + 1) / 2
+    return np.asarray((columns @ x + 1) / 2, np.float32)
 
 
 def _blur_kernel(factor: float, dialect: Dialect) -> NDArray[np.float64]:

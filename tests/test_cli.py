@@ -1,0 +1,174 @@
+"""unclip-jax and python -m convert as a user runs them: exit status, one line for what is refused, what is written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convert.__main__ import main as convert
+from convert.random import write_random_checkpoint
+from unclip_jax import cli
+from unclip_jax.pictures import read_recipe
+
+PHOTO = Path(__file__).parents[1] / "docs" / "images" / "coffee.jpg"
+
+
+@pytest.fixture(scope="session")
+def random_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_random_checkpoint(tmp_path_factory.mktemp("random") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def converted(random_file: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file, config = random_file
+    destination = tmp_path_factory.mktemp("converted") / "model"
+    assert convert([str(file), str(destination), "--config", str(config)]) == 0
+    return destination
+
+
+@pytest.fixture(autouse=True)
+def quiet_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    import warnings
+
+    # main() replaces it; the change must not outlive the test.
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+
+def variations(*arguments: object) -> int:
+    small = ("--height", 64, "--width", 64, "--steps", 2, "--devices", 1)
+    return cli.main(["variations", *map(str, (*arguments, *small))])
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    error = capsys.readouterr().err.strip()
+    assert error.count("\n") == 0, error
+    assert "Traceback" not in error
+    return error
+
+
+def test_variations_writes_pictures_with_recipes(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "out"
+    arguments = (PHOTO, "--model", converted, "--num-images", 2, "--seed", 7, "--prompt", "a cat", "--out", out)
+    assert variations(*arguments) == 0
+    names = sorted(p.name for p in out.iterdir())
+    assert names == ["0001-000.png", "0001-001.png", "0001-sheet.png"]
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
+    first, second = (np.asarray(Image.open(out / name)) for name in names[:2])
+    assert first.shape == (64, 64, 3)
+    assert first.std() > 1
+    assert (first != second).any()
+    recipe = read_recipe(out / names[1])
+    assert recipe["seed"] == 7
+    assert recipe["index"] == 1
+    assert recipe["prompt"] == "a cat"
+    assert recipe["scheduler"] == "ldm-ddim"
+    assert recipe["images"][0]["name"] == PHOTO.name
+    # A second run never overwrites, and the same seed makes the same picture.
+    assert variations(*arguments) == 0
+    assert np.array_equal(np.asarray(Image.open(out / "0002-001.png")), second)
+
+
+def test_variations_mixes_pictures(converted: Path, tmp_path: Path):
+    other = tmp_path / "other.png"
+    Image.new("RGB", (80, 96), (10, 200, 90)).save(other)
+    mix = ("--weights", 1.5, -0.5, "--noise-level", 10, 20, "--mix-noise-level", 50)
+    assert variations(PHOTO, other, "--model", converted, *mix, "--out", tmp_path / "out") == 0
+    recipe = read_recipe(tmp_path / "out" / "0001-000.png")
+    assert recipe["image_weights"] == [1.5, -0.5]
+    assert recipe["noise_level"] == [10, 20]
+    assert len(recipe["images"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.png"], "missing.png"),
+        ([__file__], "image"),
+        ([PHOTO, "--scheduler", "dim"], "did you mean"),
+        ([PHOTO, "--noise-level", "1001"], "noise_level"),
+        ([PHOTO, "--noise-level", "1", "2"], "noise_level"),
+        ([PHOTO, "--weights", "0"], "image_weights"),
+        ([PHOTO, "--eta", "2"], "eta"),
+        ([PHOTO, "--seed", "-1"], "seed"),
+        ([PHOTO, "--num-images", "0"], "num_images_per_prompt"),
+        ([PHOTO, "--dtype", "int8"], "dtype"),
+        ([PHOTO, "--preprocess", "mine"], "preprocess"),
+    ],
+)
+def test_bad_usage_is_status_2_and_one_line(
+    arguments: list[object], message: str, converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert variations(*arguments, "--model", converted, "--out", tmp_path / "out") == 2
+    assert message in one_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_model_and_too_many_devices(converted: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["variations", str(PHOTO), "--model", "no/such/thing.safetensors"]) == 2
+    assert "no/such/thing.safetensors" in one_line(capsys)
+    assert cli.main(["variations", str(PHOTO), "--model", str(converted), "--devices", "99"]) == 2
+    assert "99" in one_line(capsys)
+
+
+def test_info(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["info", "--json"]) == 0
+    assert "jax" in json.loads(capsys.readouterr().out)["versions"]
+    assert cli.main(["info", str(converted), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["checkpoint"]
+    assert set(facts["parts"]) == {"unet", "vae", "text_encoder", "image_encoder", "image_normalizer"}
+    assert facts["config"]["scheduler"] == "ldm-ddim"
+    assert cli.main(["info", str(converted)]) == 0
+    assert "image_encoder" in capsys.readouterr().out
+    assert variations(PHOTO, "--model", converted, "--out", tmp_path) == 0
+    capsys.readouterr()
+    assert cli.main(["info", str(tmp_path / "0001-000.png"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"]["num_inference_steps"] == 2
+    assert cli.main(["info", str(PHOTO)]) == 2
+    assert PHOTO.name in one_line(capsys)
+
+
+def test_convert(random_file: tuple[Path, Path], converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file, config = random_file
+    assert {p.name for p in converted.iterdir()} >= {"config.json", "tokenizer.json", "provenance.json"}
+    provenance = json.loads((converted / "provenance.json").read_text())
+    digest = next(h for name, h in provenance["sha256"].items() if name.endswith(file.name))
+    assert provenance["source"] == file.name
+    assert convert([str(file), "--check", "--config", str(config)]) == 0
+    assert "complete" in capsys.readouterr().out
+    half = tmp_path / "half"
+    assert convert([str(file), str(half), "--config", str(config), "--dtype", "bfloat16", "--sha256", digest]) == 0
+    assert sum(p.stat().st_size for p in half.iterdir()) < 0.6 * sum(p.stat().st_size for p in converted.iterdir())
+    assert convert([str(converted), "--check"]) == 0
+
+
+def test_convert_refuses(random_file: tuple[Path, Path], converted: Path, tmp_path: Path, capsys):
+    file, config = random_file
+    capsys.readouterr()
+    cases = [
+        ([str(file), str(converted), "--config", str(config)], "exists"),
+        ([str(file), str(tmp_path / "a")], "--config"),
+        ([str(file), str(tmp_path / "b"), "--config", str(config), "--sha256", "00"], "SHA-256"),
+        ([str(tmp_path / "none.ckpt"), str(tmp_path / "c")], "none.ckpt"),
+        ([str(file)], "--check"),
+        ([str(config), str(tmp_path / "d")], config.name),
+    ]
+    for arguments, message in cases:
+        assert convert(arguments) == 2, arguments
+        assert message in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_answers_without_jax():
+    code = (
+        "import sys\n"
+        "from unclip_jax.cli import parser\n"
+        "import convert.__main__ as convert\n"
+        "parser().format_help(), convert.parser().format_help()\n"
+        "sys.exit('jax' in sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
