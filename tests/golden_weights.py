@@ -42,7 +42,7 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def write_model(name: str, path: Path) -> Path:
-    """Writes the weights of a reduced model of tests/golden/models as a `.safetensors` file in the original's layout."""
+    """Writes the weights of a reduced model (tests/golden/models) as a `.safetensors` file in the original's layout."""
     tensors = inventory(GOLDEN / "models" / name / "keys.tsv.gz")
     arrays = {key: weight(key, info.shape) for key, info in tensors.items() if not _computed(key)}
     save_file({key: np.asarray(array) for key, array in arrays.items()}, path)

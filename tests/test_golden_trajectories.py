@@ -57,11 +57,11 @@ def test_embeddings_of_pictures(golden_pipeline):
     for name, case in CASES.items():
         got = golden_pipeline(case["model"]).encode_images([RECORDED[picture] for picture in case["pictures"]])
         want = RECORDED[f"{name}_image_embeds"]
-        assert np.linalg.norm(got - want) < 1e-5 * np.linalg.norm(want)  # 1e-6
+        assert np.linalg.norm(got - want) < 1e-5 * np.linalg.norm(want)  # 5e-7
 
 
 @pytest.mark.parametrize("name", ["unclip_h_ddim_defaults", "unclip_h_mix"])
 def test_pictures(golden_pipeline, name):
     got = golden_pipeline(CASES[name]["model"])(**arguments(name), **from_pictures(name), output_type="np").images
     want = np.clip(RECORDED[f"{name}_decoded"] / 2 + 0.5, 0, 1)
-    np.testing.assert_allclose(got, want, rtol=0, atol=5e-4)  # 1e-5
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-4)  # 7e-6

@@ -53,7 +53,7 @@ def test_colour_modes_are_bit_equal(mode, height, width, seed):
         image = Image.fromarray(noise(height, width, seed=seed)).convert("P").convert(mode)
         image.info["transparency"] = seed
     else:
-        image = Image.fromarray(noise(height, width, 4, seed), "RGBA").convert(mode)
+        image = Image.fromarray(noise(height, width, 4, seed)).convert(mode)
     ours = preprocess(load_image(image), "diffusers", 64)
     np.testing.assert_array_equal(ours, transformers_pixels(image, 64))
 

@@ -147,7 +147,7 @@ def _from_array(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
     elif array.dtype != np.uint8:
         raise ValueError(f"{name} has dtype {array.dtype}; want uint8, or float16, float32 or float64 from 0 to 1")
     if array.shape[2] == 4:
-        return _from_picture(Image.fromarray(np.ascontiguousarray(array), "RGBA"), name)
+        return _from_picture(Image.fromarray(np.ascontiguousarray(array)), name)
     return np.array(np.broadcast_to(array, (*array.shape[:2], 3)))
 
 

@@ -197,7 +197,10 @@ def _bpe(vocabulary: Any, merges: list[Any], unknown: str | None, source: str) -
 def _complete(tokenizer: tokenizers.Tokenizer, added: list[AddedToken], start: str, end: str, pad: str) -> str:
     """Adds what follows the vocabulary: added tokens, start and end, padding, decoding. Returns the whole as text."""
     tokenizer.add_tokens(added)
-    start_id, end_id, pad_id = (tokenizer.token_to_id(token) for token in (start, end, pad))
+    vocabulary = tokenizer.get_vocab()
+    if missing := [token for token in (start, end, pad) if token not in vocabulary]:
+        raise ValueError(f"tokenizer: {', '.join(map(repr, missing))} is not in the vocabulary")
+    start_id, end_id, pad_id = (vocabulary[token] for token in (start, end, pad))
     tokenizer.post_processor = processors.RobertaProcessing((end, end_id), (start, start_id), False, False)
     tokenizer.enable_padding(pad_id=pad_id, pad_token=pad)
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
@@ -250,3 +253,65 @@ def _read_special_tokens(folder: Path) -> tuple[dict[str, str], list[AddedToken]
     more = [*named.values(), *(_added_token(value, f"{config}: extra_special_tokens", special=True) for value in extra)]
     known = {token.content for token in added}
     return {name: token.content for name, token in named.items()}, added + [t for t in more if t.content not in known]
+
+
+def _read_listed(settings: dict[str, Any], config: Path) -> list[AddedToken]:
+    """The tokens of `added_tokens_decoder`, by id."""
+    listed = settings["added_tokens_decoder"]
+    if not isinstance(listed, dict) or not all(key.isdecimal() for key in listed):
+        raise ValueError(f"{config}: added_tokens_decoder must map ids to tokens")
+    where = f"{config}: added_tokens_decoder"
+    return [_added_token(listed[key], where, special=False) for key in sorted(listed, key=int)]
+
+
+def _read_unlisted(folder: Path, named: set[str]) -> list[AddedToken]:
+    """The tokens that added_tokens.json (token: id) and tokenizer.json (a list) add, by id, without the named ones."""
+    tokens: dict[str, tuple[int, AddedToken]] = {}
+    plain, whole = folder / "added_tokens.json", folder / "tokenizer.json"
+    if plain.exists():
+        for content, index in _read_object(plain).items():
+            if not isinstance(index, int):
+                raise ValueError(f"{plain}: {content!r} has the id {index!r}; expected an integer")
+            tokens[content] = (index, _added_token(content, str(plain), special=False))
+    if whole.exists():
+        for entry in _read_object(whole).get("added_tokens") or []:
+            token = _added_token(entry, f"{whole}: added_tokens", special=False)
+            if not isinstance(entry, dict) or not isinstance(entry.get("id"), int):
+                raise ValueError(f"{whole}: added_tokens: {token.content!r} has no integer id")
+            tokens[token.content] = (entry["id"], token)
+    ordered = sorted(tokens.values(), key=lambda entry: entry[0])
+    return [token for _, token in ordered if token.content not in named]
+
+
+def _added_token(value: Any, where: str, *, special: bool) -> AddedToken:
+    """A token given as its text, or as an object of text and flags. special: unless the flags say otherwise."""
+    if isinstance(value, str) and value:
+        return AddedToken(value, special=special, normalized=not special)
+    if not isinstance(value, dict) or not isinstance(value.get("content"), str) or not value["content"]:
+        raise ValueError(f"{where}: expected a token, got {value!r}")
+    flags = {name: value[name] for name in TOKEN_FLAGS if name in value}
+    if not all(isinstance(flag, bool) for flag in flags.values()):
+        raise ValueError(f"{where}: {value['content']!r} has flags that are not true or false")
+    return AddedToken(value["content"], **{"special": special, **flags})
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(_read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {_line(error)}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """An error's message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
