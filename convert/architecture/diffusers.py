@@ -89,7 +89,7 @@ def from_folder(folder: Path) -> CheckpointConfig:
     """The architecture a diffusers folder describes. Raises CheckpointError in one line, naming file and key."""
     index = read_json(folder / "model_index.json")
     pipeline = index.get("_class_name")
-    if pipeline not in PIPELINES:
+    if not isinstance(pipeline, str) or pipeline not in PIPELINES:
         raise CheckpointError(f"model_index.json: _class_name is {pipeline!r}; accepted: {', '.join(PIPELINES)}")
     for component in PIPELINES[pipeline]:
         entry = index.get(component)
@@ -141,8 +141,18 @@ class _Config:
     def fail(self, message: str) -> NoReturn:
         raise CheckpointError(f"{self.where}: {message}")
 
+    def build(self, cls: Any, **values: Any) -> Any:
+        """cls(**values), whose own refusals then name the file."""
+        try:
+            return cls(**values)
+        except ValueError as error:
+            self.fail(str(error))
+
     def integer(self, key: str, default: int) -> int:
-        value = self.data.get(key, default)
+        return self.size(key, self.data.get(key, default))
+
+    def size(self, key: str, value: Any) -> int:
+        """`value`, which stands somewhere under `key`, as a positive integer."""
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 20:
             self.fail(f"{key} is {value!r}; want an integer between 1 and {1 << 20}")
         return value
@@ -171,20 +181,34 @@ class _Config:
             if value not in accepted:
                 self.fail(f"{key} is {value!r}, which these networks do not have; accepted: {accepted[0]!r}")
 
-    def per_level(self, key: str, value: Any, levels: int) -> tuple[Any, ...]:
+    def per_level(self, key: str, default: Any, levels: int) -> tuple[Any, ...]:
+        """A value for each level; one that is no list stands for all."""
+        value = self.data.get(key, default)
         values = tuple(value) if isinstance(value, list | tuple) else (value,) * levels
         if len(values) != levels:
             self.fail(f"{key} is {value!r}; want one value a level, {levels}")
         return values
+
+    def sizes(self, key: str, default: int, levels: int) -> tuple[int, ...]:
+        return tuple(self.size(key, value) for value in self.per_level(key, default, levels))
+
+    def same_size(self, key: str, default: int, levels: int) -> int:
+        """A positive integer, alone or repeated for each level."""
+        sizes = self.sizes(key, default, levels)
+        if len(set(sizes)) != 1:
+            self.fail(f"{key} is {self.data[key]!r}; want the same in every level")
+        return sizes[0]
 
 
 def _unet(c: _Config) -> UNetConfig:
     channels = c.sequence("block_out_channels", (320, 640, 1280, 1280), int)
     levels = len(channels)
     c.expect(UNET_FIXED)
-    for key in ("transformer_layers_per_block",):
-        if set(c.per_level(key, c.data.get(key, 1), levels)) != {1}:
-            c.fail(f"{key} is {c.data[key]!r}; these networks have one transformer layer a block")
+    if c.same_size("transformer_layers_per_block", 1, levels) != 1:
+        c.fail(
+            f"transformer_layers_per_block is {c.data['transformer_layers_per_block']!r}; "
+            "these networks have one transformer layer a block"
+        )
     down = c.sequence("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), str)
     up = c.sequence("up_block_types", ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, str)
     attention = tuple(DOWN.get(name) for name in down)
@@ -193,13 +217,11 @@ def _unet(c: _Config) -> UNetConfig:
             f"down_block_types {list(down)} and up_block_types {list(up)}: accepted are {levels} each, mirrored, of "
             f"{', '.join([*DOWN, *UP])}"
         )
-    layers = c.data.get("layers_per_block", 2)
-    if len(set(map(str, c.per_level("layers_per_block", layers, levels)))) != 1:
-        c.fail(f"layers_per_block is {layers!r}; want the same in every level")
     # attention_head_dim is a misnomer of diffusers: it is the number of heads.
-    heads = c.data.get("num_attention_heads") or c.data.get("attention_head_dim", 8)
-    only_cross = c.data.get("only_cross_attention", False)
-    cross = c.data.get("cross_attention_dim", 1280)
+    heads = "attention_head_dim" if c.data.get("num_attention_heads") is None else "num_attention_heads"
+    only_cross = c.per_level("only_cross_attention", False, levels)
+    if not all(isinstance(value, bool) for value in only_cross):
+        c.fail(f"only_cross_attention is {c.data['only_cross_attention']!r}; want true or false")
     kind = c.data.get("class_embed_type")
     embedding: Any = None
     size = None
@@ -210,25 +232,23 @@ def _unet(c: _Config) -> UNetConfig:
     elif kind is not None:
         c.fail(f"class_embed_type is {kind!r}; accepted: 'projection', null")
     sample = c.data.get("sample_size")
-    if isinstance(sample, list) and len(set(sample)) == 1:
+    if isinstance(sample, list) and len(sample) == 2 and sample[0] == sample[1]:
         sample = sample[0]
-    try:
-        return UNetConfig(
-            in_channels=c.integer("in_channels", 4),
-            out_channels=c.integer("out_channels", 4),
-            block_out_channels=channels,
-            layers_per_block=layers if isinstance(layers, int) else layers[0],
-            attention_levels=tuple(map(bool, attention)),
-            num_heads=c.per_level("attention_head_dim", heads, levels),
-            cross_attention_dim=c.per_level("cross_attention_dim", cross, levels)[0],
-            only_cross_attention=tuple(map(bool, c.per_level("only_cross_attention", only_cross, levels))),
-            class_embedding=embedding,
-            class_embedding_size=size,
-            norm_groups=c.integer("norm_num_groups", 32),
-            sample_size=64 if sample is None else c.integer("sample_size", 64),
-        )
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        c.fail(str(error))
+    return c.build(
+        UNetConfig,
+        in_channels=c.integer("in_channels", 4),
+        out_channels=c.integer("out_channels", 4),
+        block_out_channels=channels,
+        layers_per_block=c.same_size("layers_per_block", 2, levels),
+        attention_levels=tuple(map(bool, attention)),
+        num_heads=c.sizes(heads, 8, levels),
+        cross_attention_dim=c.same_size("cross_attention_dim", 1280, levels),
+        only_cross_attention=only_cross,
+        class_embedding=embedding,
+        class_embedding_size=size,
+        norm_groups=c.integer("norm_num_groups", 32),
+        sample_size=64 if sample is None else c.size("sample_size", sample),
+    )
 
 
 def _vae(c: _Config) -> VAEConfig:
@@ -249,7 +269,8 @@ def _vae(c: _Config) -> VAEConfig:
             c.fail(f"{key} is {c.data.get(key)!r}; want {len(channels)} times {kind!r}")
     channels_in = c.integer("in_channels", 3)
     c.expect({"out_channels": (channels_in,)})
-    return VAEConfig(
+    return c.build(
+        VAEConfig,
         in_channels=channels_in,
         latent_channels=c.integer("latent_channels", 4),
         block_out_channels=channels,
@@ -264,7 +285,8 @@ ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu"}
 
 def _text(c: _Config) -> TextConfig:
     c.expect({"layer_norm_eps": (1e-5,), "use_attention_mask": (None, False)})
-    return TextConfig(
+    return c.build(
+        TextConfig,
         vocab_size=c.integer("vocab_size", 49408),
         context_length=c.integer("max_position_embeddings", 77),
         width=c.integer("hidden_size", 512),
@@ -277,7 +299,8 @@ def _text(c: _Config) -> TextConfig:
 
 def _vision(c: _Config) -> VisionConfig:
     c.expect({"layer_norm_eps": (1e-5,), "num_channels": (3,)})
-    return VisionConfig(
+    return c.build(
+        VisionConfig,
         image_size=c.integer("image_size", 224),
         patch_size=c.integer("patch_size", 32),
         width=c.integer("hidden_size", 768),
@@ -291,15 +314,12 @@ def _vision(c: _Config) -> VisionConfig:
 
 def _noising(c: _Config) -> NoiseSchedule:
     c.expect({"num_train_timesteps": (1000,), "trained_betas": (None,), "rescale_betas_zero_snr": (False,)})
-    schedule = c.data.get("beta_schedule", "linear")
-    try:
-        return NoiseSchedule(
-            beta_schedule=schedule,
-            beta_start=c.number("beta_start", 1e-4),
-            beta_end=c.number("beta_end", 2e-2),
-        )
-    except ValueError as error:
-        c.fail(str(error))
+    return c.build(
+        NoiseSchedule,
+        beta_schedule=c.data.get("beta_schedule", "linear"),
+        beta_start=c.number("beta_start", 1e-4),
+        beta_end=c.number("beta_end", 2e-2),
+    )
 
 
 def _preprocessing(c: _Config, image_size: int) -> None:

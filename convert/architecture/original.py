@@ -18,6 +18,7 @@ from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.sampling.schedule import NoiseSchedule
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER
 
 # Targets by the part of the model they may stand for. Names only: nothing is imported.
@@ -141,7 +142,7 @@ class _Reader:
             self.fail(f"{where}.timesteps is {params['timesteps']!r}; want 1000")
         parameterization = params.get("parameterization", "eps")
         predictions = {"eps": "epsilon", "v": "v_prediction"}
-        if parameterization not in predictions:
+        if not isinstance(parameterization, str) or parameterization not in predictions:
             self.fail(f"{where}.parameterization is {parameterization!r}; accepted: 'eps', 'v'")
         unet = self.unet(params.get("unet_config"), self.take(params, where, "image_size", int, 64))
         vae = self.vae(params.get("first_stage_config"), self.take(params, where, "scale_factor", float, 1.0))
@@ -155,6 +156,10 @@ class _Reader:
                 self.fail(
                     f"unet_config: adm_in_channels is {unet.class_embedding_size}; the image embedder gives {want}"
                 )
+        start = self.take(params, where, "linear_start", float, 1e-4)
+        end = self.take(params, where, "linear_end", float, 2e-2)
+        # What the original calls "linear" is linear in the square root of beta. Built here for its checks alone.
+        self.build(NoiseSchedule, where, beta_start=start, beta_end=end, beta_schedule="scaled_linear")
         if text.width != unet.cross_attention_dim:
             self.fail(f"unet_config: context_dim is {unet.cross_attention_dim}; the text tower's width is {text.width}")
         return CheckpointConfig(
@@ -166,8 +171,8 @@ class _Reader:
             scheduler="ldm-ddim",
             scheduler_config={
                 **PUBLISHED_UNCLIP_SCHEDULER,
-                "beta_start": self.take(params, where, "linear_start", float, 1e-4),
-                "beta_end": self.take(params, where, "linear_end", float, 2e-2),
+                "beta_start": start,
+                "beta_end": end,
                 "prediction_type": predictions[parameterization],
             },
             image_noising=COSINE if vision else None,
@@ -331,7 +336,7 @@ class _Reader:
         except (KeyError, ValueError, IndexError) as error:
             self.fail(f"{where}: the checkpoint holds no OpenAI image encoder under {visual}: {error}")
         layers = {name.split(".")[5] for name in self.tensors if name.startswith(f"{visual}.transformer.resblocks.")}
-        if width % 64 or math.isqrt(tokens - 1) ** 2 != tokens - 1:
+        if width % 64 or tokens < 2 or math.isqrt(tokens - 1) ** 2 != tokens - 1:
             self.fail(
                 f"{where}: {visual} has width {width} and {tokens} positions; want a multiple of 64, a square + 1"
             )

@@ -1,4 +1,4 @@
-"""Prompts to token ids: CLIP's byte-pair encoding in the two dialects that Stable Diffusion 2 checkpoints are used with.
+"""Prompts to token ids: CLIP's byte-pair encoding in the two dialects that Stable Diffusion 2 is used with.
 
 Everything that distinguishes one vocabulary from another (tokens, merges, special tokens, padding) is data in one text
 in the format of the `tokenizers` library, the `tokenizer.json` that a converted checkpoint carries.
@@ -87,6 +87,11 @@ class Tokenizer:
         """
         return cls(text, dialect, context_length)
 
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the highest id: as many rows the text encoder's embedding must have at least."""
+        return max(self._tokenizer.get_vocab().values()) + 1
+
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
         """prompts: B strings, each of any length. Returns ids, (B, context_length) int32.
 
@@ -161,10 +166,10 @@ def open_clip_tokenizer_json(merges: Sequence[tuple[str, str]]) -> str:
 def tokenizer_json_from_folder(folder: Path) -> str:
     """The tokenizer.json of a folder that transformers' CLIPTokenizer can open, for dialect transformers.
 
-    Reads tokenizer.json or, where there is none, vocab.json and merges.txt; and the special tokens as transformers 5
-    does: from tokenizer_config.json alone when that lists `added_tokens_decoder`, otherwise with special_tokens_map.json
-    taking precedence and the tokens of added_tokens.json and tokenizer.json added. Raises FileNotFoundError when there
-    is no vocabulary, ValueError naming the file when one is broken or asks for what is not supported.
+    Reads tokenizer.json or, where there is none, vocab.json and merges.txt. Special tokens follow transformers 5: they
+    are those of tokenizer_config.json when that lists `added_tokens_decoder`; otherwise special_tokens_map.json takes
+    precedence and the tokens of added_tokens.json and tokenizer.json are added. Raises FileNotFoundError when there is
+    no vocabulary, ValueError naming the file when one is broken or asks for what is not supported.
     """
     folder = Path(folder)
     vocabulary, merges, source = _read_vocabulary(folder)
@@ -231,7 +236,7 @@ def _read_vocabulary(folder: Path) -> tuple[Any, list[Any], str]:
 
 
 def _read_special_tokens(folder: Path) -> tuple[dict[str, str], list[AddedToken]]:
-    """What the tokens named in NAMED_TOKENS are, and all tokens to add to the vocabulary, in that order."""
+    """The text of each token of NAMED_TOKENS that there is, and all tokens to register, in transformers' order."""
     config, overrides = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
     settings = _read_object(config) if config.exists() else {}
     for name, supported in SETTINGS.items():
@@ -239,70 +244,53 @@ def _read_special_tokens(folder: Path) -> tuple[dict[str, str], list[AddedToken]
             raise ValueError(f"{config}: {name} is {settings[name]!r}; only {supported!r} is supported")
     listed = "added_tokens_decoder" in settings
     overriding = _read_object(overrides) if overrides.exists() and not listed else {}
-    source = {**dict.fromkeys(settings, config), **dict.fromkeys(overriding, overrides)}
-    settings |= overriding
 
     named = {}
     for name, default in NAMED_TOKENS.items():
-        value = settings.get(name, default)
+        path = overrides if name in overriding else config
+        value = overriding.get(name, settings.get(name, default))
         if value is not None or default is not None:
-            named[name] = _added_token(value, f"{source.get(name)}: {name}", special=True)
-    added = _read_listed(settings, config) if listed else _read_unlisted(folder, {t.content for t in named.values()})
-    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
-    extra = extra.values() if isinstance(extra, dict) else extra
-    more = [*named.values(), *(_added_token(value, f"{config}: extra_special_tokens", special=True) for value in extra)]
+            named[name] = _added_token(value, f"{path}: {name}", special=True)
+    if listed:
+        entries = settings["added_tokens_decoder"]
+        if not isinstance(entries, dict) or not all(map(str.isdecimal, entries)):
+            raise ValueError(f"{config}: added_tokens_decoder: expected tokens by id")
+        added = [_added_token(entries[i], f"{config}: added_tokens_decoder") for i in sorted(entries, key=int)]
+    else:
+        added = _read_unlisted_tokens(folder, {token.content for token in named.values()})
+
+    extra = []
+    for path, values in (config, settings), (overrides, overriding):
+        given = values.get("extra_special_tokens") or values.get("additional_special_tokens") or []
+        entries = given.values() if isinstance(given, dict) else given if isinstance(given, list) else [given]
+        extra += [_added_token(value, f"{path}: additional_special_tokens", special=True) for value in entries]
     known = {token.content for token in added}
-    return {name: token.content for name, token in named.items()}, added + [t for t in more if t.content not in known]
+    tokens = added + [token for token in (*named.values(), *extra) if token.content not in known]
+    return {name: token.content for name, token in named.items()}, tokens
 
 
-def _read_listed(settings: dict[str, Any], config: Path) -> list[AddedToken]:
-    """The tokens of `added_tokens_decoder`, by id."""
-    listed = settings["added_tokens_decoder"]
-    if not isinstance(listed, dict) or not all(key.isdecimal() for key in listed):
-        raise ValueError(f"{config}: added_tokens_decoder must map ids to tokens")
-    where = f"{config}: added_tokens_decoder"
-    return [_added_token(listed[key], where, special=False) for key in sorted(listed, key=int)]
+def _read_unlisted_tokens(folder: Path, special: set[str]) -> list[AddedToken]:
+    """The tokens of added_tokens.json and of tokenizer.json by ascending id, where tokenizer_config.json lists none."""
+    small, whole = folder / "added_tokens.json", folder / "tokenizer.json"
+    ids = _read_object(small) if small.exists() else {}
+    entries = _read_object(whole).get("added_tokens") or [] if whole.exists() else []
+    if not all(isinstance(index, int) for index in ids.values()):
+        raise ValueError(f"{small}: expected ids by token")
+    if not (isinstance(entries, list) and all(isinstance(e, dict) and isinstance(e.get("id"), int) for e in entries)):
+        raise ValueError(f"{whole}: added_tokens: expected a list of tokens with their ids")
+    tokens = {index: AddedToken(content, special=content in special) for content, index in ids.items()}
+    tokens |= {entry["id"]: _added_token(entry, f"{whole}: added_tokens") for entry in entries}
+    return [tokens[index] for index in sorted(tokens)]
 
 
-def _read_unlisted(folder: Path, named: set[str]) -> list[AddedToken]:
-    """The tokens that added_tokens.json (token: id) and tokenizer.json (a list) add, by id, without the named ones."""
-    tokens: dict[str, tuple[int, AddedToken]] = {}
-    plain, whole = folder / "added_tokens.json", folder / "tokenizer.json"
-    if plain.exists():
-        for content, index in _read_object(plain).items():
-            if not isinstance(index, int):
-                raise ValueError(f"{plain}: {content!r} has the id {index!r}; expected an integer")
-            tokens[content] = (index, _added_token(content, str(plain), special=False))
-    if whole.exists():
-        for entry in _read_object(whole).get("added_tokens") or []:
-            token = _added_token(entry, f"{whole}: added_tokens", special=False)
-            if not isinstance(entry, dict) or not isinstance(entry.get("id"), int):
-                raise ValueError(f"{whole}: added_tokens: {token.content!r} has no integer id")
-            tokens[token.content] = (entry["id"], token)
-    ordered = sorted(tokens.values(), key=lambda entry: entry[0])
-    return [token for _, token in ordered if token.content not in named]
-
-
-def _added_token(value: Any, where: str, *, special: bool) -> AddedToken:
-    """A token given as its text, or as an object of text and flags. special: unless the flags say otherwise."""
-    if isinstance(value, str) and value:
-        return AddedToken(value, special=special, normalized=not special)
-    if not isinstance(value, dict) or not isinstance(value.get("content"), str) or not value["content"]:
-        raise ValueError(f"{where}: expected a token, got {value!r}")
-    flags = {name: value[name] for name in TOKEN_FLAGS if name in value}
-    if not all(isinstance(flag, bool) for flag in flags.values()):
-        raise ValueError(f"{where}: {value['content']!r} has flags that are not true or false")
-    return AddedToken(value["content"], **{"special": special, **flags})
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {_line(error)}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(data).__name__}")
-    return data
+def _added_token(value: Any, where: str, *, special: bool = False) -> AddedToken:
+    """A token as the files write it: its text alone, which makes it special, or an object with its flags."""
+    if isinstance(value, str):
+        value, special = {"content": value}, True
+    if not (isinstance(value, dict) and isinstance(value.get("content"), str) and value["content"]):
+        raise ValueError(f"{where}: expected a token, its text or an object with its content, got {value!r}")
+    flags = {flag: bool(value[flag]) for flag in TOKEN_FLAGS if flag in value}
+    return AddedToken(value["content"], **(flags | {"special": True} if special else flags))
 
 
 def _read_text(path: Path) -> str:
@@ -312,6 +300,15 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path}: not UTF-8 text: {_line(error)}") from error
 
 
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {_line(error)}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
 def _line(error: Exception) -> str:
-    """An error's message on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())

@@ -5,7 +5,7 @@ tower's layers are stacked along a leading axis and scanned, so that 32 layers c
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,9 @@ class TextConfig:
     activation: Activation = "gelu"
     projection_dim: int | None = None
 
+    def __post_init__(self) -> None:
+        _check_layers(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
@@ -49,10 +52,25 @@ class VisionConfig:
     activation: Activation = "gelu"
     projection_dim: int = 1024
 
+    def __post_init__(self) -> None:
+        _check_layers(self)
+        if not 0 < self.patch_size <= self.image_size:
+            raise ValueError(f"VisionConfig.patch_size is {self.patch_size}; want 1 to image_size, {self.image_size}")
+
     @property
     def tokens(self) -> int:
         """Patches and the class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
+
+
+def _check_layers(config: TextConfig | VisionConfig) -> None:
+    name = type(config).__name__
+    if config.layers < 1:
+        raise ValueError(f"{name}.layers is {config.layers}; want at least 1")
+    if config.heads < 1 or config.width % config.heads:
+        raise ValueError(f"{name}.width {config.width} is not divisible by heads={config.heads}")
+    if config.activation not in get_args(Activation):
+        raise ValueError(f"{name}.activation is {config.activation!r}; accepted: {', '.join(get_args(Activation))}")
 
 
 def activate(kind: Activation, x: jax.Array) -> jax.Array:

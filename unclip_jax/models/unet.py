@@ -47,6 +47,11 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
+        if not levels or min(self.block_out_channels) < 1 or self.norm_groups < 1 or self.layers_per_block < 1:
+            raise ValueError(
+                f"UNetConfig: block_out_channels {self.block_out_channels}, norm_groups {self.norm_groups} and "
+                f"layers_per_block {self.layers_per_block}: want at least one level, and positive numbers"
+            )
         for name in ("attention_levels", "num_heads", "only_cross_attention"):
             if len(getattr(self, name)) != levels:
                 raise ValueError(
@@ -54,7 +59,7 @@ class UNetConfig:
                 )
         for level, (channels, heads) in enumerate(zip(self.block_out_channels, self.num_heads, strict=True)):
             attends = self.attention_levels[level] or level == levels - 1
-            if (attends and channels % heads) or channels % self.norm_groups:
+            if heads < 1 or (attends and channels % heads) or channels % self.norm_groups:
                 raise ValueError(
                     f"UNetConfig.block_out_channels: {channels} is not divisible by num_heads={heads} "
                     f"and norm_groups={self.norm_groups}"

@@ -4,6 +4,7 @@ Factor 8 in every checkpoint of the family but the x4 upscaler's, whose three le
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,15 @@ class VAEConfig:
     layers_per_block: int = 2
     norm_groups: int = 32
     scaling_factor: float = 0.18215
+
+    def __post_init__(self) -> None:
+        if not self.block_out_channels or any(c < 1 or c % self.norm_groups for c in self.block_out_channels):
+            raise ValueError(
+                f"VAEConfig.block_out_channels {self.block_out_channels}: want positive multiples of norm_groups, "
+                f"{self.norm_groups}"
+            )
+        if not 0 < self.scaling_factor < math.inf:
+            raise ValueError(f"VAEConfig.scaling_factor is {self.scaling_factor}; want a positive number")
 
     @property
     def factor(self) -> int:

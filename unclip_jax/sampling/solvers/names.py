@@ -62,7 +62,7 @@ def scheduler_name(config: Mapping[str, Any]) -> str:
     Raises ValueError for a class that we do not have.
     """
     kind = config.get("_class_name")
-    if kind not in _CLASSES:
+    if not isinstance(kind, str) or kind not in _CLASSES:
         raise ValueError(f"unsupported scheduler _class_name {kind!r}; accepted: {', '.join(_CLASSES)}")
     name = _CLASSES[kind]
     return f"{name}-karras" if name == "dpm++2m" and config.get("use_karras_sigmas") else name

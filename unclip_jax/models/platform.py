@@ -1,0 +1,32 @@
+"""One function, several implementations: the choice by the platform that a program is lowered for.
+
+`jax.default_backend()` alone would be wrong: a process that sees a GPU also runs programs on its CPU (arrays put there,
+`jax.default_device`, ahead-of-time lowering), and the platform is known only when a program is lowered. So the choice
+is `jax.lax.platform_dependent`'s, which traces every candidate and lowers one. Candidates of accelerators that this
+process does not have are left out: tracing them costs seconds over a whole UNet, and some cannot be traced at all
+without their device (JAX looks for cuDNN while it traces).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+Implementation = Callable[..., jax.Array]
+
+
+def accelerator() -> str:
+    """The best platform of this process: "tpu", "gpu" (NVIDIA), "rocm", another plug-in's name, or "cpu"."""
+    backend = jax.default_backend()
+    return "rocm" if backend == "gpu" and "rocm" in jax.devices()[0].client.platform_version else backend
+
+
+def by_platform(choose: Callable[[str], Implementation], *operands: Any) -> jax.Array:
+    """`choose(platform)(*operands)`, where platform is the one that the surrounding program is lowered for.
+
+    Equal choices must be the same object, so that no conditional is traced where there is nothing to choose.
+    """
+    on_cpu, best = choose("cpu"), choose(accelerator())
+    if on_cpu is best or accelerator() == "cpu":
+        return on_cpu(*operands)
+    return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=best)
