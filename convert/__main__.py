@@ -1,8 +1,10 @@
 """python -m convert SRC DST: a PyTorch checkpoint becomes a directory that unclip_jax opens at once."""
 
 import argparse
+import functools
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,20 @@ def parser() -> argparse.ArgumentParser:
     """The command line. Built without importing JAX, so that --help answers at once."""
     p = argparse.ArgumentParser(
         prog="python -m convert",
-        description="Converts a Stable Diffusion 2.1 unCLIP checkpoint to unclip_jax's own format, without PyTorch.",
+        description="Converts Stable Diffusion 2 checkpoints between PyTorch's formats and ours, without PyTorch.",
     )
     p.add_argument("source", help="original .ckpt/.safetensors file, diffusers folder, converted directory or hub id")
-    p.add_argument("destination", nargs="?", help="directory to write; it must not exist")
+    p.add_argument("destination", nargs="?", help="what to write: a folder, or NAME.safetensors; it must not exist")
+    p.add_argument(
+        "--to",
+        choices=("jax", "diffusers", "original"),
+        default="jax",
+        help="our own directory (default), a diffusers folder, or one .safetensors file with the original's names",
+    )
     p.add_argument(
         "--check", action="store_true", help="prove the mapping from names, shapes and dtypes; write nothing"
     )
-    p.add_argument("--config", metavar="YAML", help="the original's yaml, for unpublished architectures")
+    p.add_argument("--config", metavar="YAML", help="the original's yaml, or a published checkpoint's name")
     p.add_argument(
         "--clip-stats", metavar="FILE", help="statistics of the image embeddings (OpenAI encoder): .th, .npz"
     )
@@ -40,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("convert: give a destination, or --check and none", file=sys.stderr)
         return 2
     try:
-        return run(args)
+        return check(args) if args.check else convert(args)
     except (ValueError, OSError) as error:
         print(f"convert: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -49,16 +57,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def run(args: argparse.Namespace) -> int:
-    """Opens, checks, writes."""
+def check(args: argparse.Namespace) -> int:
+    """Proves the mapping and says what was found."""
+    from convert.source import check_source
+    from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_directory
+    from unclip_jax.checkpoints.source import local_path
+
+    path = local_path(args.source, revision=args.revision, variant=args.variant)
+    if path.is_dir() and is_directory_checkpoint(path):
+        with open_directory(path) as checkpoint:
+            print(f"complete: {len(checkpoint.params)} parameters, each there with its shape")
+        return 0
+    report = check_source(path, config=args.config, variant=args.variant, ema=args.ema)
+    print(f"complete: {len(report.used)} tensors are used, each there with its shape")
+    for reason, count in Counter(report.unused.values()).items():
+        print(f"{count} tensors are not used: {reason}")
+    return 0
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Opens the source and writes it in the layout asked for."""
     import ml_dtypes
     import numpy as np
 
+    from convert.export.diffusers import save_diffusers
+    from convert.export.original import save_original
     from unclip_jax.checkpoints.directory import save, sha256
     from unclip_jax.checkpoints.source import open_checkpoint
     from unclip_jax.pipelines.progress import Progress
 
-    if args.destination is not None and Path(args.destination).exists():
+    if Path(args.destination).exists():
         raise FileExistsError(f"{args.destination} exists; choose another name or remove it")
     digests = {}
     if args.sha256 is not None:
@@ -68,23 +96,22 @@ def run(args: argparse.Namespace) -> int:
         if digests[Path(args.source).name] != args.sha256.lower():
             raise ValueError(f"{args.source}: SHA-256 is {digests[Path(args.source).name]}, not {args.sha256}")
     options = {k: getattr(args, k) for k in ("config", "clip_stats", "variant", "revision", "preprocess", "ema")}
+    dtype = {None: None, "bfloat16": np.dtype(ml_dtypes.bfloat16)}.get(args.dtype, args.dtype and np.dtype(args.dtype))
     with open_checkpoint(args.source, **options) as checkpoint:
         parameters = sum(int(np.prod(p.shape, dtype=np.int64)) for p in checkpoint.params.values())
         print(
             f"{args.source}: {len(checkpoint.params)} parameters, {parameters / 1e6:,.1f} million numbers, "
             f"{checkpoint.nbytes / 1e9:.2f} GB"
         )
-        if args.check:
-            print("complete: every tensor of every network is there with its shape")
-            return 0
-        digests = digests or _digests([p for p in checkpoint.files if Path(p).is_file()], Progress, sha256)
-        dtype = {None: None, "bfloat16": np.dtype(ml_dtypes.bfloat16)}.get(
-            args.dtype, args.dtype and np.dtype(args.dtype)
-        )
-        with Progress("writing", checkpoint.nbytes, unit="B", bytes_=True) as bar:
+        save_as: dict[str, Callable[..., list[Path]]] = {"original": save_original, "diffusers": save_diffusers}
+        if args.to == "jax":
+            digests = digests or _digests([p for p in checkpoint.files if Path(p).is_file()], Progress, sha256)
             recorded = {"source": Path(args.source).name, "sha256": digests, "dtype": args.dtype or "as in the source"}
-            save(checkpoint, Path(args.destination), dtype=dtype, provenance=recorded, progress=bar.update)
-    print(f"wrote {args.destination}")
+            save_as["jax"] = functools.partial(save, provenance=recorded)
+        with Progress("writing", checkpoint.nbytes, unit="B", bytes_=True) as bar:
+            written = save_as[args.to](checkpoint, Path(args.destination), dtype=dtype, progress=bar.update)
+    for path in written:
+        print(f"wrote {path}")
     return 0
 
 

@@ -207,25 +207,26 @@ def _piece(rule: Rule, shape: Shape, read: Callable[[str], np.ndarray]) -> Calla
     return piece
 
 
-def export_tensors(
-    rules: list[Rule], params: Mapping[str, Any], read: Callable[[str], np.ndarray]
-) -> dict[str, tuple[Shape, Callable[[], np.ndarray]]]:
-    """The table read backwards: foreign name -> (shape, a function that makes the array)."""
+def export_tensors(rules: list[Rule], params: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """The table read backwards: the foreign tensors, by name, as lazy reads of our parameters."""
     by_foreign: dict[str, list[Rule]] = defaultdict(list)
     for rule in rules:
         by_foreign[rule.foreign].append(rule)
+    return {
+        name: Parameter(
+            foreign_shape(group[0], params),
+            np.result_type(*(params[rule.ours].dtype for rule in group)),
+            tuple(_foreign_piece(rule, params[rule.ours]) for rule in sorted(group, key=lambda r: r.part)),
+        )
+        for name, group in by_foreign.items()
+    }
 
-    def maker(group: list[Rule]) -> Callable[[], np.ndarray]:
-        def make() -> np.ndarray:
-            parts = []
-            for rule in sorted(group, key=lambda r: r.part):
-                array = read(rule.ours)
-                parts.append(LAYOUTS[rule.layout].foreign(array if rule.layer is None else array[rule.layer]))
-            return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
-        return make
+def _foreign_piece(rule: Rule, param: Parameter) -> Callable[[], np.ndarray]:
+    def piece() -> np.ndarray:
+        return LAYOUTS[rule.layout].foreign(param.read() if rule.layer is None else param.read_layer(rule.layer))
 
-    return {name: (foreign_shape(group[0], params), maker(group)) for name, group in by_foreign.items()}
+    return piece
 
 
 def require_complete(report: Report, where: str) -> None:

@@ -1,55 +1,49 @@
 """Opens a foreign checkpoint - an original file or a diffusers folder - as our `Checkpoint`."""
 
 import contextlib
-import zipfile
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from convert import engine
 from convert.architecture import diffusers as diffusers_architecture
 from convert.architecture import original, presets
-from convert.readers import CheckpointError, TensorFile, TensorInfo, load_pickle, open_tensors
+from convert.readers import CheckpointError, TensorInfo, open_tensors
 from convert.rules import diffusers, ldm
+from convert.statistics import STATISTICS, embedding_statistics
+from convert.weights import weights_file
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json, tokenizer_json_from_folder
 
-STATISTICS = ("image_normalizer.mean", "image_normalizer.std")
-
 
 def open_original(
-    path: Path, *, config: Path | None = None, clip_stats: Path | None = None, ema: bool = False
+    path: Path, *, config: Path | str | None = None, clip_stats: Path | None = None, ema: bool = False
 ) -> Checkpoint:
     """A `.ckpt`, `.pt`, `.pth`, `.bin` or `.safetensors` file in the original repository's layout.
 
-    config: the original's yaml; left out, the file must hold a published checkpoint's tensors. clip_stats: the mean
-    and standard deviation of the image embeddings, which the original keeps outside the checkpoint (`.th`, `.npz`);
-    without it they are 0 and 1, right for ViT-H, and refused for the OpenAI encoder. ema: take the UNet's moving
-    averages where the file has them.
+    config: the original's yaml, or the name of one of `convert.architecture.presets.PRESETS`; left out, the file must
+    hold the tensors of a published checkpoint, and of one only. clip_stats: the mean and standard deviation of the
+    image embeddings, which the original keeps outside the checkpoint (`.th`, `.npz`); without it they are 0 and 1,
+    right for ViT-H, and refused for the OpenAI encoder. ema: take the UNet's moving averages.
 
     Raises CheckpointError in one line for anything that is not such a file or is incomplete.
     """
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open_tensors(path))
-        tensors: Mapping[str, TensorInfo] = file.tensors
-        architecture = original.from_yaml(config, tensors) if config else presets.from_inventory(tensors, path.name)
-        params = abstract_params(architecture)
-        rules = ldm.table(architecture, params).rules
-        statistics = _statistics(architecture, clip_stats)
-        wanted = {name: spec for name, spec in params.items() if name not in STATISTICS}
-        engine.require_complete(engine.check(rules, wanted, tensors, ldm.unused(architecture)), path.name)
-        read = _ema_reader(file, path.name) if ema else file.read
-        parameters = engine.import_params(rules, wanted, tensors, read)
+        plan = _plan_original(stack, path, config, ema)
+        statistics = embedding_statistics(plan.config, clip_stats)
+        parameters = engine.import_params(plan.rules, plan.params, plan.tensors, plan.read)
         for name, array in statistics.items():
-            parameters[name] = Parameter(array.shape, array.dtype, (_constant(array),))
-        tokenizer = Tokenizer.from_json(
-            clip_tokenizer_json(), "open_clip", context_length=architecture.text_encoder.context_length
-        )
-        files = tuple(p for p in (path, config, clip_stats) if p)
-        return Checkpoint(architecture, tokenizer, parameters, str(path), files, stack.pop_all())
+            parameters[name] = Parameter(array.shape, array.dtype, (functools.partial(np.asarray, array),))
+        length = plan.config.text_encoder.context_length
+        tokenizer = Tokenizer.from_json(clip_tokenizer_json(), "open_clip", context_length=length)
+        files = (*plan.files, *(p for p in (config, clip_stats) if p and str(p) not in presets.PRESETS))
+        return Checkpoint(plan.config, tokenizer, parameters, str(path), files, stack.pop_all())
 
 
 def open_diffusers(folder: Path, *, variant: str | None = None) -> Checkpoint:
@@ -58,144 +52,93 @@ def open_diffusers(folder: Path, *, variant: str | None = None) -> Checkpoint:
     Raises CheckpointError in one line for a folder that is incomplete or of an architecture these networks are not.
     """
     with contextlib.ExitStack() as stack:
-        architecture = diffusers_architecture.from_folder(folder)
-        params = abstract_params(architecture)
-        tensors: dict[str, TensorInfo] = {}
-        readers: dict[str, Callable[[], np.ndarray]] = {}
-        files = []
-        components = sorted({name.split(".")[0] for name in params})
-        paths = {component: weights_file(folder / component, variant) for component in components}
-        if variant is not None and not any(f".{variant}" in path.name for path in paths.values()):
-            raise CheckpointError(f"{folder.name}: no component has weights of variant {variant!r}")
-        for component, path in paths.items():
-            files.append(path)
-            file = stack.enter_context(open_tensors(path))
-            for name, info in file.tensors.items():
-                ours = diffusers.canonical(f"{component}/{name}")
-                if ours in tensors:
-                    raise CheckpointError(f"{component}/{path.name}: {name} is there twice, in two dialects")
-                tensors[ours] = info
-                readers[ours] = _reader(file, name)
-        rules = diffusers.table(architecture, params).rules
-        report = engine.check(rules, params, tensors, diffusers.unused(architecture))
-        engine.require_complete(report, folder.name)
-        parameters = engine.import_params(rules, params, tensors, lambda name: readers[name]())
+        plan = _plan_diffusers(stack, folder, variant)
+        parameters = engine.import_params(plan.rules, plan.params, plan.tensors, plan.read)
         try:
             text = tokenizer_json_from_folder(folder / "tokenizer")
-            length = architecture.text_encoder.context_length
+            length = plan.config.text_encoder.context_length
             tokenizer = Tokenizer.from_json(text, "transformers", context_length=length)
         except (ValueError, FileNotFoundError) as error:
             raise CheckpointError(f"tokenizer: {error}") from error
-        return Checkpoint(architecture, tokenizer, parameters, str(folder), tuple(files), stack.pop_all())
+        return Checkpoint(plan.config, tokenizer, parameters, str(folder), plan.files, stack.pop_all())
 
 
-def weights_file(folder: Path, variant: str | None) -> Path:
-    """The weights of one component: safetensors before torch files, whole before sharded.
+def check_source(
+    path: Path, *, config: Path | str | None = None, variant: str | None = None, ema: bool = False
+) -> engine.Report:
+    """Proves a file or diffusers folder complete from names, shapes and dtypes; reads no tensor data.
 
-    A component without files of the variant falls back to its plain ones, as diffusers does. Raises CheckpointError,
-    listing what the folder holds, when there are none.
+    Takes the options of `open_original` and `open_diffusers`, and raises as they do.
     """
-    if variant is not None and not variant.replace("-", "").replace("_", "").isalnum():
-        raise CheckpointError(f"variant is {variant!r}; want a short name such as 'fp16'")
-    stems = (
-        ("diffusion_pytorch_model", "safetensors"),
-        ("model", "safetensors"),
-        ("diffusion_pytorch_model", "bin"),
-        ("pytorch_model", "bin"),
-    )
-    for dotted in dict.fromkeys((f".{variant}" if variant else "", "")):
-        for stem, suffix in stems:
-            for name in (
-                f"{stem}{dotted}.{suffix}",
-                f"{stem}.{suffix}.index{dotted}.json",
-                f"{stem}{dotted}.{suffix}.index.json",
-            ):
-                if (folder / name).is_file():
-                    return folder / name
-    found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    raise CheckpointError(
-        f"{folder.name}: no weights{f' of variant {variant!r}' if variant else ''}; "
-        f"the folder holds {', '.join(found[:8]) if found else 'nothing'}"
-    )
+    with contextlib.ExitStack() as stack:
+        if path.is_dir():
+            return _plan_diffusers(stack, path, variant).report
+        try:
+            return _plan_original(stack, path, config, ema).report
+        except presets.Ambiguous as error:  # the tensors are the same in all of them
+            return _plan_original(stack, path, error.names[0], ema).report
 
 
-def read_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The mean and standard deviation of CLIP image embeddings.
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """A foreign checkpoint found complete, and how it becomes ours: parameters by name, and what to read them from."""
 
-    path: a torch file of a pair (Karlo's `ViT-L-14_stats.th`), an `.npz` of "mean" and "std", a diffusers folder or
-    its image_normalizer folder, or that folder's weights. Returns two (D,) float32 arrays. Raises CheckpointError in
-    one line, FileNotFoundError when there is nothing there.
-    """
-    if path.is_dir():
-        inner = path / "image_normalizer"
-        path = weights_file(inner if inner.is_dir() else path, None)
-    if path.suffix == ".npz":
-        pair = _npz_pair(path)
-    elif path.suffix in (".safetensors", ".bin", ".json"):
-        with open_tensors(path) as file:
-            if not {"mean", "std"} <= file.tensors.keys():
-                raise CheckpointError(f"{path.name}: want tensors 'mean' and 'std', found {', '.join(file.tensors)}")
-            pair = [np.array(file.read(name)) for name in ("mean", "std")]
+    config: CheckpointConfig
+    rules: list[engine.Rule]
+    params: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    read: Callable[[str], np.ndarray]
+    files: tuple[Path, ...]
+    report: engine.Report
+
+
+def _plan_original(stack: contextlib.ExitStack, path: Path, config: Path | str | None, ema: bool) -> _Plan:
+    file = stack.enter_context(open_tensors(path))
+    tensors: Mapping[str, TensorInfo] = file.tensors
+    if config is None:
+        architecture = presets.from_inventory(tensors, path.name)
     else:
-        content = load_pickle(path)
-        pair = list(content) if isinstance(content, tuple | list) else [content]
-    if len(pair) != 2 or not all(isinstance(a, np.ndarray) and a.dtype.kind in "fV" for a in pair):
-        raise CheckpointError(f"{path.name}: want a pair of floating arrays, mean and standard deviation")
-    mean, std = (np.asarray(a, np.float32).reshape(-1) for a in pair)
-    if mean.shape != std.shape or not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
-        raise CheckpointError(f"{path.name}: mean {mean.shape} and std {std.shape}: want finite arrays alike, std > 0")
-    return mean, std
+        architecture = presets.PRESETS.get(str(config)) or original.from_yaml(Path(config), tensors)
+    params = {name: spec for name, spec in abstract_params(architecture).items() if name not in STATISTICS}
+    rules = ldm.table(architecture, params).rules
+    report = engine.check(rules, params, tensors, ldm.unused(architecture))
+    engine.require_complete(report, path.name)
+    twins = _moving_averages(rules, tensors, path.name) if ema else {}
+    return _Plan(architecture, rules, params, tensors, lambda name: file.read(twins.get(name, name)), (path,), report)
 
 
-def _npz_pair(path: Path) -> list[np.ndarray]:
-    if not path.is_file():
-        raise FileNotFoundError(f"clip_stats: no such file: {path}")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return [arrays[name] for name in ("mean", "std")]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise CheckpointError(f"{path.name}: want an .npz of arrays 'mean' and 'std' ({error})") from error
+def _plan_diffusers(stack: contextlib.ExitStack, folder: Path, variant: str | None) -> _Plan:
+    architecture = diffusers_architecture.from_folder(folder)
+    params = abstract_params(architecture)
+    tensors: dict[str, TensorInfo] = {}
+    readers: dict[str, Callable[[], np.ndarray]] = {}
+    components = sorted({name.split(".")[0] for name in params})
+    paths = {component: weights_file(folder / component, variant) for component in components}
+    if variant is not None and not any(f".{variant}" in path.name for path in paths.values()):
+        raise CheckpointError(f"{folder.name}: no component has weights of variant {variant!r}")
+    for component, path in paths.items():
+        file = stack.enter_context(open_tensors(path))
+        for name, info in file.tensors.items():
+            ours = diffusers.canonical(f"{component}/{name}")
+            if ours in tensors:
+                raise CheckpointError(f"{component}/{path.name}: {name} is there twice, in two dialects")
+            tensors[ours] = info
+            readers[ours] = functools.partial(file.read, name)
+    rules = diffusers.table(architecture, params).rules
+    report = engine.check(rules, params, tensors, diffusers.unused(architecture))
+    engine.require_complete(report, folder.name)
+    return _Plan(architecture, rules, params, tensors, lambda name: readers[name](), tuple(paths.values()), report)
 
 
-def _statistics(config: CheckpointConfig, clip_stats: Path | None) -> dict[str, np.ndarray]:
-    if config.image_encoder is None:
-        return {}
-    width = config.image_encoder.projection_dim
-    if clip_stats is not None:
-        mean, std = read_statistics(clip_stats)
-        if mean.shape != (width,):
-            raise CheckpointError(f"{clip_stats.name}: {len(mean)} features; the image encoder gives {width}")
-    elif config.image_encoder.activation == "quick_gelu":
-        raise CheckpointError(
-            "this checkpoint's image encoder is OpenAI's, whose embedding statistics are kept outside the checkpoint: "
-            "give ViT-L-14_stats.th (it comes with Karlo), an .npz of mean and std, or a diffusers folder's "
-            "image_normalizer weights as clip_stats (--clip-stats)"
-        )
-    else:
-        mean, std = np.zeros(width, np.float32), np.ones(width, np.float32)
-    return dict(zip(STATISTICS, (mean, std), strict=True))
-
-
-def _ema_reader(file: TensorFile, where: str) -> Callable[[str], np.ndarray]:
-    """Reads the UNet's moving averages in place of its weights; everything else as it is."""
-    if not any(name.startswith("model_ema.") for name in file.tensors):
+def _moving_averages(rules: list[engine.Rule], tensors: Mapping[str, TensorInfo], where: str) -> dict[str, str]:
+    """The name of each UNet tensor -> that of its moving average: the same without dots, after "model_ema."."""
+    if not any(name.startswith("model_ema.") for name in tensors):
         raise CheckpointError(f"{where}: holds no moving averages (model_ema.*)")
-
-    def read(name: str) -> np.ndarray:
-        if not name.startswith(f"{ldm.UNET}."):
-            return file.read(name)
-        # The averages' names are the weights' without dots: model_ema.diffusion_modelinput_blocks00weight
-        twin = "model_ema." + name.removeprefix("model.").replace(".", "")
-        if twin not in file.tensors or file.tensors[twin].shape != file.tensors[name].shape:
-            raise CheckpointError(f"{where}: {name} has no moving average {twin} of its shape")
-        return file.read(twin)
-
-    return read
-
-
-def _constant(array: np.ndarray) -> Callable[[], np.ndarray]:
-    return lambda: array
-
-
-def _reader(file: TensorFile, name: str) -> Callable[[], np.ndarray]:
-    return lambda: file.read(name)
+    twins = {}
+    for name in dict.fromkeys(rule.foreign for rule in rules):
+        if name.startswith(f"{ldm.UNET}."):
+            twin = "model_ema." + name.removeprefix("model.").replace(".", "")
+            if twin not in tensors or tensors[twin].shape != tensors[name].shape:
+                raise CheckpointError(f"{where}: {name} has no moving average {twin} of its shape")
+            twins[name] = twin
+    return twins

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from convert.readers import CheckpointError
-from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.config import CheckpointConfig, Task
 from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
@@ -19,17 +19,31 @@ from unclip_jax.sampling.solvers import scheduler_name
 
 MAX_JSON_BYTES = 1 << 24
 
-# The components that each pipeline class of model_index.json needs.
-PIPELINES = {
-    "StableUnCLIPImg2ImgPipeline": (
-        *("unet", "vae", "text_encoder", "image_encoder", "image_normalizer", "image_noising_scheduler"),
-        *("tokenizer", "scheduler", "feature_extractor"),
-    ),
-    "StableUnCLIPPipeline": (
-        *("unet", "vae", "text_encoder", "image_normalizer", "image_noising_scheduler", "tokenizer", "scheduler"),
-    ),
-    "StableDiffusionPipeline": ("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
+# Each component's library and class in model_index.json, as far as it is always the same.
+COMPONENTS = {
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "scheduler": ("diffusers", "PNDMScheduler"),
+    "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
+    "feature_extractor": ("transformers", "CLIPImageProcessor"),
+    "image_normalizer": ("stable_diffusion", "StableUnCLIPImageNormalizer"),
+    "image_noising_scheduler": ("diffusers", "DDPMScheduler"),
+    "low_res_scheduler": ("diffusers", "DDPMScheduler"),
+    "depth_estimator": ("transformers", "DPTForDepthEstimation"),
 }
+_BASE = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_UNCLIP = ("image_encoder", "feature_extractor", "image_normalizer", "image_noising_scheduler")
+# What a checkpoint is for -> its pipeline class and the components that it needs.
+PIPELINES: dict[Task, tuple[str, tuple[str, ...]]] = {
+    "variations": ("StableUnCLIPImg2ImgPipeline", (*_BASE, *_UNCLIP)),
+    "text-to-image": ("StableDiffusionPipeline", _BASE),
+    "depth-to-image": ("StableDiffusionDepth2ImgPipeline", (*_BASE, "depth_estimator", "feature_extractor")),
+    "upscale": ("StableDiffusionUpscalePipeline", (*_BASE, "low_res_scheduler")),
+    "inpaint": ("StableDiffusionInpaintPipeline", _BASE),
+}
+CLASSES = dict(PIPELINES.values()) | {"StableDiffusionImg2ImgPipeline": _BASE}
 
 # Options of UNet2DConditionModel that change the arithmetic and that Stable Diffusion 2 leaves off.
 UNET_FIXED: dict[str, tuple[Any, ...]] = {
@@ -89,9 +103,9 @@ def from_folder(folder: Path) -> CheckpointConfig:
     """The architecture a diffusers folder describes. Raises CheckpointError in one line, naming file and key."""
     index = read_json(folder / "model_index.json")
     pipeline = index.get("_class_name")
-    if not isinstance(pipeline, str) or pipeline not in PIPELINES:
-        raise CheckpointError(f"model_index.json: _class_name is {pipeline!r}; accepted: {', '.join(PIPELINES)}")
-    for component in PIPELINES[pipeline]:
+    if not isinstance(pipeline, str) or pipeline not in CLASSES:
+        raise CheckpointError(f"model_index.json: _class_name is {pipeline!r}; accepted: {', '.join(CLASSES)}")
+    for component in CLASSES[pipeline]:
         entry = index.get(component)
         if not isinstance(entry, list) or len(entry) != 2 or None in entry:
             raise CheckpointError(f"model_index.json: {component} is {entry!r}; {pipeline} needs it")
@@ -99,7 +113,9 @@ def from_folder(folder: Path) -> CheckpointConfig:
     vae = _vae(_Config(folder / "vae" / "config.json"))
     text = _text(_Config(folder / "text_encoder" / "config.json"))
     vision, noising = None, None
-    if "image_encoder" in PIPELINES[pipeline]:
+    if "low_res_scheduler" in CLASSES[pipeline]:
+        noising = _noising(_Config(folder / "low_res_scheduler" / "scheduler_config.json"))
+    if "image_encoder" in CLASSES[pipeline]:
         vision = _vision(_Config(folder / "image_encoder" / "config.json"))
         noising = _noising(_Config(folder / "image_noising_scheduler" / "scheduler_config.json"))
         _preprocessing(_Config(folder / "feature_extractor" / "preprocessor_config.json"), vision.image_size)

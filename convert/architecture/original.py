@@ -23,8 +23,11 @@ from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER
 
 # Targets by the part of the model they may stand for. Names only: nothing is imported.
 MODELS = {
-    "ldm.models.diffusion.ddpm.ImageEmbeddingConditionedLatentDiffusion": "unclip",
+    "ldm.models.diffusion.ddpm.ImageEmbeddingConditionedLatentDiffusion": "variations",
     "ldm.models.diffusion.ddpm.LatentDiffusion": "text-to-image",
+    "ldm.models.diffusion.ddpm.LatentDepth2ImageDiffusion": "depth-to-image",
+    "ldm.models.diffusion.ddpm.LatentUpscaleDiffusion": "upscale",
+    "ldm.models.diffusion.ddpm.LatentInpaintDiffusion": "inpaint",
 }
 UNET = ("ldm.modules.diffusionmodules.openaimodel.UNetModel",)
 AUTOENCODER = ("ldm.models.autoencoder.AutoencoderKL", "ldm.models.autoencoder.AutoencoderKLInferenceWrapper")
@@ -32,6 +35,7 @@ TEXT = ("ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder",)
 OPENCLIP_IMAGE = ("ldm.modules.encoders.modules.FrozenOpenCLIPImageEmbedder",)
 OPENAI_IMAGE = ("ldm.modules.encoders.modules.ClipImageEmbedder",)
 NOISE_AUGMENTATION = ("ldm.modules.encoders.modules.CLIPEmbeddingNoiseAugmentation",)
+LOW_SCALE = ("ldm.modules.diffusionmodules.upscaling.ImageConcatWithNoiseAugmentation",)
 
 # open_clip's own description of the towers that the published yaml files name.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -147,8 +151,11 @@ class _Reader:
         unet = self.unet(params.get("unet_config"), self.take(params, where, "image_size", int, 64))
         vae = self.vae(params.get("first_stage_config"), self.take(params, where, "scale_factor", float, 1.0))
         text = self.text(params.get("cond_stage_config"))
-        vision = None
-        if kind == "unclip":
+        vision, noising = None, None
+        if kind == "upscale":
+            noising = self.low_scale(params.get("low_scale_config"))
+        if kind == "variations":
+            noising = COSINE
             vision = self.vision(params.get("embedder_config"))
             self.noise_augmentation(params.get("noise_aug_config"), vision)
             want = 2 * vision.projection_dim
@@ -162,7 +169,7 @@ class _Reader:
         self.build(NoiseSchedule, where, beta_start=start, beta_end=end, beta_schedule="scaled_linear")
         if text.width != unet.cross_attention_dim:
             self.fail(f"unet_config: context_dim is {unet.cross_attention_dim}; the text tower's width is {text.width}")
-        return CheckpointConfig(
+        config = CheckpointConfig(
             unet=unet,
             vae=vae,
             text_encoder=text,
@@ -171,12 +178,32 @@ class _Reader:
             scheduler="ldm-ddim",
             scheduler_config={
                 **PUBLISHED_UNCLIP_SCHEDULER,
+                # As Stability's diffusers folders name it: PNDM but for the v_prediction ones without image encoder.
+                "_class_name": "DDIMScheduler" if parameterization == "v" and not vision else "PNDMScheduler",
                 "beta_start": start,
                 "beta_end": end,
                 "prediction_type": predictions[parameterization],
             },
-            image_noising=COSINE if vision else None,
+            image_noising=noising,
         )
+        if config.task != kind:
+            self.fail(
+                f"model.target is {model.get('target')!r}, but a UNet with {unet.in_channels} input channels is for "
+                f"{config.task}"
+            )
+        return config
+
+    def low_scale(self, node: Any) -> NoiseSchedule:
+        """The noise schedule of the small picture that an upscaler is given."""
+        where = "model.params.low_scale_config"
+        params = self.part(node, where, LOW_SCALE)
+        schedule = self.section(params.pop("noise_schedule_config", None), f"{where}.noise_schedule_config")
+        start = self.take(schedule, where, "linear_start", float, 1e-4)
+        end = self.take(schedule, where, "linear_end", float, 2e-2)
+        self.expect(schedule, where, timesteps=(1000,), beta_schedule=("linear",))
+        self.done(schedule, where, ())
+        self.done(params, where, ("max_noise_level", "to_cuda"))
+        return self.build(NoiseSchedule, where, beta_start=start, beta_end=end, beta_schedule="scaled_linear")
 
     def unet(self, node: Any, sample_size: int) -> UNetConfig:
         where = "model.params.unet_config"

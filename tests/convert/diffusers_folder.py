@@ -1,5 +1,6 @@
 """A small diffusers folder written by hand, the way `save_pretrained` leaves one: for the tests of the converter."""
 
+import functools
 import json
 import math
 
@@ -8,6 +9,7 @@ from safetensors.numpy import save_file
 
 from convert.engine import export_tensors
 from convert.rules import diffusers
+from unclip_jax.checkpoints.checkpoint import Parameter
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.conditioning.tokenizer import clip_tokenizer_json
@@ -132,18 +134,20 @@ def write_configs(folder, changes=None):
 
 def random_tensors(config=CONFIG):
     """Component -> its random tensors under diffusers' names, statistics of the embeddings included."""
-    params = abstract_params(config)
     generator = np.random.default_rng(0)
 
-    def read(name):
-        shape = params[name].shape
+    def draw(name, shape):
         noise = generator.standard_normal(shape, np.float32) / np.float32(math.sqrt(math.prod(shape[:-1])))
         return np.abs(noise) + np.float32(1) if name == "image_normalizer.std" else noise
 
+    params = {}
+    for name, spec in abstract_params(config).items():
+        array = draw(name, spec.shape)
+        params[name] = Parameter(array.shape, array.dtype, (functools.partial(np.asarray, array),))
     components = {}
-    for name, (_, make) in export_tensors(diffusers.table(config, params).rules, params, read).items():
-        component, _, tensor = name.partition("/")
-        components.setdefault(component, {})[tensor] = make()
+    for name, tensor in export_tensors(diffusers.table(config, params).rules, params).items():
+        component, _, tensor_name = name.partition("/")
+        components.setdefault(component, {})[tensor_name] = np.ascontiguousarray(tensor.read())
     return components
 
 

@@ -456,7 +456,7 @@ def test_the_nearest_checkpoint_is_named():
     del tensors["model.diffusion_model.out.2.bias"]
     refused(
         lambda: from_inventory(tensors, "x.ckpt"),
-        "x.ckpt: its tensors are no published checkpoint's (sd21-unclip-h, sd21-unclip-l), and no --config was given",
+        f"x.ckpt: its tensors are no published checkpoint's ({', '.join(PRESETS)}), and no --config was given",
         "against sd21-unclip-l: 1 missing: model.diffusion_model.out.2.bias (4,)",
     )
     refused(lambda: from_inventory({}, "x.ckpt"), "missing")

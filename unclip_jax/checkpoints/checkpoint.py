@@ -36,6 +36,10 @@ class Parameter:
             start += len(part)
         return out
 
+    def read_layer(self, layer: int) -> np.ndarray:
+        """One row of the first axis; where layers are pieces, nothing else is read."""
+        return self.pieces[layer]()[0] if len(self.pieces) == self.shape[0] else self.read()[layer]
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:

@@ -14,6 +14,10 @@ from unclip_jax.sampling.schedule import NoiseSchedule
 
 FORMAT_VERSION = 1
 
+Task = Literal["variations", "text-to-image", "depth-to-image", "upscale", "inpaint"]
+# By the channels of the UNet's input: the latents' four, and a depth map, a small picture, a mask with masked latents.
+_TASKS: dict[int, Task] = {5: "depth-to-image", 7: "upscale", 9: "inpaint"}
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
@@ -23,7 +27,8 @@ class CheckpointConfig:
         tables, pixels truncated to 8 bits) or "diffusers" (transformers' tokenizer, float32 tables, pixels rounded)
     scheduler: the default solver's name; scheduler_config: the diffusers settings that solvers read
     preprocess: how pictures become pixel values, see `unclip_jax.conditioning.image.preprocess`
-    image_noising: the schedule by which image embeddings are noised; None without an image encoder
+    image_noising: the schedule by which the image that conditions is noised: the embedding of the image encoder, or the
+        small picture of an upscaler; None for the others
     """
 
     unet: UNetConfig
@@ -35,6 +40,13 @@ class CheckpointConfig:
     scheduler_config: Mapping[str, Any]
     preprocess: PreprocessDialect = "original"
     image_noising: NoiseSchedule | None = None
+
+    @property
+    def task(self) -> Task:
+        """What the networks were trained for, by the image encoder and the channels that the UNet reads."""
+        if self.image_encoder is not None:
+            return "variations"
+        return _TASKS.get(self.unet.in_channels, "text-to-image")
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON types, with the format's version."""

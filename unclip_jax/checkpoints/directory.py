@@ -8,11 +8,8 @@ import contextlib
 import functools
 import hashlib
 import json
-import math
 import os
-import shutil
-import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +17,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 import unclip_jax
+from unclip_jax.checkpoints.atomic import atomic_directory
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.config import CheckpointConfig
-from unclip_jax.checkpoints.networks import abstract_params
+from unclip_jax.checkpoints.networks import abstract_params, is_stacked
+from unclip_jax.checkpoints.stream import CODES, Progress, nbytes, write_safetensors
 from unclip_jax.conditioning.tokenizer import Dialect, Tokenizer
 
 INDEX = "params.safetensors.index.json"
 SHARD_BYTES = 4 << 30
-CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
-Progress = Callable[[int], None]
 
 
 def save(
@@ -40,8 +36,8 @@ def save(
     provenance: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = lambda nbytes: None,
-) -> Path:
-    """Writes a checkpoint as a directory. Needs memory for one piece of a parameter at a time.
+) -> list[Path]:
+    """Writes a checkpoint as a directory; returns its path, alone in a list. Needs memory for one piece of a parameter.
 
     dtype: None keeps each parameter's own. provenance: recorded as it is in provenance.json. progress: called with the
     bytes of tensor data written. Raises FileExistsError when `destination` exists; on any failure nothing is left.
@@ -50,18 +46,18 @@ def save(
     with atomic_directory(destination) as partial:
         _write_json(partial / "config.json", checkpoint.config.to_json())
         _write_text(partial / "tokenizer.json", checkpoint.tokenizer.json)
-        dtypes = {name: p.dtype if dtype is None else np.dtype(dtype) for name, p in checkpoint.params.items()}
-        shards = _split(checkpoint.params, dtypes, shard_bytes)
+        shards = _split(checkpoint.params, dtype, shard_bytes)
         weight_map: dict[str, str] = {}
+        total = 0
         for number, names in enumerate(shards, 1):
             shard = f"params-{number:05d}-of-{len(shards):05d}.safetensors"
-            _write_shard(partial / shard, {n: checkpoint.params[n] for n in names}, dtypes, progress)
+            params = {name: checkpoint.params[name] for name in names}
+            total += write_safetensors(partial / shard, params, dtype, {"format": "unclip_jax"}, progress)
             weight_map |= dict.fromkeys(names, shard)
-        total = sum(_nbytes(p, dtypes[n]) for n, p in checkpoint.params.items())
         _write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
         recorded = {"converter": f"unclip_jax {unclip_jax.__version__}", "dtype": str(dtype or "as in the source")}
         _write_json(partial / "provenance.json", {**recorded, **(provenance or {})})
-    return destination
+    return [destination]
 
 
 def is_directory_checkpoint(folder: Path) -> bool:
@@ -104,34 +100,15 @@ def open_directory(folder: Path) -> Checkpoint:
             if code not in CODES.values():
                 raise ValueError(f"{folder.name}: {name} has dtype {code}; accepted: {', '.join(CODES.values())}")
             dtype = next(np.dtype(n) for n, c in CODES.items() if c == code)
-            params[name] = Parameter(spec.shape, dtype, (functools.partial(file.get_tensor, name),))
+            pieces: tuple[Callable[[], np.ndarray], ...] = (functools.partial(file.get_tensor, name),)
+            if is_stacked(name):
+                pieces = tuple(functools.partial(_layer, view, layer) for layer in range(spec.shape[0]))
+            params[name] = Parameter(spec.shape, dtype, pieces)
         return Checkpoint(config, tokenizer, params, str(folder), (folder,), stack.pop_all())
 
 
-@contextlib.contextmanager
-def atomic_directory(destination: Path) -> Iterator[Path]:
-    """A temporary directory that becomes `destination` when the block ends well, and vanishes when it does not.
-
-    Raises FileExistsError when `destination` exists. What earlier runs left behind when they were killed is removed.
-    """
-    destination = destination.absolute()
-    if destination.exists():
-        raise FileExistsError(f"{destination} exists; choose another name or remove it")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{destination.name}.partial-"
-    for leftover in destination.parent.glob(f"{prefix}*"):
-        if not _alive(leftover.name.removeprefix(prefix)):
-            shutil.rmtree(leftover, ignore_errors=True)
-    partial = destination.parent / f"{prefix}{os.getpid()}"
-    partial.mkdir()
-    try:
-        yield partial
-        _sync(partial)
-        os.rename(partial, destination)
-        _sync(destination.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+def _layer(view: Any, layer: int) -> np.ndarray:
+    return view[layer : layer + 1]
 
 
 def sha256(path: Path, progress: Progress = lambda nbytes: None) -> str:
@@ -144,57 +121,17 @@ def sha256(path: Path, progress: Progress = lambda nbytes: None) -> str:
     return digest.hexdigest()
 
 
-def _alive(pid: str) -> bool:
-    if not pid.isdigit() or int(pid) == os.getpid():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _split(params: Mapping[str, Parameter], dtypes: Mapping[str, np.dtype], limit: int) -> list[list[str]]:
+def _split(params: Mapping[str, Parameter], dtype: np.dtype | None, limit: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     size = 0
     for name, param in params.items():
-        nbytes = _nbytes(param, dtypes[name])
-        if shards[-1] and size + nbytes > limit:
+        more = nbytes(param, dtype)
+        if shards[-1] and size + more > limit:
             shards.append([])
             size = 0
         shards[-1].append(name)
-        size += nbytes
+        size += more
     return shards
-
-
-def _write_shard(
-    path: Path, params: Mapping[str, Parameter], dtypes: Mapping[str, np.dtype], progress: Progress
-) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "unclip_jax"}}
-    offset = 0
-    for name, param in params.items():
-        end = offset + _nbytes(param, dtypes[name])
-        code = CODES[dtypes[name].name]
-        header[name] = {"dtype": code, "shape": list(param.shape), "data_offsets": [offset, end]}
-        offset = end
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for name, param in params.items():
-            for piece in param.pieces:
-                array = np.ascontiguousarray(piece(), dtype=dtypes[name])
-                # bfloat16 has no buffer protocol; its bytes do.
-                file.write(array.reshape(-1).view(np.uint8).data)
-                progress(array.nbytes)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _nbytes(param: Parameter, dtype: np.dtype) -> int:
-    return math.prod(param.shape) * dtype.itemsize
 
 
 def _write_json(path: Path, data: Any) -> None:
@@ -218,11 +155,3 @@ def _read_json(path: Path) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"{path.parent.name}/{path.name}: want a JSON object")
     return data
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

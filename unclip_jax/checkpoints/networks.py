@@ -92,6 +92,11 @@ def abstract_params(config: CheckpointConfig) -> dict[str, Any]:
     return params
 
 
+def is_stacked(name: str) -> bool:
+    """Whether a parameter of this name stacks a tower's layers along its first axis."""
+    return ".layers." in name
+
+
 def fill(network: Network, read: Callable[[str], np.ndarray], place: Place) -> Network:
     """An abstract network's parameters read one by one, cast to the network's dtype and placed on their devices.
 

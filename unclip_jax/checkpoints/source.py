@@ -31,20 +31,26 @@ def open_checkpoint(
 
     Raises FileNotFoundError when there is nothing there, ValueError for a file that is refused (one line).
     """
-    path = Path(source)
     if preprocess is not None and preprocess not in get_args(PreprocessDialect):
         raise ValueError(f"preprocess is {preprocess!r}; accepted: {', '.join(get_args(PreprocessDialect))}")
-    if not path.exists() and is_hub_id(str(source)):
-        path = download(str(source), revision=revision, variant=variant)
-    elif revision is not None:
-        raise ValueError(f"revision is {revision!r}, but {source} is a local path: only hub ids have revisions")
-    if not path.exists():
-        raise FileNotFoundError(f"source: no such file or folder, and not a hub id (owner/name): {source}")
+    path = local_path(source, revision=revision, variant=variant)
     checkpoint = _open(path, {"config": config, "clip_stats": clip_stats, "ema": ema}, variant)
     if preprocess is not None:
         settings = dataclasses.replace(checkpoint.config, preprocess=preprocess)
         checkpoint = dataclasses.replace(checkpoint, config=settings)
     return checkpoint
+
+
+def local_path(source: str | os.PathLike[str], *, revision: str | None = None, variant: str | None = None) -> Path:
+    """Where a source is on this machine; a hub id is downloaded. Raises FileNotFoundError, ValueError as above."""
+    path = Path(source)
+    if not path.exists() and is_hub_id(str(source)):
+        return download(str(source), revision=revision, variant=variant)
+    if revision is not None:
+        raise ValueError(f"revision is {revision!r}, but {source} is a local path: only hub ids have revisions")
+    if not path.exists():
+        raise FileNotFoundError(f"source: no such file or folder, and not a hub id (owner/name): {source}")
+    return path
 
 
 def _open(path: Path, original: dict[str, Any], variant: str | None) -> Checkpoint:
@@ -56,6 +62,7 @@ def _open(path: Path, original: dict[str, Any], variant: str | None) -> Checkpoi
             raise ValueError(f"variant is {variant!r}, but {path} is a converted checkpoint: it has no variants")
         return open_directory(path)
     # The one place where the library reaches the converter, imported late so that our own format opens without it.
+    from convert.architecture.presets import PRESETS
     from convert.source import open_diffusers, open_original
 
     if path.is_dir():
@@ -67,8 +74,9 @@ def _open(path: Path, original: dict[str, Any], variant: str | None) -> Checkpoi
     if variant is not None:
         raise ValueError(f"variant is {variant!r}, but {path} is one file: only diffusers folders have variants")
     for name in ("config", "clip_stats"):
-        if original[name] is not None:
+        if original[name] is not None and not (name == "config" and str(original[name]) in PRESETS):
             original[name] = Path(original[name])
             if not original[name].exists():
-                raise FileNotFoundError(f"{name}: no such file: {original[name]}")
+                advice = f", nor is it one of {', '.join(PRESETS)}" if name == "config" else ""
+                raise FileNotFoundError(f"{name}: no such file: {original[name]}{advice}")
     return open_original(path, **original)

@@ -1,0 +1,54 @@
+"""Writes a checkpoint as a diffusers folder, whole: configurations, tokenizer, scheduler, weights."""
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from convert.engine import export_tensors
+from convert.export.diffusers_configs import diffusers_configs
+from convert.export.tokenizer import tokenizer_files
+from convert.rules import diffusers
+from unclip_jax.checkpoints.atomic import atomic_directory
+from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
+from unclip_jax.checkpoints.stream import Progress, write_safetensors
+
+# Components that are transformers models name their weights otherwise than diffusers does.
+TRANSFORMERS = ("text_encoder", "image_encoder", "depth_estimator")
+
+
+def save_diffusers(
+    checkpoint: Checkpoint,
+    destination: Path,
+    *,
+    dtype: np.dtype | None = None,
+    progress: Progress = lambda nbytes: None,
+) -> list[Path]:
+    """Writes the folder that `DiffusionPipeline.from_pretrained` opens; returns its path, alone in a list.
+
+    Names are those of the older, prefixed dialect, which every release of transformers and diffusers reads. dtype: None
+    keeps each tensor's own. Needs memory for one tensor at a time. Raises FileExistsError when `destination` exists.
+    """
+    destination = Path(destination)
+    components: dict[str, dict[str, Parameter]] = defaultdict(dict)
+    rules = diffusers.table(checkpoint.config, checkpoint.params).rules
+    for name, tensor in export_tensors(rules, checkpoint.params).items():
+        component, _, within = name.partition("/")
+        components[component][within] = tensor
+    kinds = Counter((tensor.dtype if dtype is None else dtype).name for tensor in components["text_encoder"].values())
+    with atomic_directory(destination) as partial:
+        for path, data in diffusers_configs(checkpoint.config, kinds.most_common(1)[0][0]).items():
+            _write(partial / path, json.dumps(data, indent=2, sort_keys=True) + "\n")
+        for path, text in tokenizer_files(checkpoint.tokenizer).items():
+            _write(partial / "tokenizer" / path, text)
+        for component, tensors in components.items():
+            stem = "model" if component in TRANSFORMERS else "diffusion_pytorch_model"
+            (partial / component).mkdir(exist_ok=True)
+            write_safetensors(partial / component / f"{stem}.safetensors", tensors, dtype, {"format": "pt"}, progress)
+    return [destination]
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")

@@ -1,0 +1,176 @@
+"""The JSON files of a diffusers folder for one of our configurations: `convert.architecture.diffusers` backwards."""
+
+from typing import Any
+
+from convert.architecture.diffusers import CLIP_NORMALISATION, COMPONENTS, PIPELINES
+from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.models.clip import TextConfig, VisionConfig
+from unclip_jax.models.unet import UNetConfig
+from unclip_jax.models.vae import VAEConfig
+from unclip_jax.sampling.schedule import NoiseSchedule
+
+# Readers take a folder older than 0.9 for one with mistakes of that time, and correct them.
+VERSION = "0.35.0"
+
+
+def diffusers_configs(config: CheckpointConfig, dtype: str) -> dict[str, dict[str, Any]]:
+    """Path within the folder -> content, for every JSON file but the tokenizer's. dtype: of the weights, for CLIP."""
+    pipeline, names = PIPELINES[config.task]
+    index = {name: list(COMPONENTS[name]) for name in names}
+    if config.task == "depth-to-image":
+        index["feature_extractor"] = ["transformers", "DPTImageProcessor"]
+    index["scheduler"] = ["diffusers", config.scheduler_config["_class_name"]]
+    files: dict[str, dict[str, Any]] = {
+        "model_index.json": {"_class_name": pipeline, "_diffusers_version": VERSION, **index},
+        "unet/config.json": _unet(config.unet),
+        "vae/config.json": _vae(config.vae, config.unet.sample_size),
+        "text_encoder/config.json": _text(config.text_encoder, dtype),
+        "scheduler/scheduler_config.json": {"_diffusers_version": VERSION, **config.scheduler_config},
+    }
+    if config.image_encoder is not None:
+        vision = config.image_encoder
+        files |= {
+            "image_encoder/config.json": _vision(vision, dtype),
+            "feature_extractor/preprocessor_config.json": _clip_preprocessing(vision.image_size),
+            "image_normalizer/config.json": {
+                "_class_name": "StableUnCLIPImageNormalizer",
+                "_diffusers_version": VERSION,
+                "embedding_dim": vision.projection_dim,
+            },
+        }
+    if config.image_noising is not None:
+        name = "low_res_scheduler" if config.task == "upscale" else "image_noising_scheduler"
+        files[f"{name}/scheduler_config.json"] = _noising(config.image_noising)
+    return files
+
+
+def _unet(config: UNetConfig) -> dict[str, Any]:
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": VERSION,
+        "act_fn": "silu",
+        "attention_head_dim": list(config.num_heads),  # a misnomer of diffusers: the number of heads
+        "block_out_channels": list(config.block_out_channels),
+        "center_input_sample": False,
+        "class_embed_type": "projection" if config.class_embedding == "projection" else None,
+        "cross_attention_dim": config.cross_attention_dim,
+        "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention_levels],
+        "downsample_padding": 1,
+        "dual_cross_attention": False,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": config.in_channels,
+        "layers_per_block": config.layers_per_block,
+        "mid_block_scale_factor": 1,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "norm_eps": 1e-5,
+        "norm_num_groups": config.norm_groups,
+        "num_class_embeds": config.class_embedding_size if config.class_embedding == "table" else None,
+        "only_cross_attention": list(config.only_cross_attention),
+        "out_channels": config.out_channels,
+        "projection_class_embeddings_input_dim": (
+            config.class_embedding_size if config.class_embedding == "projection" else None
+        ),
+        "resnet_time_scale_shift": "default",
+        "sample_size": config.sample_size,
+        "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention_levels)],
+        "upcast_attention": True,
+        "use_linear_projection": True,
+    }
+
+
+def _vae(config: VAEConfig, latent_size: int) -> dict[str, Any]:
+    levels = len(config.block_out_channels)
+    return {
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": VERSION,
+        "act_fn": "silu",
+        "block_out_channels": list(config.block_out_channels),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "in_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
+        "layers_per_block": config.layers_per_block,
+        "norm_num_groups": config.norm_groups,
+        "out_channels": config.in_channels,
+        "sample_size": latent_size * config.factor,
+        "scaling_factor": config.scaling_factor,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+
+
+def _text(config: TextConfig, dtype: str) -> dict[str, Any]:
+    return {
+        "architectures": ["CLIPTextModel"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "dropout": 0.0,
+        "eos_token_id": 2,  # as published; the ids in use are the tokenizer's
+        "hidden_act": config.activation,
+        "hidden_size": config.width,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "intermediate_size": config.mlp_width,
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": config.context_length,
+        "model_type": "clip_text_model",
+        "num_attention_heads": config.heads,
+        "num_hidden_layers": config.layers,
+        "pad_token_id": 1,
+        "projection_dim": config.projection_dim or 512,
+        "torch_dtype": dtype,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def _vision(config: VisionConfig, dtype: str) -> dict[str, Any]:
+    return {
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "attention_dropout": 0.0,
+        "dropout": 0.0,
+        "hidden_act": config.activation,
+        "hidden_size": config.width,
+        "image_size": config.image_size,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "intermediate_size": config.mlp_width,
+        "layer_norm_eps": 1e-5,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": config.heads,
+        "num_channels": 3,
+        "num_hidden_layers": config.layers,
+        "patch_size": config.patch_size,
+        "projection_dim": config.projection_dim,
+        "torch_dtype": dtype,
+    }
+
+
+def _clip_preprocessing(image_size: int) -> dict[str, Any]:
+    return {
+        "crop_size": {"height": image_size, "width": image_size},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "image_processor_type": "CLIPImageProcessor",
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": image_size},
+        **CLIP_NORMALISATION,
+    }
+
+
+def _noising(schedule: NoiseSchedule) -> dict[str, Any]:
+    return {
+        "_class_name": "DDPMScheduler",
+        "_diffusers_version": VERSION,
+        "beta_end": schedule.beta_end,
+        "beta_schedule": schedule.beta_schedule,
+        "beta_start": schedule.beta_start,
+        "clip_sample": True,
+        "num_train_timesteps": schedule.num_train_timesteps,
+        "prediction_type": "epsilon",
+        "trained_betas": None,
+        "variance_type": "fixed_small",
+    }

@@ -1,0 +1,62 @@
+"""Writes a checkpoint as one file in the original repository's layout, and beside it what the file cannot hold."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from convert.architecture.presets import PRESETS
+from convert.engine import export_tensors
+from convert.export.original_yaml import original_yaml
+from convert.rules import ldm
+from convert.statistics import STATISTICS
+from unclip_jax.checkpoints.atomic import atomic_file
+from unclip_jax.checkpoints.checkpoint import Checkpoint
+from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.stream import Progress, write_safetensors
+
+
+def save_original(
+    checkpoint: Checkpoint,
+    destination: Path,
+    *,
+    dtype: np.dtype | None = None,
+    progress: Progress = lambda nbytes: None,
+) -> list[Path]:
+    """Writes a `.safetensors` file under the original's names; returns every file written, that one last.
+
+    What the original keeps in other files goes beside it: `<destination>.yaml` for an architecture that is not a
+    published one, `<destination>.stats.npz` for embedding statistics other than 0 and 1. Tensors that no network reads
+    (schedule buffers, the text tower's last block) are left out: the original code makes its own.
+
+    dtype: None keeps each tensor's own. Needs memory for one tensor at a time. Raises FileExistsError when a file of
+    one of the names exists, ValueError for a name without the suffix `.safetensors`.
+    """
+    destination = Path(destination)
+    if destination.suffix != ".safetensors":
+        raise ValueError(f"destination is {destination}: the original's layout is one file, NAME.safetensors")
+    config = checkpoint.config
+    params = {name: p for name, p in checkpoint.params.items() if name not in STATISTICS}
+    tensors = export_tensors(ldm.table(config, params).rules, params)
+    mean, std = (checkpoint.params[name].read() if name in checkpoint.params else None for name in STATISTICS)
+    written = []
+    with atomic_file(destination) as partial:
+        write_safetensors(partial, tensors, dtype, {"format": "pt"}, progress)
+        if _identity(config) not in map(_identity, PRESETS.values()):
+            settings = destination.with_name(f"{destination.name}.yaml")
+            with atomic_file(settings) as file:
+                file.write_text(yaml.safe_dump(original_yaml(config), sort_keys=False), "utf-8")
+            written.append(settings)
+        if mean is not None and std is not None and (mean.any() or (std != 1).any()):
+            statistics = destination.with_name(f"{destination.name}.stats.npz")
+            with atomic_file(statistics) as file, open(file, "wb") as opened:
+                np.savez(opened, mean=mean, std=std)
+            written.append(statistics)
+    return [*written, destination]
+
+
+def _identity(config: CheckpointConfig) -> tuple[Any, ...]:
+    """What the original's yaml tells of an architecture."""
+    networks = (config.unet, config.vae, config.text_encoder, config.image_encoder)
+    return *networks, *(config.scheduler_config.get(key) for key in ("prediction_type", "beta_start", "beta_end"))

@@ -1,0 +1,73 @@
+"""The mean and standard deviation of CLIP image embeddings, by which unCLIP normalises them before they are noised."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from convert.readers import CheckpointError, load_pickle, open_tensors
+from convert.weights import weights_file
+from unclip_jax.checkpoints.config import CheckpointConfig
+
+STATISTICS = ("image_normalizer.mean", "image_normalizer.std")
+
+
+def read_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and standard deviation of CLIP image embeddings.
+
+    path: a torch file of a pair (Karlo's `ViT-L-14_stats.th`), an `.npz` of "mean" and "std", a diffusers folder or
+    its image_normalizer folder, or that folder's weights. Returns two (D,) float32 arrays. Raises CheckpointError in
+    one line, FileNotFoundError when there is nothing there.
+    """
+    if path.is_dir():
+        inner = path / "image_normalizer"
+        path = weights_file(inner if inner.is_dir() else path, None)
+    if path.suffix == ".npz":
+        pair = _npz_pair(path)
+    elif path.suffix in (".safetensors", ".bin", ".json"):
+        with open_tensors(path) as file:
+            if not {"mean", "std"} <= file.tensors.keys():
+                raise CheckpointError(f"{path.name}: want tensors 'mean' and 'std', found {', '.join(file.tensors)}")
+            pair = [np.array(file.read(name)) for name in ("mean", "std")]
+    else:
+        content = load_pickle(path)
+        pair = list(content) if isinstance(content, tuple | list) else [content]
+    if len(pair) != 2 or not all(isinstance(a, np.ndarray) and a.dtype.kind in "fV" for a in pair):
+        raise CheckpointError(f"{path.name}: want a pair of floating arrays, mean and standard deviation")
+    mean, std = (np.asarray(a, np.float32).reshape(-1) for a in pair)
+    if mean.shape != std.shape or not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+        raise CheckpointError(f"{path.name}: mean {mean.shape} and std {std.shape}: want finite arrays alike, std > 0")
+    return mean, std
+
+
+def embedding_statistics(config: CheckpointConfig, clip_stats: Path | None) -> dict[str, np.ndarray]:
+    """The normaliser's parameters for an original file: none without an image encoder, 0 and 1 for open_clip's.
+
+    Raises CheckpointError for the OpenAI encoder without `clip_stats`, and for statistics of another size.
+    """
+    if config.image_encoder is None:
+        return {}
+    width = config.image_encoder.projection_dim
+    if clip_stats is not None:
+        mean, std = read_statistics(clip_stats)
+        if mean.shape != (width,):
+            raise CheckpointError(f"{clip_stats.name}: {len(mean)} features; the image encoder gives {width}")
+    elif config.image_encoder.activation == "quick_gelu":
+        raise CheckpointError(
+            "this checkpoint's image encoder is OpenAI's, whose embedding statistics are kept outside the checkpoint: "
+            "give ViT-L-14_stats.th (it comes with Karlo), an .npz of mean and std, or a diffusers folder's "
+            "image_normalizer weights as clip_stats (--clip-stats)"
+        )
+    else:
+        mean, std = np.zeros(width, np.float32), np.ones(width, np.float32)
+    return dict(zip(STATISTICS, (mean, std), strict=True))
+
+
+def _npz_pair(path: Path) -> list[np.ndarray]:
+    if not path.is_file():
+        raise FileNotFoundError(f"clip_stats: no such file: {path}")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return [arrays[name] for name in ("mean", "std")]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise CheckpointError(f"{path.name}: want an .npz of arrays 'mean' and 'std' ({error})") from error

@@ -1,0 +1,35 @@
+"""Finds a component's weights in a diffusers folder."""
+
+from pathlib import Path
+
+from convert.readers import CheckpointError
+
+
+def weights_file(folder: Path, variant: str | None) -> Path:
+    """The weights of one component: safetensors before torch files, whole before sharded.
+
+    A component without files of the variant falls back to its plain ones, as diffusers does. Raises CheckpointError,
+    listing what the folder holds, when there are none.
+    """
+    if variant is not None and not variant.replace("-", "").replace("_", "").isalnum():
+        raise CheckpointError(f"variant is {variant!r}; want a short name such as 'fp16'")
+    stems = (
+        ("diffusion_pytorch_model", "safetensors"),
+        ("model", "safetensors"),
+        ("diffusion_pytorch_model", "bin"),
+        ("pytorch_model", "bin"),
+    )
+    for dotted in dict.fromkeys((f".{variant}" if variant else "", "")):
+        for stem, suffix in stems:
+            for name in (
+                f"{stem}{dotted}.{suffix}",
+                f"{stem}.{suffix}.index{dotted}.json",
+                f"{stem}{dotted}.{suffix}.index.json",
+            ):
+                if (folder / name).is_file():
+                    return folder / name
+    found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    raise CheckpointError(
+        f"{folder.name}: no weights{f' of variant {variant!r}' if variant else ''}; "
+        f"the folder holds {', '.join(found[:8]) if found else 'nothing'}"
+    )
