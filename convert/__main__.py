@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,9 +19,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("destination", nargs="?", help="what to write: a folder, or NAME.safetensors; it must not exist")
     p.add_argument(
         "--to",
-        choices=("jax", "diffusers", "original"),
+        choices=("jax", "orbax", "diffusers", "original"),
         default="jax",
-        help="our own directory (default), a diffusers folder, or one .safetensors file with the original's names",
+        help="our own directory (default), the same with the parameters in orbax's format, a diffusers folder, or one "
+        ".safetensors file with the original's names",
     )
     p.add_argument(
         "--check", action="store_true", help="prove the mapping from names, shapes and dtypes; write nothing"
@@ -104,10 +105,11 @@ def convert(args: argparse.Namespace) -> int:
             f"{checkpoint.nbytes / 1e9:.2f} GB"
         )
         save_as: dict[str, Callable[..., list[Path]]] = {"original": save_original, "diffusers": save_diffusers}
-        if args.to == "jax":
+        if args.to in ("jax", "orbax"):
             digests = digests or _digests([p for p in checkpoint.files if Path(p).is_file()], Progress, sha256)
             recorded = {"source": Path(args.source).name, "sha256": digests, "dtype": args.dtype or "as in the source"}
-            save_as["jax"] = functools.partial(save, provenance=recorded)
+            layout: Literal["safetensors", "orbax"] = "orbax" if args.to == "orbax" else "safetensors"
+            save_as[args.to] = functools.partial(save, layout=layout, provenance=recorded)
         with Progress("writing", checkpoint.nbytes, unit="B", bytes_=True) as bar:
             written = save_as[args.to](checkpoint, Path(args.destination), dtype=dtype, progress=bar.update)
     for path in written:

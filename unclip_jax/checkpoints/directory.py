@@ -1,6 +1,7 @@
-"""Our own on-disk format: a directory of config.json, tokenizer.json, provenance.json and indexed safetensors shards.
+"""Our own on-disk format: a directory of config.json, tokenizer.json, provenance.json and the parameters.
 
-It is written as a stream under a temporary name and renamed when whole, so that a directory of the final name is always
+Those are indexed safetensors shards or, when asked for, in orbax's format (`unclip_jax.checkpoints.orbax`). Everything
+is written as a stream under a temporary name and renamed when whole, so that a directory of the final name is always
 complete. Tensors have our names and layouts and are read slice by slice from a memory map.
 """
 
@@ -11,12 +12,13 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 import unclip_jax
+from unclip_jax.checkpoints import orbax
 from unclip_jax.checkpoints.atomic import atomic_directory
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.config import CheckpointConfig
@@ -32,6 +34,7 @@ def save(
     checkpoint: Checkpoint,
     destination: Path,
     *,
+    layout: Literal["safetensors", "orbax"] = "safetensors",
     dtype: np.dtype | None = None,
     provenance: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -39,22 +42,19 @@ def save(
 ) -> list[Path]:
     """Writes a checkpoint as a directory; returns its path, alone in a list. Needs memory for one piece of a parameter.
 
-    dtype: None keeps each parameter's own. provenance: recorded as it is in provenance.json. progress: called with the
-    bytes of tensor data written. Raises FileExistsError when `destination` exists; on any failure nothing is left.
+    layout: of the parameters; "orbax" needs memory for all of them. dtype: None keeps each parameter's own. provenance:
+    recorded as it is in provenance.json. progress: called with the bytes of tensor data written.
+
+    Raises FileExistsError when `destination` exists; on any failure nothing is left.
     """
     destination = Path(destination)
     with atomic_directory(destination) as partial:
         _write_json(partial / "config.json", checkpoint.config.to_json())
         _write_text(partial / "tokenizer.json", checkpoint.tokenizer.json)
-        shards = _split(checkpoint.params, dtype, shard_bytes)
-        weight_map: dict[str, str] = {}
-        total = 0
-        for number, names in enumerate(shards, 1):
-            shard = f"params-{number:05d}-of-{len(shards):05d}.safetensors"
-            params = {name: checkpoint.params[name] for name in names}
-            total += write_safetensors(partial / shard, params, dtype, {"format": "unclip_jax"}, progress)
-            weight_map |= dict.fromkeys(names, shard)
-        _write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        if layout == "orbax":
+            orbax.write_params(partial, checkpoint.params, dtype, progress)
+        else:
+            _write_shards(partial, checkpoint.params, dtype, shard_bytes, progress)
         recorded = {"converter": f"unclip_jax {unclip_jax.__version__}", "dtype": str(dtype or "as in the source")}
         _write_json(partial / "provenance.json", {**recorded, **(provenance or {})})
     return [destination]
@@ -62,7 +62,7 @@ def save(
 
 def is_directory_checkpoint(folder: Path) -> bool:
     """Whether a folder claims to be of this format."""
-    return (folder / INDEX).is_file() and (folder / "config.json").is_file()
+    return (folder / "config.json").is_file() and ((folder / INDEX).is_file() or (folder / orbax.FOLDER).is_dir())
 
 
 def open_directory(folder: Path) -> Checkpoint:
@@ -71,40 +71,45 @@ def open_directory(folder: Path) -> Checkpoint:
     text = (folder / "tokenizer.json").read_text("utf-8")
     dialect: Dialect = "open_clip" if config.dialect == "original" else "transformers"
     tokenizer = Tokenizer.from_json(text, dialect, context_length=config.text_encoder.context_length)
+    wanted = abstract_params(config)
+    with contextlib.ExitStack() as stack:
+        params = _open_shards(stack, folder) if (folder / INDEX).is_file() else orbax.read_params(folder)
+        if params.keys() != wanted.keys():
+            odd = sorted(params.keys() ^ wanted.keys())
+            raise ValueError(f"{folder.name}: {len(odd)} missing or unknown parameters: {', '.join(odd[:5])}")
+        for name, spec in wanted.items():
+            if params[name].shape != spec.shape:
+                raise ValueError(f"{folder.name}: {name} has shape {params[name].shape}, want {spec.shape}")
+        return Checkpoint(config, tokenizer, params, str(folder), (folder,), stack.pop_all())
+
+
+def _open_shards(stack: contextlib.ExitStack, folder: Path) -> dict[str, Parameter]:
     weight_map = _read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(s, str) for s in weight_map.values()):
         raise ValueError(f"{folder.name}/{INDEX}: no weight_map of names")
-    wanted = abstract_params(config)
-    if weight_map.keys() != wanted.keys():
-        odd = sorted(weight_map.keys() ^ wanted.keys())
-        raise ValueError(f"{folder.name}/{INDEX}: {len(odd)} missing or unknown parameters: {', '.join(odd[:5])}")
-    with contextlib.ExitStack() as stack:
-        files = {}
-        for shard in sorted(set(weight_map.values())):
-            if Path(shard).name != shard:
-                raise ValueError(f"{folder.name}/{INDEX}: shard {shard!r} is not a plain file name")
-            try:
-                files[shard] = stack.enter_context(safe_open(folder / shard, framework="numpy"))
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{folder.name}/{shard}: {error}") from error
-        params = {}
-        for name, spec in wanted.items():
-            file = files[weight_map[name]]
-            try:
-                view = file.get_slice(name)
-            except SafetensorError as error:
-                raise ValueError(f"{folder.name}/{weight_map[name]}: {error}") from error
-            if tuple(view.get_shape()) != spec.shape:
-                raise ValueError(f"{folder.name}: {name} has shape {view.get_shape()}, want {list(spec.shape)}")
-            code = view.get_dtype()
-            if code not in CODES.values():
-                raise ValueError(f"{folder.name}: {name} has dtype {code}; accepted: {', '.join(CODES.values())}")
-            dtype = next(np.dtype(n) for n, c in CODES.items() if c == code)
-            pieces: tuple[Callable[[], np.ndarray], ...] = (functools.partial(file.get_tensor, name),)
-            if is_stacked(name):
-                pieces = tuple(functools.partial(_layer, view, layer) for layer in range(spec.shape[0]))
-            params[name] = Parameter(spec.shape, dtype, pieces)
-        return Checkpoint(config, tokenizer, params, str(folder), (folder,), stack.pop_all())
+    files = {}
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard:
+            raise ValueError(f"{folder.name}/{INDEX}: shard {shard!r} is not a plain file name")
+        try:
+            files[shard] = stack.enter_context(safe_open(folder / shard, framework="numpy"))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{folder.name}/{shard}: {error}") from error
+    params = {}
+    for name, shard in weight_map.items():
+        try:
+            view = files[shard].get_slice(name)
+        except SafetensorError as error:
+            raise ValueError(f"{folder.name}/{shard}: {error}") from error
+        shape, code = tuple(view.get_shape()), view.get_dtype()
+        if code not in CODES.values():
+            raise ValueError(f"{folder.name}: {name} has dtype {code}; accepted: {', '.join(CODES.values())}")
+        dtype = next(np.dtype(n) for n, c in CODES.items() if c == code)
+        pieces: tuple[Callable[[], np.ndarray], ...] = (functools.partial(files[shard].get_tensor, name),)
+        if is_stacked(name) and shape:
+            pieces = tuple(functools.partial(_layer, view, layer) for layer in range(shape[0]))
+        params[name] = Parameter(shape, dtype, pieces)
+    return params
 
 
 def _layer(view: Any, layer: int) -> np.ndarray:
@@ -119,6 +124,20 @@ def sha256(path: Path, progress: Progress = lambda nbytes: None) -> str:
             digest.update(block)
             progress(len(block))
     return digest.hexdigest()
+
+
+def _write_shards(
+    folder: Path, params: Mapping[str, Parameter], dtype: np.dtype | None, limit: int, progress: Progress
+) -> None:
+    shards = _split(params, dtype, limit)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, names in enumerate(shards, 1):
+        shard = f"params-{number:05d}-of-{len(shards):05d}.safetensors"
+        part = {name: params[name] for name in names}
+        total += write_safetensors(folder / shard, part, dtype, {"format": "unclip_jax"}, progress)
+        weight_map |= dict.fromkeys(names, shard)
+    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _split(params: Mapping[str, Parameter], dtype: np.dtype | None, limit: int) -> list[list[str]]:
