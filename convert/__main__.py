@@ -85,7 +85,7 @@ def convert(args: argparse.Namespace) -> int:
     from convert.export.original import save_original
     from unclip_jax.checkpoints.directory import save, sha256
     from unclip_jax.checkpoints.source import open_checkpoint
-    from unclip_jax.pipelines.progress import Progress
+    from unclip_jax.progress import Progress
 
     if Path(args.destination).exists():
         raise FileExistsError(f"{args.destination} exists; choose another name or remove it")

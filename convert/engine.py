@@ -103,7 +103,7 @@ def foreign_shape(rule: Rule, params: Mapping[str, Any]) -> Shape:
     # Layouts move axes, whatever the values: a stand-in without memory shows where they go.
     stand_in = np.broadcast_to(np.empty((), np.int8), shape)
     whole = LAYOUTS[rule.layout].foreign(stand_in).shape
-    return (whole[0] * rule.parts, *whole[1:])
+    return whole if rule.parts == 1 else (whole[0] * rule.parts, *whole[1:])
 
 
 def prove(rules: Iterable[Rule], params: Mapping[str, Any]) -> None:
@@ -200,8 +200,10 @@ def import_params(
 def _piece(rule: Rule, shape: Shape, read: Callable[[str], np.ndarray]) -> Callable[[], np.ndarray]:
     def piece() -> np.ndarray:
         array = read(rule.foreign).reshape(shape)
-        rows = shape[0] // rule.parts
-        ours = LAYOUTS[rule.layout].ours(array[rule.part * rows : (rule.part + 1) * rows])
+        if rule.parts > 1:
+            rows = shape[0] // rule.parts
+            array = array[rule.part * rows : (rule.part + 1) * rows]
+        ours = LAYOUTS[rule.layout].ours(array)
         return ours if rule.layer is None else ours[None]
 
     return piece

@@ -11,7 +11,7 @@ from convert.export.diffusers_configs import diffusers_configs
 from convert.export.tokenizer import tokenizer_files
 from convert.rules import diffusers
 from unclip_jax.checkpoints.atomic import atomic_directory
-from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
+from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter, family_config
 from unclip_jax.checkpoints.stream import Progress, write_safetensors
 
 # Components that are transformers models name their weights otherwise than diffusers does.
@@ -30,15 +30,15 @@ def save_diffusers(
     Names are those of the older, prefixed dialect, which every release of transformers and diffusers reads. dtype: None
     keeps each tensor's own. Needs memory for one tensor at a time. Raises FileExistsError when `destination` exists.
     """
-    destination = Path(destination)
+    destination, config = Path(destination), family_config(checkpoint)
     components: dict[str, dict[str, Parameter]] = defaultdict(dict)
-    rules = diffusers.table(checkpoint.config, checkpoint.params).rules
+    rules = diffusers.table(config, checkpoint.params).rules
     for name, tensor in export_tensors(rules, checkpoint.params).items():
         component, _, within = name.partition("/")
         components[component][within] = tensor
     kinds = Counter((tensor.dtype if dtype is None else dtype).name for tensor in components["text_encoder"].values())
     with atomic_directory(destination) as partial:
-        for path, data in diffusers_configs(checkpoint.config, kinds.most_common(1)[0][0]).items():
+        for path, data in diffusers_configs(config, kinds.most_common(1)[0][0]).items():
             _write(partial / path, json.dumps(data, indent=2, sort_keys=True) + "\n")
         for path, text in tokenizer_files(checkpoint.tokenizer).items():
             _write(partial / "tokenizer" / path, text)

@@ -12,7 +12,7 @@ from convert.export.original_yaml import original_yaml
 from convert.rules import ldm
 from convert.statistics import STATISTICS
 from unclip_jax.checkpoints.atomic import atomic_file
-from unclip_jax.checkpoints.checkpoint import Checkpoint
+from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.stream import Progress, write_safetensors
 
@@ -36,7 +36,7 @@ def save_original(
     destination = Path(destination)
     if destination.suffix != ".safetensors":
         raise ValueError(f"destination is {destination}: the original's layout is one file, NAME.safetensors")
-    config = checkpoint.config
+    config = family_config(checkpoint)
     params = {name: p for name, p in checkpoint.params.items() if name not in STATISTICS}
     tensors = export_tensors(ldm.table(config, params).rules, params)
     mean, std = (checkpoint.params[name].read() if name in checkpoint.params else None for name in STATISTICS)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from convert.engine import Table, Unused
+from convert.rules import transformers
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
@@ -23,13 +24,6 @@ TRANSFORMER = {
     "ff.proj_out": "transformer_blocks.0.ff.net.2",
 }
 VAE_ATTENTION = {"norm": "group_norm", "to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
-CLIP_LAYER = {
-    "norm1": "layer_norm1",
-    "norm2": "layer_norm2",
-    "fc1": "mlp.fc1",
-    "fc2": "mlp.fc2",
-    **{f"{p}_proj": f"self_attn.{p}_proj" for p in ("q", "k", "v", "out")},
-}
 
 # (pattern, canonical form): the attention of VAEs written before diffusers 0.18, and the text towers that
 # transformers 5 writes without their prefix.
@@ -55,9 +49,9 @@ def table(config: CheckpointConfig, params: Mapping[str, Any]) -> Table:
     t = Table(params)
     _unet(t, config.unet)
     _vae(t, config.vae)
-    _text(t, config.text_encoder.layers)
+    transformers.text_tower(t, "text_encoder/text_model", config.text_encoder.layers)
     if config.image_encoder is not None:
-        _vision(t, config.image_encoder.layers)
+        transformers.vision_tower(t, "image_encoder/", config.image_encoder.layers)
         for name in ("mean", "std"):
             t.tensor(f"image_normalizer.{name}", f"image_normalizer/{name}", "row")
     return t
@@ -117,28 +111,3 @@ def _vae(t: Table, config: VAEConfig) -> None:
                 t.module(f"vae.{middle}.resnets.{i}.{name}", f"vae/{middle}.resnets.{i}.{name}")
         for ours, theirs in VAE_ATTENTION.items():
             t.module(f"vae.{middle}.attention.{ours}", f"vae/{middle}.attentions.0.{theirs}")
-
-
-def _text(t: Table, layers: int) -> None:
-    model = "text_encoder/text_model"
-    t.module("text_encoder.token_embedding", f"{model}.embeddings.token_embedding")
-    t.module("text_encoder.position_embedding", f"{model}.embeddings.position_embedding")
-    t.module("text_encoder.final_norm", f"{model}.final_layer_norm")
-    _clip_layers(t, "text_encoder.layers", f"{model}.encoder.layers", layers)
-
-
-def _vision(t: Table, layers: int) -> None:
-    model = "image_encoder/vision_model"
-    t.module("image_encoder.patch_embedding", f"{model}.embeddings.patch_embedding", kernel="patch")
-    t.tensor("image_encoder.class_embedding", f"{model}.embeddings.class_embedding")
-    t.module("image_encoder.position_embedding", f"{model}.embeddings.position_embedding")
-    t.module("image_encoder.pre_norm", f"{model}.pre_layrnorm")  # the misspelling is transformers' own
-    t.module("image_encoder.post_norm", f"{model}.post_layernorm")
-    t.module("image_encoder.projection", "image_encoder/visual_projection")
-    _clip_layers(t, "image_encoder.layers", f"{model}.encoder.layers", layers)
-
-
-def _clip_layers(t: Table, ours: str, theirs: str, layers: int) -> None:
-    for layer in range(layers):
-        for a, b in CLIP_LAYER.items():
-            t.module(f"{ours}.{a}", f"{theirs}.{layer}.{b}", layer=layer)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from convert.engine import Table, Unused
+from convert.rules import open_clip
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
@@ -34,7 +35,6 @@ TRANSFORMER = {
 }
 VAE_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "conv_shortcut": "nin_shortcut"}
 VAE_ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}
-CLIP_LAYER = {"norm1": "ln_1", "norm2": "ln_2", "fc1": "mlp.c_fc", "fc2": "mlp.c_proj", "out_proj": "attn.out_proj"}
 
 SCHEDULE = (
     r"betas|alphas_cumprod|alphas_cumprod_prev|sqrt_alphas_cumprod|sqrt_one_minus_alphas_cumprod"
@@ -48,9 +48,9 @@ def table(config: CheckpointConfig, params: Mapping[str, Any]) -> Table:
     t = Table(params)
     _unet(t, config.unet)
     _vae(t, config.vae)
-    _text(t, config.text_encoder.layers)
+    open_clip.text_tower(t, TEXT, config.text_encoder.layers)
     if config.image_encoder is not None:
-        _vision(t, config.image_encoder.layers)
+        open_clip.vision_tower(t, f"{VISION}.visual", config.image_encoder.layers)
     return t
 
 
@@ -134,34 +134,6 @@ def _vae(t: Table, config: VAEConfig) -> None:
             t.module(f"vae.{half}.mid_block.attention.{a}", f"{VAE}.{half}.mid.attn_1.{b}", kernel="pointwise")
     for ours, theirs in names.items():
         t.module(f"vae.{ours}", f"{VAE}.{theirs}")
-
-
-def _text(t: Table, layers: int) -> None:
-    t.module("text_encoder.token_embedding", f"{TEXT}.token_embedding")
-    t.tensor("text_encoder.position_embedding.embedding", f"{TEXT}.positional_embedding")
-    t.module("text_encoder.final_norm", f"{TEXT}.ln_final")
-    _clip_layers(t, "text_encoder.layers", f"{TEXT}.transformer.resblocks", layers)
-
-
-def _vision(t: Table, layers: int) -> None:
-    visual = f"{VISION}.visual"
-    t.module("image_encoder.patch_embedding", f"{visual}.conv1", kernel="patch")
-    t.tensor("image_encoder.class_embedding", f"{visual}.class_embedding")
-    t.tensor("image_encoder.position_embedding.embedding", f"{visual}.positional_embedding")
-    t.module("image_encoder.pre_norm", f"{visual}.ln_pre")
-    t.module("image_encoder.post_norm", f"{visual}.ln_post")
-    t.tensor("image_encoder.projection.kernel", f"{visual}.proj")
-    _clip_layers(t, "image_encoder.layers", f"{visual}.transformer.resblocks", layers)
-
-
-def _clip_layers(t: Table, ours: str, theirs: str, layers: int) -> None:
-    for layer in range(layers):
-        block = f"{theirs}.{layer}"
-        for a, b in CLIP_LAYER.items():
-            t.module(f"{ours}.{a}", f"{block}.{b}", layer=layer)
-        for part, name in enumerate(("q_proj", "k_proj", "v_proj")):
-            for leaf, fused, layout in (("kernel", "in_proj_weight", "linear"), ("bias", "in_proj_bias", "same")):
-                t.tensor(f"{ours}.{name}.{leaf}", f"{block}.attn.{fused}", layout, layer=layer, part=part, parts=3)
 
 
 def _join(module: str, inner: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig
 from unclip_jax.conditioning.tokenizer import Tokenizer
 
 
@@ -49,7 +49,7 @@ class Checkpoint:
     people. files: the files that it was read from, for provenance.
     """
 
-    config: CheckpointConfig
+    config: CheckpointConfig | ClipConfig
     tokenizer: Tokenizer
     params: Mapping[str, Parameter]
     source: str
@@ -76,3 +76,10 @@ class Checkpoint:
             if param.dtype.name not in part["dtypes"]:
                 part["dtypes"].append(param.dtype.name)
         return {"source": self.source, "parts": parts, "config": dataclasses.asdict(self.config)}
+
+
+def family_config(checkpoint: Checkpoint) -> CheckpointConfig:
+    """The configuration of a Stable Diffusion checkpoint. Raises ValueError in one line for a CLIP model on its own."""
+    if isinstance(checkpoint.config, ClipConfig):
+        raise ValueError(f"{checkpoint.source} is a CLIP model on its own, not a Stable Diffusion checkpoint")
+    return checkpoint.config

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from unclip_jax.conditioning.image import Dialect as PreprocessDialect
+from unclip_jax.conditioning.tokenizer import Dialect as TokenizerDialect
 from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
@@ -48,20 +49,62 @@ class CheckpointConfig:
             return "variations"
         return _TASKS.get(self.unet.in_channels, "text-to-image")
 
+    @property
+    def tokenizer_dialect(self) -> TokenizerDialect:
+        return "open_clip" if self.dialect == "original" else "transformers"
+
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON types, with the format's version."""
-        return {"format": "unclip_jax", "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        return {**_HEADER, **dataclasses.asdict(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "CheckpointConfig":
         """The inverse of `to_json`. Raises ValueError for another format, a newer version, unknown or missing keys."""
-        if not isinstance(data, Mapping) or data.get("format") != "unclip_jax":
-            raise ValueError('config.json is not a converted unclip_jax checkpoint\'s (no "format": "unclip_jax")')
-        if data.get("format_version") != FORMAT_VERSION:
+        return _build(cls, _content(data), "config.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+    """A CLIP model on its own: both towers with their projections into one space, and the scale of its similarities."""
+
+    text_encoder: TextConfig
+    image_encoder: VisionConfig
+    tokenizer_dialect: TokenizerDialect
+
+    def __post_init__(self) -> None:
+        if self.text_encoder.projection_dim != self.image_encoder.projection_dim:
             raise ValueError(
-                f"config.json has format_version {data.get('format_version')!r}; this version reads {FORMAT_VERSION}"
+                f"ClipConfig: text_encoder.projection_dim is {self.text_encoder.projection_dim}, "
+                f"image_encoder.projection_dim is {self.image_encoder.projection_dim}; want the same"
             )
-        return _build(cls, {k: v for k, v in data.items() if k not in ("format", "format_version")}, "config.json")
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as JSON types, with the format's version."""
+        return {**_HEADER, "kind": "clip", **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ClipConfig":
+        """The inverse of `to_json`. Raises ValueError as `CheckpointConfig.from_json` does."""
+        return _build(cls, {k: v for k, v in _content(data).items() if k != "kind"}, "config.json")
+
+
+def read_config(data: Mapping[str, Any]) -> CheckpointConfig | ClipConfig:
+    """The configuration in a config.json, of whichever kind it is. Raises ValueError as the two `from_json` do."""
+    kind: type[CheckpointConfig] | type[ClipConfig] = ClipConfig if data.get("kind") == "clip" else CheckpointConfig
+    return kind.from_json(data)
+
+
+_HEADER = {"format": "unclip_jax", "format_version": FORMAT_VERSION}
+
+
+def _content(data: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(data, Mapping) or data.get("format") != "unclip_jax":
+        raise ValueError('config.json is not a converted unclip_jax checkpoint\'s (no "format": "unclip_jax")')
+    if data.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"config.json has format_version {data.get('format_version')!r}; this version reads {FORMAT_VERSION}"
+        )
+    return {key: value for key, value in data.items() if key not in _HEADER}
 
 
 def _build(cls: Any, data: Any, where: str) -> Any:

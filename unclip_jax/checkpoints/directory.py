@@ -21,10 +21,10 @@ import unclip_jax
 from unclip_jax.checkpoints import orbax
 from unclip_jax.checkpoints.atomic import atomic_directory
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
-from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.config import read_config
 from unclip_jax.checkpoints.networks import abstract_params, is_stacked
 from unclip_jax.checkpoints.stream import CODES, Progress, nbytes, write_safetensors
-from unclip_jax.conditioning.tokenizer import Dialect, Tokenizer
+from unclip_jax.conditioning.tokenizer import Tokenizer
 
 INDEX = "params.safetensors.index.json"
 SHARD_BYTES = 4 << 30
@@ -67,10 +67,9 @@ def is_directory_checkpoint(folder: Path) -> bool:
 
 def open_directory(folder: Path) -> Checkpoint:
     """Opens a directory that `save` wrote. Raises ValueError in one line for a broken or incomplete one."""
-    config = CheckpointConfig.from_json(_read_json(folder / "config.json"))
+    config = read_config(_read_json(folder / "config.json"))
     text = (folder / "tokenizer.json").read_text("utf-8")
-    dialect: Dialect = "open_clip" if config.dialect == "original" else "transformers"
-    tokenizer = Tokenizer.from_json(text, dialect, context_length=config.text_encoder.context_length)
+    tokenizer = Tokenizer.from_json(text, config.tokenizer_dialect, config.text_encoder.context_length)
     wanted = abstract_params(config)
     with contextlib.ExitStack() as stack:
         params = _open_shards(stack, folder) if (folder / INDEX).is_file() else orbax.read_params(folder)

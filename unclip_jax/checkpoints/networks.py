@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig
 from unclip_jax.models.clip import TextEncoder, VisionEncoder
 from unclip_jax.models.unet import UNet
 from unclip_jax.models.vae import VAE
@@ -38,20 +38,17 @@ def _keys(path: str) -> tuple[Any, ...]:
     return tuple(int(part) if part.isdigit() else part for part in path.split("."))
 
 
-def abstract_networks(config: CheckpointConfig, dtype: Any = jnp.float32) -> dict[str, Network]:
+# The networks that a checkpoint may have: the name of its part, and of the field that configures it.
+NETWORKS: dict[str, Any] = {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder, "image_encoder": VisionEncoder}
+
+
+def abstract_networks(config: CheckpointConfig | ClipConfig, dtype: Any = jnp.float32) -> dict[str, Network]:
     """Every network of a checkpoint with `jax.ShapeDtypeStruct` parameters; nothing is allocated.
 
-    dtype: the dtype of computation and of storage. Keys: "unet", "vae", "text_encoder" and, where there is one,
-    "image_encoder".
+    dtype: the dtype of computation and of storage. Keys: those of `NETWORKS` that the checkpoint has.
     """
-    networks = {
-        "unet": abstract_network(UNet, config.unet, dtype),
-        "vae": abstract_network(VAE, config.vae, dtype),
-        "text_encoder": abstract_network(TextEncoder, config.text_encoder, dtype),
-    }
-    if config.image_encoder is not None:
-        networks["image_encoder"] = abstract_network(VisionEncoder, config.image_encoder, dtype)
-    return networks
+    configs = {name: getattr(config, name, None) for name in NETWORKS}
+    return {name: abstract_network(NETWORKS[name], c, dtype) for name, c in configs.items() if c is not None}
 
 
 @functools.cache
@@ -79,14 +76,20 @@ class _SameKey:
         return self.key
 
 
-def abstract_params(config: CheckpointConfig) -> dict[str, Any]:
-    """Every parameter of a checkpoint, "component.name" -> ShapeDtypeStruct, and the image normaliser's statistics."""
+def abstract_params(config: CheckpointConfig | ClipConfig) -> dict[str, Any]:
+    """Every parameter of a checkpoint, "component.name" -> ShapeDtypeStruct.
+
+    Beside the networks': the statistics by which unCLIP normalises image embeddings, and CLIP's scale of similarities,
+    the logarithm of a factor.
+    """
     params: dict[str, Any] = {
         f"{component}.{name}": spec
         for component, network in abstract_networks(config).items()
         for name, spec in network.params.items()
     }
-    if config.image_encoder is not None:
+    if isinstance(config, ClipConfig):
+        params["similarity.logit_scale"] = jax.ShapeDtypeStruct((), jnp.float32)
+    elif config.image_encoder is not None:
         width = (config.image_encoder.projection_dim,)
         params |= {f"image_normalizer.{name}": jax.ShapeDtypeStruct(width, jnp.float32) for name in ("mean", "std")}
     return params

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, get_args
 
-from unclip_jax.checkpoints.checkpoint import Checkpoint
+from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
 from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_directory
 from unclip_jax.checkpoints.hub import download, is_hub_id
 from unclip_jax.conditioning.image import Dialect as PreprocessDialect
@@ -36,7 +36,7 @@ def open_checkpoint(
     path = local_path(source, revision=revision, variant=variant)
     checkpoint = _open(path, {"config": config, "clip_stats": clip_stats, "ema": ema}, variant)
     if preprocess is not None:
-        settings = dataclasses.replace(checkpoint.config, preprocess=preprocess)
+        settings = dataclasses.replace(family_config(checkpoint), preprocess=preprocess)
         checkpoint = dataclasses.replace(checkpoint, config=settings)
     return checkpoint
 

@@ -17,9 +17,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-from unclip_jax.checkpoints.checkpoint import Checkpoint
+from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
 from unclip_jax.checkpoints.config import CheckpointConfig
-from unclip_jax.checkpoints.networks import Network, abstract_networks, fill
+from unclip_jax.checkpoints.loading import load_networks
+from unclip_jax.checkpoints.networks import Network
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.compilation import use_compilation_cache
 from unclip_jax.conditioning.image import load_image, preprocess
@@ -28,7 +29,7 @@ from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.distributed import mesh as placement
 from unclip_jax.pictures import to_uint8
 from unclip_jax.pipelines import arguments as check
-from unclip_jax.pipelines.progress import Progress
+from unclip_jax.progress import Progress
 from unclip_jax.sampling.guidance import double, guide, interleave
 from unclip_jax.sampling.loop import Carry, advance, start
 from unclip_jax.sampling.noise import Branch, draw, image_keys
@@ -192,23 +193,12 @@ class UnCLIPPipeline:
     def from_checkpoint(cls, checkpoint: Checkpoint, dtype: Any, mesh: Mesh) -> "UnCLIPPipeline":
         """Fills the networks of an open checkpoint, parameter by parameter, straight onto their devices."""
         dtype = _dtype(dtype, mesh)
-        if checkpoint.config.image_encoder is None:
+        config = family_config(checkpoint)
+        if config.image_encoder is None:
             raise ValueError(f"{checkpoint.source}: no image encoder in this checkpoint: it is not an unCLIP one")
-        networks = {}
-        with Progress("loading weights", checkpoint.nbytes, unit="B", bytes_=True) as bar:
-            for component, abstract in abstract_networks(checkpoint.config, dtype).items():
-
-                def read(name: str, component: str = component) -> np.ndarray:
-                    parameter = checkpoint.params[f"{component}.{name}"].read()
-                    bar.update(parameter.nbytes)
-                    return parameter
-
-                def place(name: str, array: np.ndarray, component: str = component) -> jax.Array:
-                    return jax.device_put(array, placement.parameter_sharding(mesh, f"{component}.{name}", array.shape))
-
-                networks[component] = fill(abstract, read, place)
+        networks = load_networks(checkpoint, dtype, mesh)
         mean, std = (np.asarray(checkpoint.params[f"image_normalizer.{n}"].read(), np.float32) for n in ("mean", "std"))
-        return cls(checkpoint.config, checkpoint.tokenizer, networks, (mean, std), mesh, dtype)
+        return cls(config, checkpoint.tokenizer, networks, (mean, std), mesh, dtype)
 
     def __call__(
         self,
