@@ -60,13 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Proves the mapping and says what was found."""
+    from convert.clip import is_clip
     from convert.source import check_source
-    from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_directory
-    from unclip_jax.checkpoints.source import local_path
+    from unclip_jax.checkpoints.directory import is_directory_checkpoint
+    from unclip_jax.checkpoints.source import OPEN_CLIP, local_path, open_checkpoint
 
-    path = local_path(args.source, revision=args.revision, variant=args.variant)
-    if path.is_dir() and is_directory_checkpoint(path):
-        with open_directory(path) as checkpoint:
+    if args.source.startswith(OPEN_CLIP):
+        path = None
+    else:
+        path = local_path(args.source, revision=args.revision, variant=args.variant)
+    if path is None or is_clip(path) or (path.is_dir() and is_directory_checkpoint(path)):
+        with open_checkpoint(args.source if path is None else path, config=args.config) as checkpoint:
             print(f"complete: {len(checkpoint.params)} parameters, each there with its shape")
         return 0
     report = check_source(path, config=args.config, variant=args.variant, ema=args.ema)

@@ -4,13 +4,14 @@ Keys absent from a file take the default of the class that wrote it. An option t
 accepted at the value that switches it off, and otherwise refused by name.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from convert.readers import CheckpointError
-from unclip_jax.checkpoints.config import CheckpointConfig, Task
+from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig, Task
 from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
@@ -147,12 +148,27 @@ def from_folder(folder: Path) -> CheckpointConfig:
     )
 
 
+def read_clip(path: Path) -> ClipConfig:
+    """The towers in the config.json of transformers' CLIPModel. Raises CheckpointError as `from_folder` does."""
+    c = _Config(path)
+    parts = {}
+    for key in ("text_config", "vision_config"):
+        part = c.data.get(key) or {}
+        if not isinstance(part, dict):
+            c.fail(f"{key} is {part!r:.80}; want an object")
+        parts[key] = _Config(path, f"{c.where}: {key}", part)
+    width = c.integer("projection_dim", 512)
+    text = dataclasses.replace(_text(parts["text_config"]), projection_dim=width)
+    vision = dataclasses.replace(_vision(parts["vision_config"]), projection_dim=width)
+    return ClipConfig(text, vision, "transformers")
+
+
 class _Config:
     """One configuration file, read key by key with messages that name the file and the key."""
 
-    def __init__(self, path: Path):
-        self.data = read_json(path)
-        self.where = f"{path.parent.name}/{path.name}"
+    def __init__(self, path: Path, where: str | None = None, data: dict[str, Any] | None = None):
+        self.data = read_json(path) if data is None else data
+        self.where = where or f"{path.parent.name}/{path.name}"
 
     def fail(self, message: str) -> NoReturn:
         raise CheckpointError(f"{self.where}: {message}")

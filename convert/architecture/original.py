@@ -4,6 +4,7 @@ The original imports and calls whatever a yaml names as `target`. Here every tar
 a fixed table, and what is not in it is refused by name.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 from convert.architecture.presets import COSINE, VIT_H, VIT_L
 from convert.readers import CheckpointError, TensorInfo
 from convert.rules import ldm
-from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig
 from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
@@ -63,6 +64,18 @@ def from_yaml(path: Path, tensors: Mapping[str, TensorInfo]) -> CheckpointConfig
     that these networks do not have. FileNotFoundError when there is no such file.
     """
     return _Reader(path.name, tensors).model(_load(path))
+
+
+def read_open_clip(description: Any, where: str) -> ClipConfig:
+    """The towers that open_clip's own description of a model (`model_cfg`) stands for, whole.
+
+    where: for messages. Raises CheckpointError by name for options that these networks do not have.
+    """
+    reader = _Reader(where, {})
+    cfg = reader.model_cfg(description, "model_cfg")
+    vision = reader.vision_tower(cfg, where)
+    text = dataclasses.replace(reader.text_tower(cfg, where), projection_dim=vision.projection_dim)
+    return ClipConfig(text, vision, "open_clip")
 
 
 def _load(path: Path) -> Any:
@@ -302,11 +315,16 @@ class _Reader:
     def text(self, node: Any) -> TextConfig:
         where = "model.params.cond_stage_config"
         params = self.part(node, where, TEXT)
-        cfg, quick = self.tower(params, where, "text_cfg")
+        description = self.description(params, where)
         layer = params.pop("layer", "last")
         if layer not in ("last", "penultimate"):
             self.fail(f"{where}.layer is {layer!r}; accepted: 'last', 'penultimate'")
-        layers = self.take(cfg, where, "layers", int) - (layer == "penultimate")
+        self.done(params, where, ("version", "device", "freeze", "max_length"))
+        return self.text_tower(description, where, unused_layers=int(layer == "penultimate"))
+
+    def text_tower(self, description: Mapping[str, Any], where: str, unused_layers: int = 0) -> TextConfig:
+        where = f"{where}.model_cfg.text_cfg"
+        cfg = self.section(description.get("text_cfg"), where)
         width = self.take(cfg, where, "width", int)
         config = self.build(
             TextConfig,
@@ -314,13 +332,12 @@ class _Reader:
             vocab_size=self.take(cfg, where, "vocab_size", int, 49408),
             context_length=self.take(cfg, where, "context_length", int, 77),
             width=width,
-            layers=layers,
+            layers=self.take(cfg, where, "layers", int) - unused_layers,
             heads=self.take(cfg, where, "heads", int),
             mlp_width=int(width * self.take(cfg, where, "mlp_ratio", float, 4.0)),
-            activation="quick_gelu" if quick else "gelu",
+            activation=self.activation(description, where),
         )
         self.done(cfg, where, ())
-        self.done(params, where, ("version", "device", "freeze", "max_length"))
         return config
 
     def vision(self, node: Any) -> VisionConfig:
@@ -328,8 +345,14 @@ class _Reader:
         params = self.part(node, where, OPENCLIP_IMAGE + OPENAI_IMAGE)
         if self.section(node, where)["target"] in OPENAI_IMAGE:
             return self.openai_vision(where)
-        embed_dim = self.section(params.get("model_cfg") or ARCHITECTURES.get(str(params.get("arch"))) or {}, where)
-        cfg, quick = self.tower(params, where, "vision_cfg")
+        description = self.description(params, where)
+        self.done(params, where, ("version", "device", "freeze", "antialias", "layer", "ucg_rate", "max_length"))
+        return self.vision_tower(description, where)
+
+    def vision_tower(self, description: Mapping[str, Any], where: str) -> VisionConfig:
+        projection_dim = self.take(dict(description), f"{where}.model_cfg", "embed_dim", int)
+        where = f"{where}.model_cfg.vision_cfg"
+        cfg = self.section(description.get("vision_cfg"), where)
         width = self.take(cfg, where, "width", int)
         head_width = self.take(cfg, where, "head_width", int, 64)
         if width % head_width:
@@ -343,13 +366,10 @@ class _Reader:
             layers=self.take(cfg, where, "layers", int),
             heads=width // head_width,
             mlp_width=int(width * self.take(cfg, where, "mlp_ratio", float, 4.0)),
-            activation="quick_gelu" if quick else "gelu",
-            projection_dim=self.take(embed_dim, where, "embed_dim", int),
+            activation=self.activation(description, where),
+            projection_dim=projection_dim,
         )
         self.done(cfg, where, ())
-        self.done(
-            params, where, ("version", "device", "freeze", "antialias", "layer", "ucg_rate", "max_length", "model_cfg")
-        )
         return config
 
     def openai_vision(self, where: str) -> VisionConfig:
@@ -380,19 +400,27 @@ class _Reader:
             projection_dim=projection_dim,
         )
 
-    def tower(self, params: dict[str, Any], where: str, which: str) -> tuple[dict[str, Any], bool]:
-        """One tower of an open_clip description (`model_cfg` inline, or a known `arch`); whether it is QuickGELU."""
+    def description(self, params: dict[str, Any], where: str) -> dict[str, Any]:
+        """open_clip's description of a model, `model_cfg` inline or a known `arch`."""
         arch, inline = params.pop("arch", "ViT-H-14"), params.pop("model_cfg", None)
         if inline is None and arch not in ARCHITECTURES:
             self.fail(
                 f"{where}.arch is {arch!r}; known: {', '.join(ARCHITECTURES)}; "
                 "describe another one with open_clip's own mapping as model_cfg beside it"
             )
-        cfg = self.section(ARCHITECTURES[arch] if inline is None else inline, f"{where}.model_cfg")
-        known = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
-        if cfg.keys() - known:
-            self.fail(f"{where}.model_cfg has options these networks do not know: {sorted(cfg.keys() - known)}")
-        return self.section(cfg.get(which), f"{where}.model_cfg.{which}"), bool(cfg.get("quick_gelu", False))
+        return self.model_cfg(ARCHITECTURES[arch] if inline is None else inline, f"{where}.model_cfg")
+
+    def model_cfg(self, node: Any, where: str) -> dict[str, Any]:
+        cfg = self.section(node, where)
+        if unknown := cfg.keys() - {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}:
+            self.fail(f"{where} has options these networks do not know: {', '.join(sorted(map(str, unknown)))}")
+        return cfg
+
+    def activation(self, description: Mapping[str, Any], where: str) -> str:
+        quick = description.get("quick_gelu", False)
+        if not isinstance(quick, bool):
+            self.fail(f"{where}: quick_gelu is {quick!r}; want true or false")
+        return "quick_gelu" if quick else "gelu"
 
     def noise_augmentation(self, node: Any, vision: VisionConfig) -> None:
         where = "model.params.noise_aug_config"

@@ -23,7 +23,7 @@ def write_params(
 
     tree = {}
     for name, param in params.items():
-        tree[name] = np.ascontiguousarray(param.read(), dtype=param.dtype if dtype is None else dtype)
+        tree[name] = np.asarray(param.read(), param.dtype if dtype is None else dtype, order="C")
         progress(tree[name].nbytes)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(folder.absolute() / FOLDER, args=ocp.args.PyTreeSave(tree))

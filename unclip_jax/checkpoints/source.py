@@ -10,6 +10,8 @@ from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_direc
 from unclip_jax.checkpoints.hub import download, is_hub_id
 from unclip_jax.conditioning.image import Dialect as PreprocessDialect
 
+OPEN_CLIP = "open_clip:"
+
 
 def open_checkpoint(
     source: str | os.PathLike[str],
@@ -24,7 +26,8 @@ def open_checkpoint(
     """Opens a checkpoint for reading; use it as a context manager.
 
     source: a converted directory, a diffusers folder, an original `.ckpt`/`.safetensors` file, or a hub id such as
-        "sd2-community/stable-diffusion-2-1-unclip"
+        "sd2-community/stable-diffusion-2-1-unclip"; or a CLIP model on its own: open_clip's file, transformers' folder,
+        "open_clip:ViT-H-14/laion2b_s32b_b79k"
     config, clip_stats, ema: for original files, see `convert.source.open_original`
     variant: for diffusers folders and hub ids, such as "fp16"; revision: for hub ids
     preprocess: how pictures become pixel values, instead of the checkpoint's own way
@@ -33,6 +36,10 @@ def open_checkpoint(
     """
     if preprocess is not None and preprocess not in get_args(PreprocessDialect):
         raise ValueError(f"preprocess is {preprocess!r}; accepted: {', '.join(get_args(PreprocessDialect))}")
+    if str(source).startswith(OPEN_CLIP):
+        from convert.clip import open_open_clip
+
+        return open_open_clip(str(source))
     path = local_path(source, revision=revision, variant=variant)
     checkpoint = _open(path, {"config": config, "clip_stats": clip_stats, "ema": ema}, variant)
     if preprocess is not None:
@@ -62,10 +69,14 @@ def _open(path: Path, original: dict[str, Any], variant: str | None) -> Checkpoi
             raise ValueError(f"variant is {variant!r}, but {path} is a converted checkpoint: it has no variants")
         return open_directory(path)
     # The one place where the library reaches the converter, imported late so that our own format opens without it.
+    from convert.architecture.original import ARCHITECTURES
     from convert.architecture.presets import PRESETS
+    from convert.clip import is_open_clip, is_transformers_clip, open_open_clip, open_transformers_clip
     from convert.source import open_diffusers, open_original
 
     if path.is_dir():
+        if is_transformers_clip(path):
+            return open_transformers_clip(path, variant=variant)
         if not (path / "model_index.json").is_file():
             raise ValueError(
                 f"{path}: neither a converted checkpoint (config.json) nor a diffusers folder (model_index.json)"
@@ -73,10 +84,15 @@ def _open(path: Path, original: dict[str, Any], variant: str | None) -> Checkpoi
         return open_diffusers(path, variant=variant)
     if variant is not None:
         raise ValueError(f"variant is {variant!r}, but {path} is one file: only diffusers folders have variants")
+    named = {*PRESETS, *ARCHITECTURES}
     for name in ("config", "clip_stats"):
-        if original[name] is not None and not (name == "config" and str(original[name]) in PRESETS):
+        if original[name] is not None and not (name == "config" and str(original[name]) in named):
             original[name] = Path(original[name])
             if not original[name].exists():
-                advice = f", nor is it one of {', '.join(PRESETS)}" if name == "config" else ""
+                advice = f", nor is it one of {', '.join(sorted(named))}" if name == "config" else ""
                 raise FileNotFoundError(f"{name}: no such file: {original[name]}{advice}")
+    if is_open_clip(path):
+        if foreign := [name for name in ("clip_stats", "ema") if original[name]]:
+            raise ValueError(f"{', '.join(foreign)}: only for Stable Diffusion checkpoints, and {path} is open_clip's")
+        return open_open_clip(path, config=original["config"])
     return open_original(path, **original)

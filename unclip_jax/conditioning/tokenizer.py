@@ -28,7 +28,7 @@ MERGES = 49152 - 256 - 2  # CLIP uses the first of the file's 262,144 merges
 # the one mark (U+0345) that has a letter for its other case. A special string counts only where a word can start: in
 # "!<end_of_text>" the run of punctuation takes the "<".
 OPEN_CLIP_WORDS = r"<[sſ]tart_of_text>|<end_of_text>|'[sſ]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
-TRANSFORMERS_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+TRANSFORMERS_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 # The tokens that a transformers folder names, in the order in which transformers registers them, with CLIP's defaults.
 NAMED_TOKENS = {

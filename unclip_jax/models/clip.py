@@ -209,3 +209,16 @@ class VisionEncoder(nnx.Module):
         x = jnp.concatenate([start, x], axis=1) + self.position_embedding(jnp.arange(n * n + 1))
         x = _run_layers(self.layers, self.pre_norm(x), None, self.remat)
         return self.projection(self.post_norm(x[:, 0]))
+
+
+def similarity(image_embeds: jax.Array, text_embeds: jax.Array, logit_scale: jax.Array | float) -> jax.Array:
+    """CLIP's logits, exp(logit_scale) times the cosine of each image with each text (arXiv:2103.00020).
+
+    image_embeds: (B, D), text_embeds: (C, D), of any length; logit_scale: () -> (B, C) float32.
+    """
+
+    def unit(x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+    return jnp.exp(logit_scale) * unit(image_embeds) @ unit(text_embeds).T
