@@ -1,5 +1,6 @@
-"""The scripts' set-up, with a stand-in for the environment's Python so that nothing is installed."""
+"""The scripts' set-up, with a stand-in for the environment's Python so that nothing is installed; generated pages."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,9 @@ def test_help(script):
     run = subprocess.run([sys.executable, SCRIPTS / script, "--help"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert script in run.stdout
+
+
+def test_the_page_on_formats_is_up_to_date():
+    """`scripts/formats_page` writes it from the rule tables."""
+    page = runpy.run_path(str(SCRIPTS / "formats_page"))["page"]()
+    assert (SCRIPTS.parent / "docs" / "formats.md").read_text("utf-8") == page

@@ -251,19 +251,21 @@ def _read_special_tokens(folder: Path) -> tuple[dict[str, str], list[AddedToken]
         value = overriding.get(name, settings.get(name, default))
         if value is not None or default is not None:
             named[name] = _added_token(value, f"{path}: {name}", special=True)
+    extra = []
+    for path, values in (config, settings), (overrides, overriding):
+        given = values.get("extra_special_tokens") or values.get("additional_special_tokens") or []
+        entries = given.values() if isinstance(given, dict) else given if isinstance(given, list) else [given]
+        extra += [_added_token(value, f"{path}: additional_special_tokens", special=True) for value in entries]
+
     if listed:
         entries = settings["added_tokens_decoder"]
         if not isinstance(entries, dict) or not all(map(str.isdecimal, entries)):
             raise ValueError(f"{config}: added_tokens_decoder: expected tokens by id")
         added = [_added_token(entries[i], f"{config}: added_tokens_decoder") for i in sorted(entries, key=int)]
     else:
-        added = _read_unlisted_tokens(folder, {token.content for token in named.values()})
-
-    extra = []
-    for path, values in (config, settings), (overrides, overriding):
-        given = values.get("extra_special_tokens") or values.get("additional_special_tokens") or []
-        entries = given.values() if isinstance(given, dict) else given if isinstance(given, list) else [given]
-        extra += [_added_token(value, f"{path}: additional_special_tokens", special=True) for value in entries]
+        # Special are those that the files name, not those that nothing but the defaults name.
+        special = {token.content for name, token in named.items() if name in settings or name in overriding}
+        added = _read_unlisted_tokens(folder, special | {token.content for token in extra})
     known = {token.content for token in added}
     tokens = added + [token for token in (*named.values(), *extra) if token.content not in known]
     return {name: token.content for name, token in named.items()}, tokens

@@ -31,10 +31,14 @@ def local_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def check_mesh(mesh: Mesh) -> Mesh:
-    """The mesh itself. Raises ValueError unless its axes are "data" and/or "model"."""
+    """The mesh with automatic axes, which leave it to the compiler how the networks are split.
+
+    Those that `jax.make_mesh` gives are explicit: every operation would have to say. Raises ValueError unless the axes
+    are "data" and/or "model".
+    """
     if not mesh.axis_names or not set(mesh.axis_names) <= set(AXES):
         raise ValueError(f"mesh has axes {mesh.axis_names}; accepted: 'data' and/or 'model'")
-    return mesh
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
 def parameter_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
