@@ -106,7 +106,7 @@ def test_every_character_in_every_position(shipped, clip, block):
 def agree(folder, reference, length=24):
     """Of a folder's tokenizers: every recorded prompt and some with tokens that folders add."""
     ours = Tokenizer.from_json(tokenizer_json_from_folder(folder), "transformers", length)
-    prompts = ["HI! <cat>", "a <cat>cat<cat>!<dog>", "at<dog> <CAT> !hi<|endoftext|>!", *PROMPTS]
+    prompts = ["HI! <cat> <CAT>", "a <cat>cat<cat>!<dog>", "at<dog> <CAT> !hi<|endoftext|>!", *PROMPTS]
     np.testing.assert_array_equal(ours(prompts), transformers_ids(reference, prompts, length))
     assert ours.vocabulary_size == max(reference.get_vocab().values()) + 1
 

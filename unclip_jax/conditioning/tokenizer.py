@@ -203,8 +203,6 @@ def _complete(tokenizer: tokenizers.Tokenizer, added: list[AddedToken], start: s
     """Adds what follows the vocabulary: added tokens, start and end, padding, decoding. Returns the whole as text."""
     tokenizer.add_tokens(added)
     vocabulary = tokenizer.get_vocab()
-    if missing := [token for token in (start, end, pad) if token not in vocabulary]:
-        raise ValueError(f"tokenizer: {', '.join(map(repr, missing))} is not in the vocabulary")
     start_id, end_id, pad_id = (vocabulary[token] for token in (start, end, pad))
     tokenizer.post_processor = processors.RobertaProcessing((end, end_id), (start, start_id), False, False)
     tokenizer.enable_padding(pad_id=pad_id, pad_token=pad)
@@ -227,8 +225,8 @@ def _read_vocabulary(folder: Path) -> tuple[Any, list[Any], str]:
         return model.get("vocab"), list(map(tuple, pairs)), str(whole)
     if not (vocab.exists() and merges.exists()):
         raise FileNotFoundError(f"{folder}: holds neither tokenizer.json nor vocab.json with merges.txt")
-    lines = [line.rstrip("\r") for line in _read_text(merges).rstrip().split("\n") if not line.startswith("#version")]
-    pairs = [line.split(" ") for line in lines if line]
+    lines = _read_text(merges).rstrip().split("\n")
+    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     bad = [pair for pair in pairs if len(pair) != 2]
     if bad:
         raise ValueError(f"{merges}: expected two tokens on a line, got {' '.join(bad[0])!r}")
