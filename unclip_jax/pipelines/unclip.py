@@ -514,7 +514,7 @@ class UnCLIPPipeline:
         columns: dict[str, Any] = {name: jax.device_put(np.asarray(c), everywhere) for name, c in solver.grid.items()}
         columns["guidance_scale"] = jax.device_put(request.guidance_scale[:, rows], by_call)
         if request.step_noise is not None and solver.stochastic:
-            columns["noise"] = jax.device_put(request.step_noise[:, rows], by_call)
+            columns["step_noise"] = jax.device_put(request.step_noise[:, rows], by_call)
 
         def advance_rows(carry: Carry, part: slice) -> Carry:
             grid = columns if part.stop - part.start == solver.calls else {k: c[part] for k, c in columns.items()}

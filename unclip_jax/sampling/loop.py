@@ -34,17 +34,17 @@ def advance(
 
     denoise: (latents, row) -> prediction of the solver's type, where row holds one call's "timestep" (float32) and
         "index" (int32) among other scalars
-    keys: (B,), one an image, for stochastic solvers; or rows has a column "noise" (calls, B, ...), which is then taken
+    keys: (B,), one an image, for stochastic solvers; or rows has a column "step_noise" (calls, B, ...), which wins
 
     Raises ValueError when a stochastic solver gets neither.
     """
-    if solver.stochastic and keys is None and "noise" not in rows:
+    if solver.stochastic and keys is None and "step_noise" not in rows:
         raise ValueError("this solver is stochastic: give keys, one an image, or step noise")
 
     def body(carry: Carry, row: Row) -> tuple[Carry, None]:
         x, state, _ = carry
         out = denoise(x, row)
-        noise = row.get("noise")
+        noise = row.get("step_noise")
         if solver.stochastic and keys is not None and noise is None:
             noise = draw(keys, Branch.STEP, x.shape[1:], row["index"])
         x0, _ = to_x0_eps(solver.prediction_type, out, x, row["alpha_cumprod"])
@@ -73,5 +73,5 @@ def sample(
     """
     rows = {name: jnp.asarray(column) for name, column in solver.grid.items()}
     if step_noise is not None and solver.stochastic:
-        rows["noise"] = step_noise
+        rows["step_noise"] = step_noise
     return advance(denoise, solver, start(solver, latents), rows, keys).latents
