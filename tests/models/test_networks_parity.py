@@ -1,0 +1,38 @@
+"""Every network live against diffusers and transformers, with random weights, at several sizes.
+
+open_clip's towers: tests/convert/test_clip_parity.py. Tolerances are relative (L2).
+"""
+
+import pytest
+
+from tests.models import comparisons
+
+pytestmark = pytest.mark.parity
+
+TOLERANCE = 1e-5  # measured: 4e-6
+
+
+@pytest.mark.parametrize("name", comparisons.UNETS)
+def test_unet(name):
+    assert comparisons.unet_error(name) < TOLERANCE
+
+
+@pytest.mark.parametrize(("height", "width", "batch"), [(8, 8, 1), (32, 12, 3), (40, 64, 1)])
+def test_unet_sizes(height, width, batch):
+    assert comparisons.unet_error("unclip", height, width, batch) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", comparisons.VAES)
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (72, 24)])
+def test_vae(name, height, width):
+    assert max(comparisons.vae_errors(name, height, width)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", comparisons.TOWERS)
+def test_text_tower(name):
+    assert comparisons.text_error(name) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", comparisons.TOWERS)
+def test_vision_tower(name):
+    assert comparisons.vision_error(name) < TOLERANCE
