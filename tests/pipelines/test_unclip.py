@@ -1,4 +1,4 @@
-"""The pipeline's promises: a picture depends on its seed, index and inputs alone; scalars compile nothing; streams close."""
+"""The pipeline's promises: a picture is its seed's, index's and inputs' alone; scalars compile nothing; streams end."""
 
 import jax
 import numpy as np
