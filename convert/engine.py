@@ -45,6 +45,8 @@ LAYOUTS = {
     ),
     # One row there, a vector here.
     "row": Layout(lambda a: a[0], lambda a: a[None]),
+    # One token of one picture there, a vector here.
+    "token": Layout(lambda a: a[0, 0], lambda a: a[None, None]),
 }
 
 

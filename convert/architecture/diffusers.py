@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from convert.readers import CheckpointError
 from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig, Task
 from unclip_jax.models.clip import TextConfig, VisionConfig
+from unclip_jax.models.depth import PATCH, DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
 from unclip_jax.sampling.schedule import NoiseSchedule
@@ -113,9 +114,12 @@ def from_folder(folder: Path) -> CheckpointConfig:
     unet = _unet(_Config(folder / "unet" / "config.json"))
     vae = _vae(_Config(folder / "vae" / "config.json"))
     text = _text(_Config(folder / "text_encoder" / "config.json"))
-    vision, noising = None, None
+    vision, noising, depth = None, None, None
     if "low_res_scheduler" in CLASSES[pipeline]:
         noising = _noising(_Config(folder / "low_res_scheduler" / "scheduler_config.json"))
+    if "depth_estimator" in CLASSES[pipeline]:
+        depth = _depth(_Config(folder / "depth_estimator" / "config.json"))
+        _depth_preprocessing(_Config(folder / "feature_extractor" / "preprocessor_config.json"), depth.image_size)
     if "image_encoder" in CLASSES[pipeline]:
         vision = _vision(_Config(folder / "image_encoder" / "config.json"))
         noising = _noising(_Config(folder / "image_noising_scheduler" / "scheduler_config.json"))
@@ -145,6 +149,7 @@ def from_folder(folder: Path) -> CheckpointConfig:
         scheduler_config=scheduler,
         preprocess="diffusers",
         image_noising=noising,
+        depth_estimator=depth,
     )
 
 
@@ -342,6 +347,87 @@ def _vision(c: _Config) -> VisionConfig:
         activation=c.choice("hidden_act", "quick_gelu", ACTIVATIONS),
         projection_dim=c.integer("projection_dim", 512),
     )
+
+
+# Options of DPTForDepthEstimation and of its BiT backbone at the values that make them MiDaS' hybrid estimator.
+DEPTH_FIXED: dict[str, tuple[Any, ...]] = {
+    "readout_type": ("project",),
+    "patch_size": (PATCH,),
+    "num_channels": (3,),
+    "qkv_bias": (True,),
+    "add_projection": (False,),
+    "head_in_index": (-1,),
+    "neck_ignore_stages": ([0, 1],),
+    "reassemble_factors": ([1, 1, 1, 0.5], [4, 2, 1, 0.5]),  # the first two are not used
+    "use_batch_norm_in_fusion_residual": (False, None),
+    "use_bias_in_fusion_residual": (None, True),
+}
+BACKBONE_FIXED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("bit",),
+    "layer_type": ("bottleneck",),
+    "global_padding": ("same", "SAME"),
+    "embedding_dynamic_padding": (True,),
+    "hidden_act": ("relu",),
+    "num_channels": (3,),
+    "out_features": (["stage1", "stage2", "stage3"],),
+    "output_stride": (32, None),
+    "width_factor": (1,),
+}
+
+
+BIT_DEFAULTS = {
+    "layer_type": "preactivation",
+    "global_padding": None,
+    "embedding_dynamic_padding": False,
+    "out_features": None,
+    "depths": [3, 4, 6, 3],
+}
+
+
+def _depth(c: _Config) -> DepthConfig:
+    if c.data.get("is_hybrid") is not True:
+        c.fail(f"is_hybrid is {c.data.get('is_hybrid')!r:.80}; want true, MiDaS' hybrid estimator")
+    c.expect(DEPTH_FIXED)
+    described = c.data.get("backbone_config")
+    if not isinstance(described, dict | None):
+        c.fail(f"backbone_config is {described!r:.80}; want an object")
+    # Left out as a whole it is what this network needs; a key left out of it is BitConfig's default, which is not.
+    data = {} if described is None else BIT_DEFAULTS | described
+    backbone = _Config(Path(), f"{c.where}: backbone_config", data)
+    backbone.expect(BACKBONE_FIXED)
+    widths = backbone.sequence("hidden_sizes", (256, 512, 1024, 2048), int)[:3]
+    depths = backbone.sequence("depths", (3, 4, 9), int)[:3]
+    neck = c.sequence("neck_hidden_sizes", (96, 192, 384, 768), int)
+    if neck[:2] != widths[:2]:
+        c.fail(f"neck_hidden_sizes is {list(neck)!r}; the backbone's first two hidden_sizes are {list(widths[:2])}")
+    return c.build(
+        DepthConfig,
+        image_size=c.integer("image_size", 384),
+        stem_width=backbone.integer("embedding_size", 64),
+        stage_widths=widths,
+        stage_depths=depths,
+        norm_groups=backbone.integer("num_groups", 32),
+        width=c.integer("hidden_size", 768),
+        layers=c.integer("num_hidden_layers", 12),
+        heads=c.integer("num_attention_heads", 12),
+        mlp_width=c.integer("intermediate_size", 3072),
+        activation=c.choice("hidden_act", "gelu", {"gelu": "gelu"}),
+        norm_epsilon=c.number("layer_norm_eps", 1e-12),
+        taps=c.sequence("backbone_out_indices", (2, 5, 8, 11), int)[2:],
+        reassemble_widths=neck[2:],
+        fusion_width=c.integer("fusion_hidden_size", 256),
+    )
+
+
+def _depth_preprocessing(c: _Config, image_size: int) -> None:
+    """Accepts DPT's own preprocessing: -1..1 at the estimator's size, whatever the picture's proportions."""
+    size = c.data.get("size", image_size)
+    sides = set(size.values()) if isinstance(size, dict) else {size}
+    if sides != {image_size}:
+        c.fail(f"size is {size!r}; the depth estimator takes {image_size} pixels")
+    c.expect(dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), (True, None)))
+    c.expect({"resample": (3, 2), "image_mean": ([0.5] * 3,), "image_std": ([0.5] * 3,)})
+    c.expect({"keep_aspect_ratio": (False,), "do_pad": (False, None), "ensure_multiple_of": (1, 32)})
 
 
 def _noising(c: _Config) -> NoiseSchedule:

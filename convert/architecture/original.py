@@ -17,6 +17,7 @@ from convert.readers import CheckpointError, TensorInfo
 from convert.rules import ldm
 from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig
 from unclip_jax.models.clip import TextConfig, VisionConfig
+from unclip_jax.models.depth import DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
 from unclip_jax.sampling.schedule import NoiseSchedule
@@ -36,6 +37,7 @@ TEXT = ("ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder",)
 OPENCLIP_IMAGE = ("ldm.modules.encoders.modules.FrozenOpenCLIPImageEmbedder",)
 OPENAI_IMAGE = ("ldm.modules.encoders.modules.ClipImageEmbedder",)
 NOISE_AUGMENTATION = ("ldm.modules.encoders.modules.CLIPEmbeddingNoiseAugmentation",)
+DEPTH = ("ldm.modules.midas.api.MiDaSInference",)
 LOW_SCALE = ("ldm.modules.diffusionmodules.upscaling.ImageConcatWithNoiseAugmentation",)
 
 # open_clip's own description of the towers that the published yaml files name.
@@ -164,7 +166,9 @@ class _Reader:
         unet = self.unet(params.get("unet_config"), self.take(params, where, "image_size", int, 64))
         vae = self.vae(params.get("first_stage_config"), self.take(params, where, "scale_factor", float, 1.0))
         text = self.text(params.get("cond_stage_config"))
-        vision, noising = None, None
+        vision, noising, depth = None, None, None
+        if kind == "depth-to-image":
+            depth = self.depth(params.get("depth_stage_config"))
         if kind == "upscale":
             noising = self.low_scale(params.get("low_scale_config"))
         if kind == "variations":
@@ -198,6 +202,7 @@ class _Reader:
                 "prediction_type": predictions[parameterization],
             },
             image_noising=noising,
+            depth_estimator=depth,
         )
         if config.task != kind:
             self.fail(
@@ -205,6 +210,14 @@ class _Reader:
                 f"{config.task}"
             )
         return config
+
+    def depth(self, node: Any) -> DepthConfig:
+        """The depth estimator: the original names MiDaS' hybrid one, and has no words for its sizes."""
+        where = "model.params.depth_stage_config"
+        params = self.part(node, where, DEPTH)
+        self.expect(params, where, model_type=("dpt_hybrid",))
+        self.done(params, where, ())
+        return DepthConfig()
 
     def low_scale(self, node: Any) -> NoiseSchedule:
         """The noise schedule of the small picture that an upscaler is given."""

@@ -8,6 +8,7 @@ from convert.rules import ldm
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.models.clip import TextConfig, VisionConfig
+from unclip_jax.models.depth import DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
 from unclip_jax.sampling.schedule import NoiseSchedule
@@ -34,7 +35,9 @@ def unclip(vision: VisionConfig) -> CheckpointConfig:
     )
 
 
-def published(prediction_type: str, sample_size: int, *, in_channels: int = 4) -> CheckpointConfig:
+def published(
+    prediction_type: str, sample_size: int, *, in_channels: int = 4, depth_estimator: DepthConfig | None = None
+) -> CheckpointConfig:
     """Stable Diffusion 2 without an image encoder."""
     kind = "DDIMScheduler" if prediction_type == "v_prediction" else "PNDMScheduler"
     return CheckpointConfig(
@@ -45,6 +48,7 @@ def published(prediction_type: str, sample_size: int, *, in_channels: int = 4) -
         dialect="original",
         scheduler="ldm-ddim",
         scheduler_config={**PUBLISHED_UNCLIP_SCHEDULER, "_class_name": kind, "prediction_type": prediction_type},
+        depth_estimator=depth_estimator,
     )
 
 
@@ -81,6 +85,7 @@ PRESETS = {
     "sd21-unclip-l": unclip(VIT_L),
     "768-v": published("v_prediction", 96),
     "512-base": published("epsilon", 64),
+    "512-depth": published("epsilon", 64, in_channels=5, depth_estimator=DepthConfig()),
     "512-inpainting": published("epsilon", 64, in_channels=9),
     "x4-upscaler": UPSCALER,
 }

@@ -5,6 +5,7 @@ from typing import Any
 from convert.architecture.diffusers import CLIP_NORMALISATION, COMPONENTS, PIPELINES
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.models.clip import TextConfig, VisionConfig
+from unclip_jax.models.depth import PATCH, DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
 from unclip_jax.sampling.schedule import NoiseSchedule
@@ -37,6 +38,11 @@ def diffusers_configs(config: CheckpointConfig, dtype: str) -> dict[str, dict[st
                 "_diffusers_version": VERSION,
                 "embedding_dim": vision.projection_dim,
             },
+        }
+    if config.depth_estimator is not None:
+        files |= {
+            "depth_estimator/config.json": _depth(config.depth_estimator, dtype),
+            "feature_extractor/preprocessor_config.json": _depth_preprocessing(config.depth_estimator.image_size),
         }
     if config.image_noising is not None:
         name = "low_res_scheduler" if config.task == "upscale" else "image_noising_scheduler"
@@ -158,6 +164,69 @@ def _clip_preprocessing(image_size: int) -> dict[str, Any]:
         "rescale_factor": 1 / 255,
         "size": {"shortest_edge": image_size},
         **CLIP_NORMALISATION,
+    }
+
+
+def _depth(config: DepthConfig, dtype: str) -> dict[str, Any]:
+    side = config.image_size // PATCH
+    return {
+        "architectures": ["DPTForDepthEstimation"],
+        "add_projection": False,
+        "attention_probs_dropout_prob": 0.0,
+        "auxiliary_loss_weight": 0.4,
+        "backbone_config": {
+            "depths": list(config.stage_depths),
+            "embedding_dynamic_padding": True,
+            "embedding_size": config.stem_width,
+            "global_padding": "same",
+            "hidden_sizes": [*config.stage_widths, 2 * config.stage_widths[-1]],
+            "layer_type": "bottleneck",
+            "model_type": "bit",
+            "num_groups": config.norm_groups,
+            "out_features": ["stage1", "stage2", "stage3"],
+        },
+        "backbone_featmap_shape": [1, config.stage_widths[-1], side, side],
+        "backbone_out_indices": [2, 5, *config.taps],
+        "fusion_hidden_size": config.fusion_width,
+        "head_in_index": -1,
+        "hidden_act": config.activation,
+        "hidden_dropout_prob": 0.0,
+        "hidden_size": config.width,
+        "image_size": config.image_size,
+        "initializer_range": 0.02,
+        "intermediate_size": config.mlp_width,
+        "is_hybrid": True,
+        "layer_norm_eps": config.norm_epsilon,
+        "model_type": "dpt",
+        "neck_hidden_sizes": [*config.stage_widths[:2], *config.reassemble_widths],
+        "neck_ignore_stages": [0, 1],
+        "num_attention_heads": config.heads,
+        "num_channels": 3,
+        "num_hidden_layers": config.layers,
+        "patch_size": PATCH,
+        "qkv_bias": True,
+        "readout_type": "project",
+        "reassemble_factors": [1, 1, 1, 0.5],
+        "torch_dtype": dtype,
+        "use_auxiliary_head": True,
+        "use_batch_norm_in_fusion_residual": False,
+    }
+
+
+def _depth_preprocessing(image_size: int) -> dict[str, Any]:
+    return {
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "ensure_multiple_of": 1,
+        "feature_extractor_type": "DPTFeatureExtractor",
+        "image_mean": [0.5] * 3,
+        "image_processor_type": "DPTImageProcessor",
+        "image_std": [0.5] * 3,
+        "keep_aspect_ratio": False,
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"height": image_size, "width": image_size},
     }
 
 

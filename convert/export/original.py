@@ -58,5 +58,5 @@ def save_original(
 
 def _identity(config: CheckpointConfig) -> tuple[Any, ...]:
     """What the original's yaml tells of an architecture."""
-    networks = (config.unet, config.vae, config.text_encoder, config.image_encoder)
+    networks = (config.unet, config.vae, config.text_encoder, config.image_encoder, config.depth_estimator is None)
     return *networks, *(config.scheduler_config.get(key) for key in ("prediction_type", "beta_start", "beta_end"))

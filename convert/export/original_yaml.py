@@ -1,10 +1,12 @@
 """The original repository's yaml for an architecture: what its code, and ours with --config, builds the model from."""
 
+import dataclasses
 from typing import Any
 
 from convert.architecture.presets import COSINE
 from unclip_jax.checkpoints.config import CheckpointConfig, Task
 from unclip_jax.models.clip import TextConfig, VisionConfig
+from unclip_jax.models.depth import DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
 
@@ -48,6 +50,8 @@ def original_yaml(config: CheckpointConfig) -> dict[str, Any]:
     }
     if config.image_encoder is not None:
         params |= _image_conditioning(config.image_encoder)
+    elif config.depth_estimator is not None:
+        params["depth_stage_config"] = _depth(config.depth_estimator)
     elif config.image_noising is not None:
         noising = {"linear_start": config.image_noising.beta_start, "linear_end": config.image_noising.beta_end}
         params["low_scale_config"] = _node(
@@ -154,6 +158,13 @@ def _image_conditioning(config: VisionConfig) -> dict[str, Any]:
         "embedder_config": embedder,
         "noise_aug_config": _node(f"{ENCODERS}.CLIPEmbeddingNoiseAugmentation", augmentation),
     }
+
+
+def _depth(config: DepthConfig) -> dict[str, Any]:
+    # The epsilon is transformers' at most: both are far below the variances that they are added to.
+    if dataclasses.replace(config, norm_epsilon=DepthConfig.norm_epsilon) != DepthConfig():
+        raise ValueError(f"the original code has one depth estimator, MiDaS' dpt_hybrid, {DepthConfig()}; not {config}")
+    return _node("ldm.modules.midas.api.MiDaSInference", {"model_type": "dpt_hybrid"})
 
 
 def _mlp(config: TextConfig | VisionConfig) -> dict[str, float]:

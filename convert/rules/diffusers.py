@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from convert.engine import Table, Unused
-from convert.rules import transformers
+from convert.rules import depth, transformers
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
@@ -54,6 +54,8 @@ def table(config: CheckpointConfig, params: Mapping[str, Any]) -> Table:
         transformers.vision_tower(t, "image_encoder/", config.image_encoder.layers)
         for name in ("mean", "std"):
             t.tensor(f"image_normalizer.{name}", f"image_normalizer/{name}", "row")
+    if config.depth_estimator is not None:
+        depth.transformers(t, "depth_estimator/", config.depth_estimator)
     return t
 
 

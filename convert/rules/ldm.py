@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from convert.engine import Table, Unused
-from convert.rules import open_clip
+from convert.rules import depth, open_clip
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
 
 UNET, VAE, TEXT, VISION = "model.diffusion_model", "first_stage_model", "cond_stage_model.model", "embedder.model"
+DEPTH = "depth_model.model"
 
 RESNET = {
     "norm1": "in_layers.0",
@@ -51,6 +52,8 @@ def table(config: CheckpointConfig, params: Mapping[str, Any]) -> Table:
     open_clip.text_tower(t, TEXT, config.text_encoder.layers)
     if config.image_encoder is not None:
         open_clip.vision_tower(t, f"{VISION}.visual", config.image_encoder.layers)
+    if config.depth_estimator is not None:
+        depth.midas(t, DEPTH, config.depth_estimator)
     return t
 
 
@@ -63,6 +66,7 @@ def unused(config: CheckpointConfig) -> list[Unused]:
         Unused(rf"{TEXT}\.(text_projection|logit_scale|attn_mask)", "not part of the hidden states' path"),
         Unused(r"embedder\.model\.(?!visual\.).*", "the image embedder's text half"),
         Unused(r"embedder\.model\.visual\.attn_mask|embedder\.(mean|std)", "constants"),
+        Unused(rf"{DEPTH}\.pretrained\.model\.head\..*", "the depth estimator's backbone as a classifier"),
         Unused(r"model_ema\..*", "moving averages of the UNet's weights: read with --ema"),
         Unused(r"scale_factor", "the latents' scale: part of the configuration"),
     ]

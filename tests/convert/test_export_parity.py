@@ -5,7 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    PNDMScheduler,
+    StableDiffusionDepth2ImgPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from PIL import Image
 from transformers import (
@@ -15,6 +21,9 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    DPTConfig,
+    DPTForDepthEstimation,
+    DPTImageProcessor,
 )
 
 from convert.__main__ import main
@@ -23,6 +32,8 @@ from convert.engine import export_tensors
 from convert.export.diffusers_configs import diffusers_configs
 from convert.random import write_random_checkpoint
 from convert.rules import diffusers
+from tests.models import comparisons
+from tests.references import write_tokenizer
 from unclip_jax import UnCLIPPipeline
 from unclip_jax.checkpoints.checkpoint import Parameter
 from unclip_jax.checkpoints.networks import abstract_params
@@ -35,6 +46,7 @@ CLASSES = {
     "vae": AutoencoderKL.from_config,
     "text_encoder": lambda config: CLIPTextModel(CLIPTextConfig(**config)),
     "image_encoder": lambda config: CLIPVisionModelWithProjection(CLIPVisionConfig(**config)),
+    "depth_estimator": lambda config: DPTForDepthEstimation(DPTConfig(**config)),
     "image_normalizer": StableUnCLIPImageNormalizer.from_config,
 }
 PROMPTS = ["", "a photo of a cat", "Crème brûlée, 3 of 4!", "日本 🎉 emoji", "<|endoftext|> and !! <start_of_text>"]
@@ -99,3 +111,42 @@ def test_exported_names_and_shapes_are_those_of_the_classes(preset):
         if component == "text_encoder":  # transformers 5 writes no prefix; older releases, and we, do
             wanted = {f"text_model.{name.removeprefix('text_model.')}": shape for name, shape in wanted.items()}
         assert shapes == wanted, component
+
+
+def test_a_depth_folder_survives(tmp_path):
+    """Saved by diffusers, converted to ours and back: equal tensor for tensor, and it opens."""
+    small = {"block_out_channels": (32, 64), "layers_per_block": 1}
+    theirs = StableDiffusionDepth2ImgPipeline(
+        vae=AutoencoderKL(
+            **small, down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2
+        ),
+        text_encoder=CLIPTextModel(
+            CLIPTextConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+        ),
+        tokenizer=CLIPTokenizer.from_pretrained(write_tokenizer(tmp_path / "tokenizer")),
+        unet=UNet2DConditionModel(
+            **small,
+            in_channels=5,
+            sample_size=64,
+            attention_head_dim=(2, 4),
+            cross_attention_dim=32,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            use_linear_projection=True,
+        ),
+        scheduler=PNDMScheduler(steps_offset=1, skip_prk_steps=True),
+        depth_estimator=comparisons.depth_reference(),
+        feature_extractor=DPTImageProcessor(size={"height": 64, "width": 64}),
+    )
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert main([str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
+    assert main([str(tmp_path / "ours"), str(tmp_path / "again"), "--to", "diffusers"]) == 0
+    with open_checkpoint(tmp_path / "ours") as checkpoint:
+        assert checkpoint.config.task == "depth-to-image"
+        assert checkpoint.config.depth_estimator == comparisons.TINY_DEPTH
+    again = StableDiffusionDepth2ImgPipeline.from_pretrained(tmp_path / "again")
+    for name in ("unet", "vae", "text_encoder", "depth_estimator"):
+        wanted, found = getattr(theirs, name).state_dict(), getattr(again, name).state_dict()
+        assert found.keys() == wanted.keys()
+        for key, tensor in wanted.items():
+            torch.testing.assert_close(found[key], tensor, rtol=0, atol=0)

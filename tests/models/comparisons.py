@@ -8,14 +8,24 @@ import jax
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    BitConfig,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    DPTConfig,
+    DPTForDepthEstimation,
+)
 
 from convert import engine
+from convert.export import diffusers_configs
 from convert.readers import TensorInfo
-from convert.rules import diffusers
+from convert.rules import depth, diffusers
 from tests.references import disturbed
 from unclip_jax.checkpoints.networks import NETWORKS, abstract_network, fill
 from unclip_jax.models.clip import TextConfig, VisionConfig
+from unclip_jax.models.depth import DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
 
@@ -197,3 +207,41 @@ def vision_error(name="H"):
     table = lambda t: diffusers.transformers.vision_tower(t, "image_encoder/", 3)  # noqa: E731
     ours = converted("image_encoder", config, table, reference)
     return relative_error(ours(pixels), reference(channels_first(pixels)).image_embeds)
+
+
+TINY_DEPTH = DepthConfig(
+    image_size=64,
+    stem_width=16,
+    stage_widths=(32, 64, 128),
+    stage_depths=(2, 1, 2),
+    norm_groups=8,
+    width=32,
+    layers=4,
+    heads=4,
+    mlp_width=80,
+    norm_epsilon=1e-12,
+    taps=(1, 3),
+    reassemble_widths=(48, 40),
+    fusion_width=32,
+)
+
+
+def depth_reference(config=TINY_DEPTH):
+    """transformers' class for a configuration of ours."""
+    settings = diffusers_configs._depth(config, "float32")
+    del settings["torch_dtype"], settings["model_type"]
+    backbone = BitConfig(**settings.pop("backbone_config"))
+    return DPTForDepthEstimation(DPTConfig(**settings, backbone_config=backbone))
+
+
+@torch.no_grad()
+def depth_error(config=TINY_DEPTH):
+    reference = disturbed(depth_reference(config), size=0.1).eval()
+    pixels = normal(2, config.image_size, config.image_size, 3)
+    # The last ReLU would hide most of what random weights make: lifted above it, and compared without the lift.
+    lift = reference.head.head[-2].bias.fill_(100.0)
+    table = lambda t: depth.transformers(t, "depth_estimator/", config)  # noqa: E731
+    ours = converted("depth_estimator", config, table, reference)
+    want = reference(channels_first(pixels)).predicted_depth
+    assert (want > 0).all()
+    return relative_error(ours(pixels) - lift.item(), want - lift)

@@ -36,3 +36,7 @@ def test_text_tower(name):
 @pytest.mark.parametrize("name", comparisons.TOWERS)
 def test_vision_tower(name):
     assert comparisons.vision_error(name) < TOLERANCE
+
+
+def test_depth_estimator():
+    assert comparisons.depth_error() < TOLERANCE

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from unclip_jax.conditioning.image import Dialect as PreprocessDialect
 from unclip_jax.conditioning.tokenizer import Dialect as TokenizerDialect
 from unclip_jax.models.clip import TextConfig, VisionConfig
+from unclip_jax.models.depth import DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
 from unclip_jax.sampling.schedule import NoiseSchedule
@@ -30,6 +31,7 @@ class CheckpointConfig:
     preprocess: how pictures become pixel values, see `unclip_jax.conditioning.image.preprocess`
     image_noising: the schedule by which the image that conditions is noised: the embedding of the image encoder, or the
         small picture of an upscaler; None for the others
+    depth_estimator: the network that makes the depth map of depth-to-image; None for the others
     """
 
     unet: UNetConfig
@@ -41,6 +43,7 @@ class CheckpointConfig:
     scheduler_config: Mapping[str, Any]
     preprocess: PreprocessDialect = "original"
     image_noising: NoiseSchedule | None = None
+    depth_estimator: DepthConfig | None = None
 
     @property
     def task(self) -> Task:

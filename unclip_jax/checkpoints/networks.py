@@ -12,6 +12,7 @@ from flax import nnx
 
 from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig
 from unclip_jax.models.clip import TextEncoder, VisionEncoder
+from unclip_jax.models.depth import DepthEstimator
 from unclip_jax.models.unet import UNet
 from unclip_jax.models.vae import VAE
 
@@ -39,7 +40,13 @@ def _keys(path: str) -> tuple[Any, ...]:
 
 
 # The networks that a checkpoint may have: the name of its part, and of the field that configures it.
-NETWORKS: dict[str, Any] = {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder, "image_encoder": VisionEncoder}
+NETWORKS: dict[str, Any] = {
+    "unet": UNet,
+    "vae": VAE,
+    "text_encoder": TextEncoder,
+    "image_encoder": VisionEncoder,
+    "depth_estimator": DepthEstimator,
+}
 
 
 def abstract_networks(config: CheckpointConfig | ClipConfig, dtype: Any = jnp.float32) -> dict[str, Network]:
@@ -56,7 +63,7 @@ def abstract_network(cls: Any, config: Any, dtype: Any = jnp.float32) -> Network
     """The structure and parameter shapes of `cls(config)`, computing and storing in `dtype`; nothing is allocated."""
     # Shapes need no randomness, and nnx.Rngs counts its draws at a cost that grows with their number. The towers,
     # which split it over their layers, need the real one and draw little.
-    make_rngs: Any = nnx.Rngs if cls in (TextEncoder, VisionEncoder) else _SameKey
+    make_rngs: Any = nnx.Rngs if cls in (TextEncoder, VisionEncoder, DepthEstimator) else _SameKey
 
     def build() -> Any:
         return cls(config, dtype=dtype, param_dtype=dtype, rngs=make_rngs(0))

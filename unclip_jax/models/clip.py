@@ -5,7 +5,7 @@ tower's layers are stacked along a leading axis and scanned, so that 32 layers c
 """
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,21 @@ def _check_layers(config: TextConfig | VisionConfig) -> None:
         raise ValueError(f"{name}.activation is {config.activation!r}; accepted: {', '.join(get_args(Activation))}")
 
 
+class LayerConfig(Protocol):
+    """What a stack of layers is built from."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def mlp_width(self) -> int: ...
+    @property
+    def activation(self) -> Activation: ...
+
+
 def activate(kind: Activation, x: jax.Array) -> jax.Array:
     """The MLP's non-linearity: the exact GELU, or OpenAI's sigmoid approximation of it."""
     return x * jax.nn.sigmoid(1.702 * x) if kind == "quick_gelu" else jax.nn.gelu(x, approximate=False)
@@ -81,16 +96,16 @@ def activate(kind: Activation, x: jax.Array) -> jax.Array:
 class Layer(nnx.Module):
     """Pre-norm attention and MLP. Call: x (B, T, width), bias (T, T) or None -> (B, T, width)."""
 
-    def __init__(self, config: TextConfig | VisionConfig, **kw: Any):
+    def __init__(self, config: LayerConfig, *, epsilon: float = 1e-5, **kw: Any):
         width = config.width
         self.heads = config.heads
         self.activation = config.activation
-        self.norm1 = layer_norm(width, **kw)
+        self.norm1 = layer_norm(width, epsilon=epsilon, **kw)
         self.q_proj = nnx.Linear(width, width, **kw)
         self.k_proj = nnx.Linear(width, width, **kw)
         self.v_proj = nnx.Linear(width, width, **kw)
         self.out_proj = nnx.Linear(width, width, **kw)
-        self.norm2 = layer_norm(width, **kw)
+        self.norm2 = layer_norm(width, epsilon=epsilon, **kw)
         self.fc1 = nnx.Linear(width, config.mlp_width, **kw)
         self.fc2 = nnx.Linear(config.mlp_width, width, **kw)
 
@@ -101,7 +116,9 @@ class Layer(nnx.Module):
         return x + self.fc2(activate(self.activation, self.fc1(self.norm2(x))))
 
 
-def _stack_layers(config: TextConfig | VisionConfig, rngs: nnx.Rngs, **kw: Any) -> Layer:
+def stack_layers(config: LayerConfig, rngs: nnx.Rngs, **kw: Any) -> Layer:
+    """All layers of a tower as one module whose parameters have a leading axis, (layers, ...)."""
+
     @nnx.split_rngs(splits=config.layers)
     @nnx.vmap(in_axes=(0,), out_axes=0)
     def build(rngs: nnx.Rngs) -> Layer:
@@ -110,8 +127,19 @@ def _stack_layers(config: TextConfig | VisionConfig, rngs: nnx.Rngs, **kw: Any) 
     return build(rngs)
 
 
-def _run_layers(layers: Layer, x: jax.Array, bias: jax.Array | None, remat: bool) -> jax.Array:
+def run_layers(
+    layers: Layer,
+    x: jax.Array,
+    bias: jax.Array | None,
+    *,
+    remat: bool = False,
+    start: int | None = None,
+    stop: int | None = None,
+) -> jax.Array:
+    """The stacked layers start..stop, one after the other. x: (B, T, width), bias: (T, T) or None -> x's shape."""
     graphdef, state = nnx.split(layers)
+    if (start, stop) != (None, None):
+        state = jax.tree.map(lambda stacked: stacked[start:stop], state)
 
     def body(x: jax.Array, params: Any) -> tuple[jax.Array, None]:
         return nnx.merge(graphdef, params)(x, bias), None
@@ -139,7 +167,7 @@ class TextEncoder(nnx.Module):
         self.remat = remat
         self.token_embedding = nnx.Embed(config.vocab_size, config.width, rngs=rngs, **kw)
         self.position_embedding = nnx.Embed(config.context_length, config.width, rngs=rngs, **kw)
-        self.layers = _stack_layers(config, rngs, **kw)
+        self.layers = stack_layers(config, rngs, **kw)
         self.final_norm = layer_norm(config.width, rngs=rngs, **kw)
         self.projection = (
             None
@@ -153,7 +181,7 @@ class TextEncoder(nnx.Module):
             raise ValueError(f"tokens has {length} columns; this tower takes at most {self.config.context_length}")
         x = self.token_embedding(tokens) + self.position_embedding(jnp.arange(length))
         future = np.triu(np.full((length, length), -np.inf, np.float32), 1)
-        return self.final_norm(_run_layers(self.layers, x, jnp.asarray(future), self.remat))
+        return self.final_norm(run_layers(self.layers, x, jnp.asarray(future), remat=self.remat))
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """tokens: (B, T) -> (B, projection_dim), un-normalised: the projected state of each text's end token.
@@ -193,7 +221,7 @@ class VisionEncoder(nnx.Module):
         )
         self.position_embedding = nnx.Embed(config.tokens, config.width, rngs=rngs, **kw)
         self.pre_norm = layer_norm(config.width, rngs=rngs, **kw)
-        self.layers = _stack_layers(config, rngs, **kw)
+        self.layers = stack_layers(config, rngs, **kw)
         self.post_norm = layer_norm(config.width, rngs=rngs, **kw)
         self.projection = nnx.Linear(config.width, config.projection_dim, use_bias=False, rngs=rngs, **kw)
 
@@ -207,7 +235,7 @@ class VisionEncoder(nnx.Module):
         x = self.patch_embedding(patches)
         start = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (b, 1, x.shape[-1]))
         x = jnp.concatenate([start, x], axis=1) + self.position_embedding(jnp.arange(n * n + 1))
-        x = _run_layers(self.layers, self.pre_norm(x), None, self.remat)
+        x = run_layers(self.layers, self.pre_norm(x), None, remat=self.remat)
         return self.projection(self.post_norm(x[:, 0]))
 
 

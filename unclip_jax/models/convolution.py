@@ -1,5 +1,7 @@
 """The library's one entry point for 2-D convolution."""
 
+from typing import Literal
+
 import jax
 
 
@@ -9,8 +11,11 @@ def convolve(
     bias: jax.Array | None = None,
     *,
     stride: int = 1,
-    padding: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1)),
+    padding: tuple[tuple[int, int], tuple[int, int]] | Literal["SAME"] = ((1, 1), (1, 1)),
 ) -> jax.Array:
-    """2-D cross-correlation. x: (B, H, W, Cin), kernel: (kh, kw, Cin, Cout), bias: (Cout,) -> (B, H', W', Cout)."""
+    """2-D cross-correlation. x: (B, H, W, Cin), kernel: (kh, kw, Cin, Cout), bias: (Cout,) -> (B, H', W', Cout).
+
+    padding: ((top, bottom), (left, right)), or TensorFlow's "SAME".
+    """
     out = jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return out if bias is None else out + bias

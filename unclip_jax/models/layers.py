@@ -26,20 +26,22 @@ class Conv(nnx.Module):
         *,
         stride: int = 1,
         padding: Padding | None = None,
+        use_bias: bool = True,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         shape = (kernel_size, kernel_size, in_channels, out_channels)
         self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape, param_dtype))
-        self.bias = nnx.Param(jnp.zeros((out_channels,), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((out_channels,), param_dtype)) if use_bias else None
         self.stride = stride
         self.padding = ((kernel_size // 2,) * 2,) * 2 if padding is None else padding
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = x.dtype if self.dtype is None else self.dtype
-        kernel, bias = self.kernel[...].astype(dtype), self.bias[...].astype(dtype)
+        kernel = self.kernel[...].astype(dtype)
+        bias = None if self.bias is None else self.bias[...].astype(dtype)
         return convolve(x.astype(dtype), kernel, bias, stride=self.stride, padding=self.padding)
 
 
@@ -76,9 +78,11 @@ class GroupNorm(nnx.Module):
         return jnp.repeat(by_group, x.shape[-1] // self.groups, axis=-1)
 
 
-def layer_norm(width: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with PyTorch's epsilon, 1e-5, as every transformer here has it."""
-    return nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+def layer_norm(width: int, *, epsilon: float = 1e-5, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with two-pass variance and PyTorch's epsilon, which every transformer here but the depth one has."""
+    return nnx.LayerNorm(
+        width, epsilon=epsilon, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+    )
 
 
 class ResnetBlock(nnx.Module):
