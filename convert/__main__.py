@@ -3,10 +3,13 @@
 import argparse
 import functools
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+from unclip_jax.progress import Progress, one_line
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,14 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.check == (args.destination is not None):
         print("convert: give a destination, or --check and none", file=sys.stderr)
         return 2
-    try:
-        return check(args) if args.check else convert(args)
-    except (ValueError, OSError) as error:
-        print(f"convert: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("convert: interrupted; nothing was written", file=sys.stderr)
-        return 1
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda text, *_, **__: print(f"convert: warning: {one_line(text)}", file=sys.stderr)
+        try:
+            return check(args) if args.check else convert(args)
+        except (ValueError, OSError) as error:
+            print(f"convert: {one_line(error)}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            written = args.destination is not None and Path(args.destination).exists()
+            print(f"convert: interrupted; {'all is' if written else 'nothing was'} written", file=sys.stderr)
+            return 1
 
 
 def check(args: argparse.Namespace) -> int:
@@ -87,12 +93,11 @@ def convert(args: argparse.Namespace) -> int:
 
     from convert.export.diffusers import save_diffusers
     from convert.export.original import save_original
+    from unclip_jax.checkpoints.atomic import require_absent
     from unclip_jax.checkpoints.directory import save, sha256
     from unclip_jax.checkpoints.source import open_checkpoint
-    from unclip_jax.progress import Progress
 
-    if Path(args.destination).exists():
-        raise FileExistsError(f"{args.destination} exists; choose another name or remove it")
+    require_absent(Path(args.destination))
     digests = {}
     if args.sha256 is not None:
         if not Path(args.source).is_file():

@@ -1,13 +1,12 @@
 """Opens CLIP models on their own: open_clip's checkpoints and transformers' folders."""
 
 import contextlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from convert import engine
-from convert.architecture.diffusers import read_clip
+from convert.architecture.diffusers import read_clip, read_json
 from convert.architecture.original import ARCHITECTURES, read_open_clip
 from convert.readers import CheckpointError, TensorInfo, open_tensors
 from convert.rules import open_clip, transformers
@@ -30,8 +29,8 @@ def is_open_clip(path: Path) -> bool:
 def is_transformers_clip(folder: Path) -> bool:
     """Whether a folder is one that transformers' CLIPModel saved."""
     try:
-        return json.loads((folder / "config.json").read_text("utf-8")).get("model_type") == "clip"
-    except (OSError, ValueError, AttributeError, RecursionError):
+        return read_json(folder / "config.json").get("model_type") == "clip"
+    except (OSError, CheckpointError):
         return False
 
 
@@ -96,12 +95,7 @@ def _description(path: Path, config: Path | str | None) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name}: not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path.name}: want a JSON object")
+    data = read_json(path)
     return data.get("model_cfg", data)
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from convert.readers import CheckpointError, TensorInfo
+from convert.tensor_file import quoted
 from unclip_jax.checkpoints.checkpoint import Parameter
+from unclip_jax.checkpoints.finite import warn_unless_finite
 
 Shape = tuple[int, ...]
 
@@ -205,7 +207,7 @@ def _piece(rule: Rule, shape: Shape, read: Callable[[str], np.ndarray]) -> Calla
         if rule.parts > 1:
             rows = shape[0] // rule.parts
             array = array[rule.part * rows : (rule.part + 1) * rows]
-        ours = LAYOUTS[rule.layout].ours(array)
+        ours = LAYOUTS[rule.layout].ours(warn_unless_finite(rule.foreign, array))
         return ours if rule.layer is None else ours[None]
 
     return piece
@@ -245,4 +247,5 @@ def _core(shape: Shape) -> Shape:
 
 
 def _first(names: list[str], count: int = 5) -> str:
-    return ", ".join(names[:count]) + (f", … ({len(names) - count} more)" if len(names) > count else "")
+    shown = [name if name.isprintable() and len(name) < 200 else quoted(name) for name in names[:count]]
+    return ", ".join(shown) + (f", … ({len(names) - count} more)" if len(names) > count else "")

@@ -1,14 +1,17 @@
 """The mean and standard deviation of CLIP image embeddings, by which unCLIP normalises them before they are noised."""
 
+import io
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from convert.readers import CheckpointError, load_pickle, open_tensors
+from convert.tensor_file import quoted
 from convert.weights import weights_file
 from unclip_jax.checkpoints.config import CheckpointConfig
 
+MAX_FEATURES = 1 << 16
 STATISTICS = ("image_normalizer.mean", "image_normalizer.std")
 
 
@@ -27,14 +30,18 @@ def read_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
     elif path.suffix in (".safetensors", ".bin", ".json"):
         with open_tensors(path) as file:
             if not {"mean", "std"} <= file.tensors.keys():
-                raise CheckpointError(f"{path.name}: want tensors 'mean' and 'std', found {', '.join(file.tensors)}")
-            pair = [np.array(file.read(name)) for name in ("mean", "std")]
+                names = ", ".join(map(quoted, list(file.tensors)[:5]))
+                raise CheckpointError(f"{path.name}: want tensors 'mean' and 'std', found {names}")
+            pair = [file.read(name) for name in ("mean", "std")]
     else:
         content = load_pickle(path)
         pair = list(content) if isinstance(content, tuple | list) else [content]
-    if len(pair) != 2 or not all(isinstance(a, np.ndarray) and a.dtype.kind in "fV" for a in pair):
+    if len(pair) != 2 or not all(isinstance(a, np.ndarray) and _is_floating(a.dtype) for a in pair):
         raise CheckpointError(f"{path.name}: want a pair of floating arrays, mean and standard deviation")
-    mean, std = (np.asarray(a, np.float32).reshape(-1) for a in pair)
+    if max(a.size for a in pair) > MAX_FEATURES:
+        raise CheckpointError(f"{path.name}: {max(a.size for a in pair)} features; accepted: up to {MAX_FEATURES}")
+    with np.errstate(over="ignore"):
+        mean, std = (np.array(a, np.float32).reshape(-1) for a in pair)
     if mean.shape != std.shape or not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
         raise CheckpointError(f"{path.name}: mean {mean.shape} and std {std.shape}: want finite arrays alike, std > 0")
     return mean, std
@@ -63,11 +70,21 @@ def embedding_statistics(config: CheckpointConfig, clip_stats: Path | None) -> d
     return dict(zip(STATISTICS, (mean, std), strict=True))
 
 
+def _is_floating(dtype: np.dtype) -> bool:
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
 def _npz_pair(path: Path) -> list[np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"clip_stats: no such file: {path}")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return [arrays[name] for name in ("mean", "std")]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise CheckpointError(f"{path.name}: want an .npz of arrays 'mean' and 'std' ({error})") from error
+        with zipfile.ZipFile(path) as archive:
+            members = [archive.getinfo(f"{name}.npy") for name in ("mean", "std")]
+            # A member never unpacks to more than it claims.
+            if max(member.file_size for member in members) > 8 * MAX_FEATURES:
+                raise ValueError(f"accepted: up to {MAX_FEATURES} features")
+            return [np.load(io.BytesIO(archive.read(member)), allow_pickle=False) for member in members]
+    except Exception as error:  # zipfile and numpy raise whatever went wrong inside
+        raise CheckpointError(
+            f"{path.name}: want an .npz of arrays 'mean' and 'std' ({' '.join(str(error).split()):.200})"
+        ) from error

@@ -1,17 +1,17 @@
 """What every reader of foreign checkpoints hands out, and what the readers share."""
 
 import contextlib
-import json
 import math
 import mmap
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-JSON_LIMIT = 2**24  # bytes; the header of a published checkpoint is under 1 MB, and parsing takes some 25 times as much
+from unclip_jax.checkpoints import strict_json
+
+JSON_LIMIT = strict_json.LIMIT
 EXPANDED_LIMIT = 2**26  # bytes that a view may hold beyond its storage: torch's expand() repeats without storing
 MAX_DIMENSIONS = 32
 MAX_BYTES = 2**48
@@ -158,21 +158,7 @@ def strided_view(
 
 def parse_json(raw: bytes) -> Any:
     """Strict JSON in UTF-8: no name twice in an object. Raises CheckpointError in one line."""
-    if len(raw) > JSON_LIMIT:
-        raise CheckpointError(f"{len(raw)} bytes of JSON; accepted: up to {JSON_LIMIT}")
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_object)
-    except CheckpointError:
-        raise
-    except RecursionError as error:
-        raise CheckpointError("its JSON is nested too deeply") from error
+        return strict_json.parse_json(raw)
     except ValueError as error:
-        raise CheckpointError(f"is not valid JSON ({error})") from error
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise CheckpointError(f"{quoted(twice)} is there twice")
-    return made
+        raise CheckpointError(str(error)) from error

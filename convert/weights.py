@@ -8,6 +8,8 @@ from convert.readers import CheckpointError
 def weights_file(folder: Path, variant: str | None) -> Path:
     """The weights of one component: safetensors before torch files, whole before sharded.
 
+    Names are looked up in `folder` alone; symlinks in it are followed, since the hub's cache consists of them.
+
     A component without files of the variant falls back to its plain ones, as diffusers does. Raises CheckpointError,
     listing what the folder holds, when there are none.
     """

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unclip_jax import __version__
+from unclip_jax.progress import one_line
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         {"variations": variations, "info": info}[args.command](args)
     except (ValueError, OSError) as error:
-        print(f"unclip-jax: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"unclip-jax: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("unclip-jax: interrupted", file=sys.stderr)

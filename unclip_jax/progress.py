@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 # Work shorter than this is not worth a line.
 QUIET_SECONDS = 2.0
+LONGEST_LINE = 2000
 
 
 class Progress:
@@ -44,6 +45,13 @@ class Progress:
         seconds = time.monotonic() - self.started
         if self.enabled and self.bar is None and kind is None and seconds > QUIET_SECONDS:
             print(f"{self.description}: {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+def one_line(error: object) -> str:
+    """A message for the terminal, whatever a broken file put into it: one line, no control characters, not endless."""
+    text = " ".join(str(error).split())
+    shown = text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE] + "…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 def _interactive() -> bool:

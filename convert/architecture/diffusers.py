@@ -5,21 +5,20 @@ accepted at the value that switches it off, and otherwise refused by name.
 """
 
 import dataclasses
-import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from convert.readers import CheckpointError
 from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig, Task
+from unclip_jax.checkpoints.strict_json import read_object
 from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.depth import PATCH, DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
 from unclip_jax.sampling.schedule import NoiseSchedule
 from unclip_jax.sampling.solvers import scheduler_name
-
-MAX_JSON_BYTES = 1 << 24
 
 # Each component's library and class in model_index.json, as far as it is always the same.
 COMPONENTS = {
@@ -35,6 +34,7 @@ COMPONENTS = {
     "low_res_scheduler": ("diffusers", "DDPMScheduler"),
     "depth_estimator": ("transformers", "DPTForDepthEstimation"),
 }
+NETWORKS = ("unet", "vae", "text_encoder", "image_encoder")
 _BASE = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _UNCLIP = ("image_encoder", "feature_extractor", "image_normalizer", "image_noising_scheduler")
 # What a checkpoint is for -> its pipeline class and the components that it needs.
@@ -88,17 +88,10 @@ CLIP_NORMALISATION = {
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises CheckpointError in one line for anything else."""
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent.name}/{path.name}: missing")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path.parent.name}/{path.name}: {path.stat().st_size} bytes is no configuration")
     try:
-        data = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.parent.name}/{path.name}: not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path.parent.name}/{path.name}: want a JSON object, got {type(data).__name__}")
-    return data
+        return read_object(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def from_folder(folder: Path) -> CheckpointConfig:
@@ -110,7 +103,18 @@ def from_folder(folder: Path) -> CheckpointConfig:
     for component in CLASSES[pipeline]:
         entry = index.get(component)
         if not isinstance(entry, list) or len(entry) != 2 or None in entry:
-            raise CheckpointError(f"model_index.json: {component} is {entry!r}; {pipeline} needs it")
+            raise CheckpointError(f"model_index.json: {component} is {entry!r:.80}; {pipeline} needs it")
+        # diffusers would import what is named here; here another network than ours is only worth a refusal.
+        if component in NETWORKS and entry[1] != COMPONENTS[component][1]:
+            raise CheckpointError(
+                f"model_index.json: {component} is a {entry[1]!r:.80}; accepted: {COMPONENTS[component][1]}"
+            )
+    for component, entry in index.items():
+        names = entry if isinstance(entry, list) else ()
+        if not all(not isinstance(name, str) or re.fullmatch(r"\w+(\.\w+)*", name) for name in names):
+            raise CheckpointError(
+                f"model_index.json: {component!r:.80} is {entry!r:.80}: no names of a library and class"
+            )
     unet = _unet(_Config(folder / "unet" / "config.json"))
     vae = _vae(_Config(folder / "vae" / "config.json"))
     text = _text(_Config(folder / "text_encoder" / "config.json"))
@@ -196,8 +200,8 @@ class _Config:
 
     def number(self, key: str, default: float) -> float:
         value = self.data.get(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            self.fail(f"{key} is {value!r}; want a number")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1 << 20:  # nor NaN
+            self.fail(f"{key} is {value!r:.40}; want a number")
         return float(value)
 
     def sequence(self, key: str, default: Any, kind: type) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from unclip_jax.models.depth import PATCH, DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
 from unclip_jax.sampling.schedule import NoiseSchedule
+from unclip_jax.sampling.solvers import scheduler_name
 
 # Readers take a folder older than 0.9 for one with mistakes of that time, and correct them.
 VERSION = "0.35.0"
@@ -17,6 +18,7 @@ VERSION = "0.35.0"
 def diffusers_configs(config: CheckpointConfig, dtype: str) -> dict[str, dict[str, Any]]:
     """Path within the folder -> content, for every JSON file but the tokenizer's. dtype: of the weights, for CLIP."""
     pipeline, names = PIPELINES[config.task]
+    scheduler_name(config.scheduler_config)  # raises where it names none that diffusers and we know
     index = {name: list(COMPONENTS[name]) for name in names}
     if config.task == "depth-to-image":
         index["feature_extractor"] = ["transformers", "DPTImageProcessor"]

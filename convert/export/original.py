@@ -1,5 +1,6 @@
 """Writes a checkpoint as one file in the original repository's layout, and beside it what the file cannot hold."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from convert.engine import export_tensors
 from convert.export.original_yaml import original_yaml
 from convert.rules import ldm
 from convert.statistics import STATISTICS
-from unclip_jax.checkpoints.atomic import atomic_file
+from unclip_jax.checkpoints.atomic import atomic_files
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.stream import Progress, write_safetensors
@@ -40,20 +41,18 @@ def save_original(
     params = {name: p for name, p in checkpoint.params.items() if name not in STATISTICS}
     tensors = export_tensors(ldm.table(config, params).rules, params)
     mean, std = (checkpoint.params[name].read() if name in checkpoint.params else None for name in STATISTICS)
-    written = []
-    with atomic_file(destination) as partial:
-        write_safetensors(partial, tensors, dtype, {"format": "pt"}, progress)
-        if _identity(config) not in map(_identity, PRESETS.values()):
-            settings = destination.with_name(f"{destination.name}.yaml")
-            with atomic_file(settings) as file:
-                file.write_text(yaml.safe_dump(original_yaml(config), sort_keys=False), "utf-8")
-            written.append(settings)
-        if mean is not None and std is not None and (mean.any() or (std != 1).any()):
-            statistics = destination.with_name(f"{destination.name}.stats.npz")
-            with atomic_file(statistics) as file, open(file, "wb") as opened:
-                np.savez(opened, mean=mean, std=std)
-            written.append(statistics)
-    return [*written, destination]
+    beside: dict[Path, bytes] = {}
+    if _identity(config) not in map(_identity, PRESETS.values()):
+        settings = yaml.safe_dump(original_yaml(config), sort_keys=False)
+        beside[destination.with_name(f"{destination.name}.yaml")] = settings.encode()
+    if mean is not None and std is not None and (mean.any() or (std != 1).any()):
+        np.savez(buffer := io.BytesIO(), mean=mean, std=std)
+        beside[destination.with_name(f"{destination.name}.stats.npz")] = buffer.getvalue()
+    with atomic_files(destination, *beside) as partial:
+        write_safetensors(partial / destination.name, tensors, dtype, {"format": "pt"}, progress)
+        for path, content in beside.items():
+            (partial / path.name).write_bytes(content)
+    return [*beside, destination]
 
 
 def _identity(config: CheckpointConfig) -> tuple[Any, ...]:

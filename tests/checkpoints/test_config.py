@@ -56,6 +56,7 @@ def test_tasks():
         "sd21-unclip-l": "variations",
         "768-v": "text-to-image",
         "512-base": "text-to-image",
+        "512-depth": "depth-to-image",
         "512-inpainting": "inpaint",
         "x4-upscaler": "upscale",
     }

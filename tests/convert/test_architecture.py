@@ -414,10 +414,10 @@ def test_folders_with_a_broken_file(tmp_path, file):
     path = tmp_path / file
     where = file if "/" in file else "model_index.json"
     for content, words in (
-        (b"{", "not JSON"),
+        (b"{", "not valid JSON"),
         (b"[1]", "want a JSON object, got list"),
-        (b"\xff", "not JSON"),
-        (b"[" * 100_000, "not JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[" * 100_000, "nested too deeply"),
     ):
         path.write_bytes(content)
         refused(lambda: from_folder(tmp_path), where, words)
@@ -429,7 +429,7 @@ def test_a_configuration_of_many_bytes(tmp_path):
     write_configs(tmp_path)
     with open(tmp_path / "unet" / "config.json", "wb") as file:
         file.truncate((1 << 24) + 1)
-    refused(lambda: from_folder(tmp_path), "unet/config.json", "16777217 bytes")
+    refused(lambda: from_folder(tmp_path), "unet/config.json", "more than 16777216 bytes")
 
 
 @settings(max_examples=300)

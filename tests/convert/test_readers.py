@@ -188,7 +188,7 @@ def zip_bytes(records, *, zip64=False, comment=b"", change=None):
         }
         for n, data in records.items()
     ]
-    out, directory, count = b"", b"", 0
+    out, directory, count = bytearray(), bytearray(), 0
     for e in entries:
         e |= {"method": 0, "packed": e["size"], "at": None}
     for e in (change or (lambda entries: entries))(entries):
@@ -211,7 +211,7 @@ def zip_bytes(records, *, zip64=False, comment=b"", change=None):
         out += struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 0, 0, 0, 0, count, count, size, start)
         out += struct.pack("<4sLQL", b"PK\6\7", 0, end, 1)
         count, size, start = 0xFFFF, 2**32 - 1, 2**32 - 1
-    return out + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, size, start, len(comment)) + comment
+    return bytes(out) + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, size, start, len(comment)) + comment
 
 
 def torch_bytes(code, storages=None, extra=None, **options):

@@ -1,4 +1,8 @@
-"""Files and directories that are whole or not there: written under a temporary name, synced, renamed."""
+"""Files and directories that are whole or not there: written under a temporary name, synced, renamed.
+
+A run that is killed leaves a hidden directory `.NAME.partial-PID` beside its destination. The next run for the same
+destination sees by a lock that nobody works on it, and removes it.
+"""
 
 import contextlib
 import fcntl
@@ -7,6 +11,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+MOVED = ".moved"  # in a temporary directory: the names of files that are moved out of it before the last one
+
 
 @contextlib.contextmanager
 def atomic_directory(destination: Path) -> Iterator[Path]:
@@ -14,41 +20,90 @@ def atomic_directory(destination: Path) -> Iterator[Path]:
 
     Raises FileExistsError when `destination` exists. What earlier runs left behind when they were killed is removed.
     """
-    with _partial(destination) as partial:
+    with _temporary(destination, ()) as partial:
+        yield partial
+        _sync(partial)
+        _require_absent(destination)
+        os.rename(partial, destination)
+
+
+@contextlib.contextmanager
+def atomic_files(destination: Path, *beside: Path) -> Iterator[Path]:
+    """As `atomic_directory`, for files: a temporary directory to write files of these names into, every one of them.
+
+    beside: files in the folder of `destination` that belong to it. They are moved there first and `destination` last,
+    so that it is never there without them; where a run is killed in between, the next one takes them back.
+    """
+    with _temporary(destination, beside) as partial:
+        yield partial
+        (partial / MOVED).write_text("\n".join(path.name for path in beside), "utf-8")
+        _sync(partial)
+        try:
+            for path in (*beside, destination):
+                _require_absent(path)
+                os.rename(partial / path.name, path)
+        except BaseException:
+            _take_back(partial, destination)
+            raise
+        _remove(partial)
+
+
+@contextlib.contextmanager
+def _temporary(destination: Path, beside: tuple[Path, ...]) -> Iterator[Path]:
+    destination = destination.absolute()
+    require_absent(destination, *beside)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    partial = destination.parent / f"{_prefix(destination)}{os.getpid()}"
+    try:
         partial.mkdir()
         with _locked(partial):
             yield partial
-            _sync(partial)
-
-
-@contextlib.contextmanager
-def atomic_file(destination: Path) -> Iterator[Path]:
-    """As `atomic_directory`, for a file: an empty one to write into, which becomes `destination`."""
-    with _partial(destination) as partial:
-        partial.touch(exist_ok=False)
-        with _locked(partial):
-            yield partial
-            _sync(partial)
-
-
-@contextlib.contextmanager
-def _partial(destination: Path) -> Iterator[Path]:
-    destination = destination.absolute()
-    if destination.exists():
-        raise FileExistsError(f"{destination} exists; choose another name or remove it")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{destination.name}.partial-"
-    for leftover in destination.parent.glob(f"{prefix}*"):
-        if _abandoned(leftover):
-            _remove(leftover)
-    partial = destination.parent / f"{prefix}{os.getpid()}"
-    try:
-        yield partial
-        os.rename(partial, destination)
-        _sync(destination.parent)
+        _sync_entry(destination.parent)
+    except OSError as error:
+        _remove(partial)
+        if error.filename is None and error.errno is not None:  # from a write: which disk is full?
+            raise type(error)(error.errno, error.strerror, str(destination)) from error
+        raise
     except BaseException:
         _remove(partial)
         raise
+
+
+def require_absent(destination: Path, *beside: Path) -> None:
+    """Removes what earlier runs for `destination` left behind; raises FileExistsError for what is there then."""
+    for leftover in _leftovers(destination):
+        _take_back(leftover, destination)
+        _remove(leftover)
+    for path in (destination, *beside):
+        _require_absent(path)
+
+
+def _require_absent(path: Path) -> None:
+    if os.path.lexists(path):  # a broken symlink too
+        raise FileExistsError(f"{path} exists; choose another name or remove it")
+
+
+def _prefix(destination: Path) -> str:
+    return f".{destination.name}.partial-"
+
+
+def _leftovers(destination: Path) -> list[Path]:
+    """What runs that were killed left behind."""
+    prefix = _prefix(destination)
+    try:
+        names = os.listdir(destination.parent)
+    except OSError:
+        return []
+    found = [name for name in names if name.startswith(prefix) and name.removeprefix(prefix).isdecimal()]
+    return [path for path in map(destination.parent.joinpath, found) if _abandoned(path)]
+
+
+def _take_back(partial: Path, destination: Path) -> None:
+    """Removes the files that were moved out of `partial` ahead of `destination`, if that is still in it."""
+    if (partial / destination.name).exists() and (partial / MOVED).exists():
+        for name in (partial / MOVED).read_text("utf-8").splitlines():
+            if Path(name).name == name and not (partial / name).exists():
+                destination.with_name(name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -65,7 +120,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _abandoned(path: Path) -> bool:
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
         return False
     try:
@@ -84,7 +139,14 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def _sync(folder: Path) -> None:
+    """Everything in a directory reaches the disk, and then the names of it."""
+    for path in folder.rglob("*"):
+        _sync_entry(path)
+    _sync_entry(folder)
+
+
+def _sync_entry(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

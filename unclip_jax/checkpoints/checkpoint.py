@@ -56,6 +56,11 @@ class Checkpoint:
     files: tuple[Any, ...] = ()
     resources: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
+    def __post_init__(self) -> None:
+        ids, rows = self.tokenizer.vocabulary_size, self.config.text_encoder.vocab_size
+        if ids > rows:
+            raise ValueError(f"{self.source}: the tokenizer has ids up to {ids - 1}, the text encoder only {rows} rows")
+
     def __enter__(self) -> "Checkpoint":
         return self
 

@@ -97,6 +97,7 @@ def read_config(data: Mapping[str, Any]) -> CheckpointConfig | ClipConfig:
     return kind.from_json(data)
 
 
+_LARGEST = 1 << 20  # far above any size here; layers of more would take forever to describe
 _HEADER = {"format": "unclip_jax", "format_version": FORMAT_VERSION}
 
 
@@ -147,6 +148,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return value
     if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
         return dict(value)
+    if hint in (int, float) and isinstance(value, int | float) and not abs(value) <= _LARGEST:  # nor NaN
+        raise ValueError(f"{where} is {str(value)[:40]}; want a number of at most {_LARGEST}")
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):

@@ -22,8 +22,10 @@ from unclip_jax.checkpoints import orbax
 from unclip_jax.checkpoints.atomic import atomic_directory
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.config import read_config
+from unclip_jax.checkpoints.finite import warn_unless_finite
 from unclip_jax.checkpoints.networks import abstract_params, is_stacked
 from unclip_jax.checkpoints.stream import CODES, Progress, nbytes, write_safetensors
+from unclip_jax.checkpoints.strict_json import read_bytes, read_object
 from unclip_jax.conditioning.tokenizer import Tokenizer
 
 INDEX = "params.safetensors.index.json"
@@ -67,8 +69,11 @@ def is_directory_checkpoint(folder: Path) -> bool:
 
 def open_directory(folder: Path) -> Checkpoint:
     """Opens a directory that `save` wrote. Raises ValueError in one line for a broken or incomplete one."""
-    config = read_config(_read_json(folder / "config.json"))
-    text = (folder / "tokenizer.json").read_text("utf-8")
+    config = read_config(read_object(folder / "config.json"))
+    try:
+        text = read_bytes(folder / "tokenizer.json").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{folder.name}/tokenizer.json: not UTF-8 ({error})") from error
     tokenizer = Tokenizer.from_json(text, config.tokenizer_dialect, config.text_encoder.context_length)
     wanted = abstract_params(config)
     with contextlib.ExitStack() as stack:
@@ -83,7 +88,7 @@ def open_directory(folder: Path) -> Checkpoint:
 
 
 def _open_shards(stack: contextlib.ExitStack, folder: Path) -> dict[str, Parameter]:
-    weight_map = _read_json(folder / INDEX).get("weight_map")
+    weight_map = read_object(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(s, str) for s in weight_map.values()):
         raise ValueError(f"{folder.name}/{INDEX}: no weight_map of names")
     files = {}
@@ -104,15 +109,19 @@ def _open_shards(stack: contextlib.ExitStack, folder: Path) -> dict[str, Paramet
         if code not in CODES.values():
             raise ValueError(f"{folder.name}: {name} has dtype {code}; accepted: {', '.join(CODES.values())}")
         dtype = next(np.dtype(n) for n, c in CODES.items() if c == code)
-        pieces: tuple[Callable[[], np.ndarray], ...] = (functools.partial(files[shard].get_tensor, name),)
+        pieces: tuple[Callable[[], np.ndarray], ...] = (functools.partial(_tensor, files[shard], name),)
         if is_stacked(name) and shape:
-            pieces = tuple(functools.partial(_layer, view, layer) for layer in range(shape[0]))
+            pieces = tuple(functools.partial(_layer, view, name, layer) for layer in range(shape[0]))
         params[name] = Parameter(shape, dtype, pieces)
     return params
 
 
-def _layer(view: Any, layer: int) -> np.ndarray:
-    return view[layer : layer + 1]
+def _tensor(file: Any, name: str) -> np.ndarray:
+    return warn_unless_finite(name, file.get_tensor(name))
+
+
+def _layer(view: Any, name: str, layer: int) -> np.ndarray:
+    return warn_unless_finite(name, view[layer : layer + 1])
 
 
 def sha256(path: Path, progress: Progress = lambda nbytes: None) -> str:
@@ -161,15 +170,3 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent.name}/{path.name}: missing") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.parent.name}/{path.name}: not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path.parent.name}/{path.name}: want a JSON object")
-    return data

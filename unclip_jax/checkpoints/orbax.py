@@ -1,66 +1,119 @@
-"""Parameters in orbax's format, for object stores and many hosts.
+"""The parameters of our directories in orbax's format: a flat tree of names, each an array.
 
-orbax needs memory that the safetensors files do not: writing copies all of the weights, reading a network at a time.
+Written through orbax, a few parameters in memory at a time; read through tensorstore, with which orbax stores arrays.
 """
 
 import functools
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from unclip_jax.checkpoints.checkpoint import Parameter
+from unclip_jax.checkpoints.finite import cast, warn_unless_finite
+from unclip_jax.checkpoints.networks import is_stacked
 from unclip_jax.checkpoints.stream import CODES, Progress
+from unclip_jax.checkpoints.strict_json import read_object
 
 FOLDER = "params"
+BATCH_BYTES = 1 << 26  # written together, and of a larger array compressed together
 
 
 def write_params(
     folder: Path, params: Mapping[str, Parameter], dtype: np.dtype | None, progress: Progress = lambda nbytes: None
 ) -> None:
-    """Writes `folder`/params. dtype: None keeps each parameter's own. progress: called with bytes handed to orbax."""
+    """Writes `folder`/params. dtype: None keeps each parameter's own. progress: called with bytes written.
+
+    Raises OSError for whatever keeps orbax from writing.
+    """
     import orbax.checkpoint as ocp
 
-    tree = {}
-    for name, param in params.items():
-        tree[name] = np.asarray(param.read(), param.dtype if dtype is None else dtype, order="C")
-        progress(tree[name].nbytes)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(folder.absolute() / FOLDER, args=ocp.args.PyTreeSave(tree))
+    class FewAtATime(ocp.type_handlers.NumpyHandler):
+        """Reads parameters as it writes them, where orbax's own handler holds copies of all."""
+
+        async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
+            waiting: list[tuple[np.ndarray, Any]] = []
+            nbytes = 0
+            for parameter, info in zip(values, infos, strict=True):
+                array = cast(info.name, parameter.read(), parameter.dtype if dtype is None else dtype)
+                waiting.append((array, info))
+                nbytes += array.nbytes
+                if nbytes >= BATCH_BYTES:
+                    await self.write(waiting)
+                    waiting, nbytes = [], 0
+            await self.write(waiting)
+            return []
+
+        async def write(self, batch: list[tuple[np.ndarray, Any]]) -> None:
+            arrays, infos = [array for array, _ in batch], [info for _, info in batch]
+            settings = [ocp.SaveArgs(chunk_byte_size=BATCH_BYTES)] * len(batch)
+            try:
+                for part in await super().serialize(arrays, infos, settings):
+                    part.result()
+            except ValueError as error:  # tensorstore's, for every failure of the disk
+                raise OSError(f"cannot write to {folder.parent}: {_line(error)}") from error
+            progress(sum(array.nbytes for array in arrays))
+
+    handlers = ocp.type_handlers.create_type_handler_registry((Parameter, FewAtATime(deepcopy_host_arrays=False)))
+    with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)) as checkpointer:
+        checkpointer.save(folder.absolute() / FOLDER, args=ocp.args.PyTreeSave(dict(params)))
 
 
 def read_params(folder: Path) -> dict[str, Parameter]:
     """The parameters in `folder`/params. Raises ValueError in one line for a broken folder."""
-    import orbax.checkpoint as ocp
-
-    path = folder.absolute() / FOLDER
-    checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    where = f"{folder.name}/{FOLDER}"
+    entries = read_object(folder / FOLDER / "_METADATA").get("tree_metadata")
     try:
-        found = dict(checkpointer.metadata(path).item_metadata.tree)
-        shapes = {name: (tuple(info.shape), np.dtype(info.dtype)) for name, info in found.items()}
-    except Exception as error:  # orbax and tensorstore raise whatever went wrong inside
-        raise ValueError(f"{folder.name}/{FOLDER}: not an orbax checkpoint of named arrays: {_line(error)}") from error
-    for name, (_, dtype) in shapes.items():
-        if dtype.name not in CODES:
-            raise ValueError(f"{folder.name}/{FOLDER}: {name} has dtype {dtype}; accepted: {', '.join(CODES)}")
+        names = [entry["key_metadata"][0]["key"] for entry in entries.values()]  # type: ignore[union-attr]
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"{where}: its _METADATA lists no named arrays") from error
+    params = {}
+    for name in names:
+        array = _open(folder, name)
+        kind = array.dtype.name
+        if kind not in CODES:
+            raise ValueError(f"{where}: {name} has dtype {kind}; accepted: {', '.join(CODES)}")
+        shape = tuple(array.shape)
+        read = functools.partial(_read, folder, name, array)
+        layers = range(shape[0]) if is_stacked(name) and shape else (None,)
+        params[name] = Parameter(shape, array.dtype.numpy_dtype, tuple(functools.partial(read, i) for i in layers))
+    return params
 
-    @functools.lru_cache(maxsize=1)  # parameters are asked for network by network, and each request costs orbax 20 ms
-    def network(component: str) -> dict[str, np.ndarray]:
-        names = [name for name in shapes if name.split(".")[0] == component]
-        arguments = ocp.args.PyTreeRestore(
-            item=dict.fromkeys(names, np.zeros(0)),
-            restore_args=dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray)),
-            partial_restore=True,
-        )
-        try:
-            return dict(checkpointer.restore(path, args=arguments))
-        except Exception as error:
-            raise ValueError(f"{folder.name}/{FOLDER}: {component}: {_line(error)}") from error
 
-    def read(name: str) -> np.ndarray:
-        return network(name.split(".")[0])[name]
+def _open(folder: Path, name: str) -> Any:
+    import tensorstore
 
-    return {name: Parameter(*shapes[name], (functools.partial(read, name),)) for name in shapes}
+    base = (folder / FOLDER).absolute().as_uri()
+    spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": f"{base}/", "path": f"{name}/"}}
+    try:
+        return tensorstore.open(spec, open=True, read=True).result()
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{folder.name}/{FOLDER}: {name}: {_line(error)}") from error
+
+
+def _read(folder: Path, name: str, array: Any, layer: int | None) -> np.ndarray:
+    try:
+        whole_or_layer = array if layer is None else array[layer : layer + 1]
+        return warn_unless_finite(name, whole_or_layer.read(order="C").result())
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{folder.name}/{FOLDER}: {name}: {_line(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps orbax from logging what is raised anyway."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from unclip_jax.checkpoints.checkpoint import Parameter
+from unclip_jax.checkpoints.finite import cast
 
 # numpy's names and safetensors' codes of the dtypes that weights come in.
 CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -40,9 +41,9 @@ def write_safetensors(
     encoded += b" " * (-len(encoded) % 8)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for tensor in tensors.values():
+        for name, tensor in tensors.items():
             for piece in tensor.pieces:
-                array = np.ascontiguousarray(piece(), dtype=tensor.dtype if dtype is None else dtype)
+                array = cast(name, piece(), tensor.dtype if dtype is None else dtype)
                 # bfloat16 has no buffer protocol; its bytes do.
                 file.write(array.reshape(-1).view(np.uint8).data)
                 progress(array.nbytes)

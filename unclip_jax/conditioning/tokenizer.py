@@ -22,6 +22,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 Dialect = Literal["open_clip", "transformers"]
 
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
+MAX_FILE_BYTES = 1 << 24
 MERGES = 49152 - 256 - 2  # CLIP uses the first of the file's 262,144 merges
 
 # Words as open_clip finds them in cleaned text: its pattern ignores case, by which a long s counts as s, and leaves out
@@ -62,12 +63,12 @@ class Tokenizer:
             raise ValueError(f"context_length {context_length}: expected at least 2, for the start and end tokens")
         try:
             tokenizer = tokenizers.Tokenizer.from_str(text)
+            padding = tokenizer.padding
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+            ends = tokenizer.encode("").ids
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"tokenizer.json: not a tokenizer of the tokenizers library: {_line(error)}") from error
-        padding = tokenizer.padding
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        ends = tokenizer.encode("").ids
         if padding is None or tokenizer.pre_tokenizer is None or len(ends) != 2:
             raise ValueError("tokenizer.json: must store words, padding, and a start and an end token; made for CLIP?")
         self.json = text
@@ -90,7 +91,7 @@ class Tokenizer:
     @property
     def vocabulary_size(self) -> int:
         """One more than the highest id: as many rows the text encoder's embedding must have at least."""
-        return max(self._tokenizer.get_vocab().values()) + 1
+        return max(self._pad, *self._tokenizer.get_vocab().values()) + 1
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
         """prompts: B strings, each of any length. Returns ids, (B, context_length) int32.
@@ -294,6 +295,8 @@ def _added_token(value: Any, where: str, *, special: bool = False) -> AddedToken
 
 
 def _read_text(path: Path) -> str:
+    if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:  # a pipe would block
+        raise ValueError(f"{path}: expected a file of up to {MAX_FILE_BYTES} bytes")
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
@@ -303,7 +306,7 @@ def _read_text(path: Path) -> str:
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {_line(error)}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")

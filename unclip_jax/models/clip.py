@@ -63,10 +63,13 @@ class VisionConfig:
         return (self.image_size // self.patch_size) ** 2 + 1
 
 
+MAX_LAYERS = 1024  # a broken file shall not take the memory
+
+
 def _check_layers(config: TextConfig | VisionConfig) -> None:
     name = type(config).__name__
-    if config.layers < 1:
-        raise ValueError(f"{name}.layers is {config.layers}; want at least 1")
+    if not 1 <= config.layers <= MAX_LAYERS:
+        raise ValueError(f"{name}.layers is {config.layers}; want 1 to {MAX_LAYERS}")
     if config.heads < 1 or config.width % config.heads:
         raise ValueError(f"{name}.width {config.width} is not divisible by heads={config.heads}")
     if config.activation not in get_args(Activation):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unclip_jax.models.clip import Activation, run_layers, stack_layers
+from unclip_jax.models.clip import MAX_LAYERS, Activation, run_layers, stack_layers
 from unclip_jax.models.convolution import convolve
 from unclip_jax.models.layers import Conv, GroupNorm, layer_norm
 from unclip_jax.models.resize import resize_bilinear
@@ -63,6 +63,10 @@ class DepthConfig:
             raise ValueError(f"DepthConfig.taps {self.taps}: the second is the last of {self.layers} layers")
         if self.image_size < PATCH or self.image_size % PATCH:
             raise ValueError(f"DepthConfig.image_size is {self.image_size}; want a multiple of {PATCH}")
+        if max(self.layers, *self.stage_depths) > MAX_LAYERS:
+            raise ValueError(
+                f"DepthConfig: layers {self.layers} and stage_depths {self.stage_depths}: want at most {MAX_LAYERS}"
+            )
         if self.width % self.heads:
             raise ValueError(f"DepthConfig.width {self.width} is not divisible by heads {self.heads}")
 

@@ -14,6 +14,9 @@ from unclip_jax.models.convolution import convolve
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
+# Of a network's levels, and layers in each: the description in a broken file shall not take hours to follow.
+MAX_LEVELS, MAX_LAYERS = 8, 16
+
 
 class Conv(nnx.Module):
     """2-D convolution. Call: (B, H, W, in_channels) -> (B, H', W', out_channels); kernel HWIO."""

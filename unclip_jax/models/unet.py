@@ -16,7 +16,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unclip_jax.models.attention import attend
-from unclip_jax.models.layers import Conv, GroupNorm, ResnetBlock, layer_norm, upsample_nearest
+from unclip_jax.models.layers import (
+    MAX_LAYERS,
+    MAX_LEVELS,
+    Conv,
+    GroupNorm,
+    ResnetBlock,
+    layer_norm,
+    upsample_nearest,
+)
 from unclip_jax.models.timestep import timestep_embedding
 
 KeyValue = tuple[jax.Array, jax.Array]  # each (B, S, N, H)
@@ -51,6 +59,11 @@ class UNetConfig:
             raise ValueError(
                 f"UNetConfig: block_out_channels {self.block_out_channels}, norm_groups {self.norm_groups} and "
                 f"layers_per_block {self.layers_per_block}: want at least one level, and positive numbers"
+            )
+        if levels > MAX_LEVELS or self.layers_per_block > MAX_LAYERS:
+            raise ValueError(
+                f"UNetConfig: {levels} levels of {self.layers_per_block} layers; want at most {MAX_LEVELS} "
+                f"of {MAX_LAYERS}"
             )
         for name in ("attention_levels", "num_heads", "only_cross_attention"):
             if len(getattr(self, name)) != levels:

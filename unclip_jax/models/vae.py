@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unclip_jax.models.attention import attend
-from unclip_jax.models.layers import Conv, GroupNorm, ResnetBlock, upsample_nearest
+from unclip_jax.models.layers import MAX_LAYERS, MAX_LEVELS, Conv, GroupNorm, ResnetBlock, upsample_nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,13 @@ class VAEConfig:
     scaling_factor: float = 0.18215
 
     def __post_init__(self) -> None:
+        if len(self.block_out_channels) > MAX_LEVELS or not 1 <= self.layers_per_block <= MAX_LAYERS:
+            raise ValueError(
+                f"VAEConfig: {len(self.block_out_channels)} levels of {self.layers_per_block} layers; "
+                f"want at most {MAX_LEVELS} of 1 to {MAX_LAYERS}"
+            )
+        if self.norm_groups < 1:
+            raise ValueError(f"VAEConfig.norm_groups is {self.norm_groups}; want at least 1")
         if not self.block_out_channels or any(c < 1 or c % self.norm_groups for c in self.block_out_channels):
             raise ValueError(
                 f"VAEConfig.block_out_channels {self.block_out_channels}: want positive multiples of norm_groups, "
@@ -53,6 +60,12 @@ class Posterior(NamedTuple):
     def sample(self, noise: jax.Array) -> jax.Array:
         """noise: standard normal of the mean's shape -> a draw from the posterior."""
         return self.mean + jnp.exp(0.5 * self.logvar) * noise
+
+
+def posterior(moments: jax.Array) -> Posterior:
+    """moments: means and log variances, (B, H/f, W/f, 2 latent_channels) float32."""
+    mean, logvar = jnp.split(moments, 2, axis=-1)
+    return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
 
 class SelfAttention(nnx.Module):
@@ -164,9 +177,11 @@ class VAE(nnx.Module):
 
     def encode(self, x: jax.Array) -> Posterior:
         """x: pictures (B, H, W, 3) in -1..1, H and W multiples of `config.factor`."""
-        moments = self.quant_conv(self.encoder(x.astype(self.dtype))).astype(jnp.float32)
-        mean, logvar = jnp.split(moments, 2, axis=-1)
-        return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
+        return posterior(self.moments(x))
+
+    def moments(self, x: jax.Array) -> jax.Array:
+        """What `encode` makes its posterior of: (B, H/f, W/f, 2 latent_channels) float32."""
+        return self.quant_conv(self.encoder(x.astype(self.dtype))).astype(jnp.float32)
 
     def decode(self, z: jax.Array) -> jax.Array:
         """z: unscaled latents (B, h, w, latent_channels) -> pictures (B, f h, f w, 3) float32, about -1..1."""

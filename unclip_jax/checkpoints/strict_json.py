@@ -1,0 +1,59 @@
+"""JSON that came with a checkpoint, read strictly: bounded in size and depth, UTF-8, no name twice in an object."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+LIMIT = 2**24  # bytes; a tokenizer, the largest that is published, has 4 MB; parsing takes some 25 times as much
+
+
+def parse_json(raw: bytes) -> Any:
+    """Any JSON value. Raises ValueError in one line."""
+    if len(raw) > LIMIT:
+        raise ValueError(f"{len(raw)} bytes of JSON; accepted: up to {LIMIT}")
+    try:
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=_object)
+    except _Twice as error:
+        raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"is not valid JSON ({error})") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """A small file's content. Raises ValueError in one line that names it for what is no file, missing or too large."""
+    where = f"{path.parent.name}/{path.name}"
+    if not path.is_file():  # never open a pipe or a device: it may block
+        raise ValueError(f"{where}: missing, or not a file")
+    with path.open("rb") as file:
+        raw = file.read(LIMIT + 1)
+    if len(raw) > LIMIT:
+        raise ValueError(f"{where}: more than {LIMIT} bytes")
+    return raw
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError in one line that names the file for anything else."""
+    where = f"{path.parent.name}/{path.name}"
+    raw = read_bytes(path)
+    try:
+        data = parse_json(raw)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}: want a JSON object, got {type(data).__name__}")
+    return data
+
+
+class _Twice(Exception):
+    pass
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise _Twice(f"{twice[:120]!r} is there twice")
+    return made
