@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from unclip_jax.interruption import termination_interrupts
 from unclip_jax.progress import Progress, one_line
 
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.check == (args.destination is not None):
         print("convert: give a destination, or --check and none", file=sys.stderr)
         return 2
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), termination_interrupts():
         warnings.showwarning = lambda text, *_, **__: print(f"convert: warning: {one_line(text)}", file=sys.stderr)
         try:
             return check(args) if args.check else convert(args)

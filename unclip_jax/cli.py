@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unclip_jax import __version__
+from unclip_jax.interruption import termination_interrupts
 from unclip_jax.progress import one_line
 
 
@@ -59,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--eta", type=float, default=0.0, metavar="E", help="0..1, how stochastic DDIM is")
     how.add_argument("--seed", type=int, default=0, metavar="K", help="0..2**32-1")
     how.add_argument("--batch-size", type=int, metavar="N", help="images at a time; default all")
+    _add_memory(v)
     how.add_argument("--out", type=Path, default=Path("variations"), metavar="DIR", help="default ./variations")
 
     i = commands.add_parser("info", help="versions and devices; what a checkpoint is; a picture's recipe")
@@ -68,7 +70,23 @@ def parser() -> argparse.ArgumentParser:
     i.add_argument("--json", action="store_true", help="print JSON")
     for name in ("config", "clip_stats", "variant"):
         i.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help="as for variations")
+    planned = i.add_argument_group("memory that a run would need", "compiles the programs, runs nothing")
+    planned.add_argument("--plan", action="store_true", help="print each stage's peak on a device")
+    planned.add_argument("--height", type=int, metavar="H", help="pixels; default the checkpoint's")
+    planned.add_argument("--width", type=int, metavar="W", help="pixels; default the checkpoint's")
+    planned.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time; default 1")
+    planned.add_argument("--dtype", metavar="D", help="as for variations")
+    planned.add_argument("--devices", type=int, metavar="N", help="as for variations")
+    _add_memory(i)
     return p
+
+
+def _add_memory(command: argparse.ArgumentParser) -> None:
+    m = command.add_argument_group("to need less memory")
+    m.add_argument("--decoding", default="whole", metavar="D", help="whole, seamless (half of the memory) or tiled")
+    m.add_argument("--tile", type=int, metavar="N", help="of tiled, pixels along a side; default the checkpoint's")
+    m.add_argument("--attention-chunk", type=int, metavar="N", help="queries at a time")
+    m.add_argument("--free-networks", action="store_true", help="read each network for its stage, and let it go after")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     warnings.showwarning = lambda message, *rest, **more: print(f"unclip-jax: warning: {message}", file=sys.stderr)
     try:
-        {"variations": variations, "info": info}[args.command](args)
+        with termination_interrupts():
+            {"variations": variations, "info": info}[args.command](args)
     except (ValueError, OSError) as error:
         print(f"unclip-jax: {one_line(error)}", file=sys.stderr)
         return 2
@@ -98,18 +117,14 @@ def variations(args: argparse.Namespace) -> None:
     import jax
 
     from unclip_jax.conditioning.image import load_image
-    from unclip_jax.distributed.mesh import local_mesh
     from unclip_jax.pictures import contact_sheet, save_png
     from unclip_jax.pipelines.unclip import UnCLIPPipeline
 
-    devices = jax.local_devices()
-    if args.devices is not None and not 1 <= args.devices <= len(devices):
-        raise ValueError(f"--devices {args.devices}: this machine has {len(devices)} (1 to {len(devices)} accepted)")
-    mesh = local_mesh(devices[: args.devices])
+    mesh, memory = _mesh(args.devices), _memory(args)
     pictures = [load_image(path) for path in args.images]
     given = {k: getattr(args, k) for k in ("config", "clip_stats", "variant", "preprocess")}
     overrides = {k: v for k, v in given.items() if v is not None}
-    pipe = UnCLIPPipeline.from_pretrained(args.model, dtype=args.dtype, mesh=mesh, **overrides)
+    pipe = UnCLIPPipeline.from_pretrained(args.model, dtype=args.dtype, mesh=mesh, memory=memory, **overrides)
     levels = args.noise_level * len(pictures) if len(args.noise_level) == 1 else args.noise_level
     settings: dict[str, Any] = {
         "prompt": args.prompt,
@@ -160,6 +175,8 @@ def variations(args: argparse.Namespace) -> None:
 
 def info(args: argparse.Namespace) -> None:
     """Prints versions and devices, and what `source` is."""
+    if args.plan and args.source is None:
+        raise ValueError("--plan: of which checkpoint? give SRC")
     facts: dict[str, Any] = {}
     if args.source is not None and args.source.lower().endswith((".png", ".jpg", ".jpeg", ".webp")):
         from unclip_jax.pictures import read_recipe
@@ -171,10 +188,46 @@ def info(args: argparse.Namespace) -> None:
         with open_checkpoint(
             args.source, config=args.config, clip_stats=args.clip_stats, variant=args.variant
         ) as checkpoint:
-            facts["checkpoint"] = checkpoint.describe()
+            facts = {"plan": _plan(args, checkpoint)} if args.plan else {"checkpoint": checkpoint.describe()}
     else:
         facts = _environment()
     print(json.dumps(facts, indent=2, default=str) if args.json else "\n".join(_lines(facts)))
+
+
+def _mesh(count: int | None) -> Any:
+    import jax
+
+    from unclip_jax.distributed.mesh import local_mesh
+
+    devices = jax.local_devices()
+    if count is not None and not 1 <= count <= len(devices):
+        raise ValueError(f"--devices {count}: this machine has {len(devices)} (1 to {len(devices)} accepted)")
+    return local_mesh(devices[:count])
+
+
+def _memory(args: argparse.Namespace) -> Any:
+    from unclip_jax.pipelines.memory import Memory
+
+    return Memory(args.decoding, args.tile, args.attention_chunk, args.free_networks)
+
+
+def _plan(args: argparse.Namespace, checkpoint: Any) -> dict[str, Any]:
+    """What a run would need, stage by stage."""
+    from unclip_jax.compilation import use_compilation_cache
+    from unclip_jax.pipelines.plan import plan
+
+    use_compilation_cache()
+    stages = plan(checkpoint, args.height, args.width, args.batch, args.dtype, _mesh(args.devices), _memory(args))
+    if args.json:
+        return {stage.name: {"weights": stage.weights, "activations": stage.activations} for stage in stages}
+    width = max(len(stage.name) for stage in stages)
+    lines = {
+        stage.name.ljust(width): f"{stage.peak / 2**20:8,.0f} MiB a device: {stage.weights / 2**20:,.0f} of weights, "
+        f"{stage.activations / 2**20:,.0f} beside them"
+        for stage in stages
+    }
+    peak = max(stages, key=lambda stage: stage.peak)
+    return {**lines, "peak".ljust(width): f"{peak.peak / 2**20:8,.0f} MiB, {peak.name}"}
 
 
 def _environment() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from transformers import CLIPConfig, CLIPModel
 from convert.__main__ import main
 from convert.export.tokenizer import tokenizer_files
 from unclip_jax.checkpoints.loading import load_networks
+from unclip_jax.checkpoints.networks import abstract_networks
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json
 from unclip_jax.distributed.mesh import local_mesh
@@ -44,7 +45,7 @@ def disturbed(model):
 
 def our_logits(source, **options):
     with open_checkpoint(source, **options) as checkpoint:
-        networks = load_networks(checkpoint, "float32", local_mesh(jax.local_devices()[:1]))
+        networks = load_networks(checkpoint, abstract_networks(checkpoint.config), local_mesh(jax.local_devices()[:1]))
         tokens = checkpoint.tokenizer(PROMPTS)
         scale = checkpoint.params["similarity.logit_scale"].read()
     images = networks["image_encoder"].merge()(np.moveaxis(pixels(), 1, -1))

@@ -49,24 +49,34 @@ NETWORKS: dict[str, Any] = {
 }
 
 
-def abstract_networks(config: CheckpointConfig | ClipConfig, dtype: Any = jnp.float32) -> dict[str, Network]:
+def abstract_networks(
+    config: CheckpointConfig | ClipConfig, dtype: Any = jnp.float32, attention_chunk: int | None = None
+) -> dict[str, Network]:
     """Every network of a checkpoint with `jax.ShapeDtypeStruct` parameters; nothing is allocated.
 
-    dtype: the dtype of computation and of storage. Keys: those of `NETWORKS` that the checkpoint has.
+    dtype: the dtype of computation and of storage. attention_chunk: of the UNet and the VAE, see there. Keys: those of
+    `NETWORKS` that the checkpoint has.
     """
-    configs = {name: getattr(config, name, None) for name in NETWORKS}
-    return {name: abstract_network(NETWORKS[name], c, dtype) for name, c in configs.items() if c is not None}
+    networks = {}
+    for name, cls in NETWORKS.items():
+        if (part := getattr(config, name, None)) is not None:
+            options = {"attention_chunk": attention_chunk} if cls in (UNet, VAE) else {}
+            networks[name] = abstract_network(cls, part, dtype, **options)
+    return networks
 
 
 @functools.cache
-def abstract_network(cls: Any, config: Any, dtype: Any = jnp.float32) -> Network:
-    """The structure and parameter shapes of `cls(config)`, computing and storing in `dtype`; nothing is allocated."""
+def abstract_network(cls: Any, config: Any, dtype: Any = jnp.float32, **options: Any) -> Network:
+    """The structure and parameter shapes of `cls(config, **options)`, computing and storing in `dtype`.
+
+    Nothing is allocated.
+    """
     # Shapes need no randomness, and nnx.Rngs counts its draws at a cost that grows with their number. The towers,
     # which split it over their layers, need the real one and draw little.
     make_rngs: Any = nnx.Rngs if cls in (TextEncoder, VisionEncoder, DepthEstimator) else _SameKey
 
     def build() -> Any:
-        return cls(config, dtype=dtype, param_dtype=dtype, rngs=make_rngs(0))
+        return cls(config, dtype=dtype, param_dtype=dtype, rngs=make_rngs(0), **options)
 
     graphdef, state = nnx.split(nnx.eval_shape(build))
     flat = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}

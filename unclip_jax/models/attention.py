@@ -14,7 +14,6 @@ All of them keep the queries, keys and values for the backward pass and compute 
 grows with the number of tokens and not with its square.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -30,16 +29,21 @@ _HEADS_BLOCK = 2**21
 _QUERIES_BLOCK = 2**26
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None, *, chunk: int | None = None
+) -> jax.Array:
     """Multi-head attention, softmax(q k^T / sqrt(H) + bias) v for each head.
 
     q: (B, T, N, H); k and v: (B, S, N, H); bias: float32, broadcastable to (B, N, T, S), with -inf where a query must
-    not look (somewhere it must). Returns (B, T, N, H) in q's dtype. Logits and softmax are float32 whatever that is.
+    not look (somewhere it must). chunk: queries at a time, to bound memory, instead of the platform's own way; a bias
+    is not cut. Returns (B, T, N, H) in q's dtype. Logits and softmax are float32 whatever that is.
     """
     tokens, head_dim = q.shape[1], q.shape[3]
     k, v = k.astype(q.dtype), v.astype(q.dtype)
     if bias is not None:
         return _plain(q, k, v, bias)
+    if chunk is not None:
+        return _swap(_in_blocks(_swap(q), _swap(k), _swap(v), chunk))
 
     def choose(platform: str) -> Implementation:
         return _KERNELS[attention_kernel(platform, q.dtype, tokens, k.shape[1], head_dim, False)]
@@ -70,12 +74,14 @@ def _plain(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = No
 
 
 def _queries(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    return _swap(_in_blocks(_swap(q), _swap(k), _swap(v), _QUERIES_BLOCK))
+    rows = _QUERIES_BLOCK // (q.shape[0] * q.shape[2] * k.shape[1])
+    return _swap(_in_blocks(_swap(q), _swap(k), _swap(v), rows))
 
 
 def _heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     heads = [_swap(a).reshape(-1, a.shape[1], a.shape[3]) for a in (q, k, v)]  # (B N, T or S, H)
-    out = jax.lax.map(lambda head: _in_blocks(head[0], head[1], head[2], _HEADS_BLOCK), heads)
+    rows = _HEADS_BLOCK // k.shape[1]
+    out = jax.lax.map(lambda head: _in_blocks(head[0], head[1], head[2], rows), heads)
     return _swap(out.reshape(q.shape[0], q.shape[2], q.shape[1], q.shape[3]))
 
 
@@ -100,10 +106,10 @@ def _softmax_product(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array |
     return (out / weights.sum(axis=-1, keepdims=True)).astype(q.dtype)
 
 
-def _in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, block: int) -> jax.Array:
-    """`_softmax_product` over blocks of queries with at most about `block` logits each. Shapes as there."""
+def _in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, rows: int) -> jax.Array:
+    """`_softmax_product` over equal blocks of at most `rows` queries. Shapes as there."""
     *leading, tokens, head_dim = q.shape
-    blocks = -(-tokens // max(1, block // (math.prod(leading) * k.shape[-2])))
+    blocks = -(-tokens // max(1, rows))
     rows = -(-tokens // blocks)
     padded = jnp.pad(q, [(0, 0)] * len(leading) + [(0, rows * blocks - tokens), (0, 0)])
     split = jnp.moveaxis(padded.reshape(*leading, blocks, rows, head_dim), -3, 0)

@@ -41,11 +41,12 @@ class Conv(nnx.Module):
         self.padding = ((kernel_size // 2,) * 2,) * 2 if padding is None else padding
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, padding: Padding | None = None) -> jax.Array:
+        """padding: instead of the layer's own, for parts of a picture."""
         dtype = x.dtype if self.dtype is None else self.dtype
         kernel = self.kernel[...].astype(dtype)
         bias = None if self.bias is None else self.bias[...].astype(dtype)
-        return convolve(x.astype(dtype), kernel, bias, stride=self.stride, padding=self.padding)
+        return convolve(x.astype(dtype), kernel, bias, stride=self.stride, padding=padding or self.padding)
 
 
 class GroupNorm(nnx.Module):
@@ -68,9 +69,17 @@ class GroupNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        return self.apply(x, *self.statistics(x))
+
+    def statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and variance of each channel's group, (B, C) float32."""
         x32 = x.astype(jnp.float32)
-        x32 = x32 - self._group_mean(x32)[:, None, None, :]
-        variance = self._group_mean(jnp.square(x32))
+        mean = self._group_mean(x32)
+        return mean, self._group_mean(jnp.square(x32 - mean[:, None, None, :]))
+
+    def apply(self, x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
+        """Normalises x, or a part of the picture, by the `statistics` of the whole."""
+        x32 = x.astype(jnp.float32) - mean[:, None, None, :]
         scale = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...].astype(jnp.float32)
         return (x32 * scale[:, None, None, :] + self.bias[...].astype(jnp.float32)).astype(x.dtype)
 

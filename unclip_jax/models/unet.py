@@ -98,8 +98,9 @@ class Attention(nnx.Module):
     Call: x (B, T, dim) and the context's keys and values from `encode` -> (B, T, dim).
     """
 
-    def __init__(self, dim: int, context_dim: int, heads: int, **kw: Any):
+    def __init__(self, dim: int, context_dim: int, heads: int, chunk: int | None, **kw: Any):
         self.heads = heads
+        self.chunk = chunk
         self.to_q = nnx.Linear(dim, dim, use_bias=False, **kw)
         self.to_k = nnx.Linear(context_dim, dim, use_bias=False, **kw)
         self.to_v = nnx.Linear(context_dim, dim, use_bias=False, **kw)
@@ -110,7 +111,7 @@ class Attention(nnx.Module):
         return self._split(self.to_k(context)), self._split(self.to_v(context))
 
     def __call__(self, x: jax.Array, key_value: KeyValue) -> jax.Array:
-        out = attend(self._split(self.to_q(x)), *key_value)  # (B, T, N, H)
+        out = attend(self._split(self.to_q(x)), *key_value, chunk=self.chunk)  # (B, T, N, H)
         return self.to_out(out.reshape(x.shape))
 
     def _split(self, x: jax.Array) -> jax.Array:
@@ -136,14 +137,23 @@ class Transformer(nnx.Module):
     `only_cross_attention` both attentions look at the text.
     """
 
-    def __init__(self, dim: int, context_dim: int, heads: int, groups: int, only_cross_attention: bool, **kw: Any):
+    def __init__(
+        self,
+        dim: int,
+        context_dim: int,
+        heads: int,
+        groups: int,
+        only_cross_attention: bool,
+        chunk: int | None,
+        **kw: Any,
+    ):
         self.only_cross_attention = only_cross_attention
         self.norm = GroupNorm(dim, groups, epsilon=1e-6, param_dtype=kw["param_dtype"])
         self.proj_in = nnx.Linear(dim, dim, **kw)
         self.norm1 = layer_norm(dim, **kw)
-        self.attn1 = Attention(dim, context_dim if only_cross_attention else dim, heads, **kw)
+        self.attn1 = Attention(dim, context_dim if only_cross_attention else dim, heads, chunk, **kw)
         self.norm2 = layer_norm(dim, **kw)
-        self.attn2 = Attention(dim, context_dim, heads, **kw)
+        self.attn2 = Attention(dim, context_dim, heads, chunk, **kw)
         self.norm3 = layer_norm(dim, **kw)
         self.ff = FeedForward(dim, **kw)
         self.proj_out = nnx.Linear(dim, dim, **kw)
@@ -193,7 +203,8 @@ class UNet(nnx.Module):
     class_labels: (B, class_embedding_size) float for "projection", (B,) int for "table", None without
     returns: (B, H, W, out_channels) in the compute dtype: epsilon, v or x0, as the checkpoint was trained
 
-    `dtype` is the dtype of computation, `param_dtype` that of storage. `remat` recomputes each resnet and transformer
+    `dtype` is the dtype of computation, `param_dtype` that of storage. `attention_chunk` is how many queries attention
+    takes at a time, None leaves that to the platform. `remat` recomputes each resnet and transformer
     in the backward pass instead of keeping its activations.
     """
 
@@ -204,6 +215,7 @@ class UNet(nnx.Module):
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         remat: bool = False,
+        attention_chunk: int | None = None,
         rngs: nnx.Rngs,
     ):
         kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -230,6 +242,7 @@ class UNet(nnx.Module):
                     config.num_heads[level],
                     config.norm_groups,
                     config.only_cross_attention[level],
+                    attention_chunk,
                     **kw,
                 )
                 for _ in range(count if config.attention_levels[level] else 0)
@@ -255,7 +268,9 @@ class UNet(nnx.Module):
         self.down_blocks = nnx.List(down)
 
         # The middle always has self-attention, also where the level above it only looks at the text.
-        middle = Transformer(width, config.cross_attention_dim, config.num_heads[-1], config.norm_groups, False, **kw)
+        middle = Transformer(
+            width, config.cross_attention_dim, config.num_heads[-1], config.norm_groups, False, attention_chunk, **kw
+        )
         self.mid_block = Block([resnet(width, width), resnet(width, width)], [middle], None)
 
         up = []

@@ -71,7 +71,8 @@ def posterior(moments: jax.Array) -> Posterior:
 class SelfAttention(nnx.Module):
     """One-head attention of a feature map over itself, with its norm and residual. (B, H, W, C) -> the same."""
 
-    def __init__(self, channels: int, groups: int, **kw: Any):
+    def __init__(self, channels: int, groups: int, chunk: int | None, **kw: Any):
+        self.chunk = chunk
         self.norm = GroupNorm(channels, groups, epsilon=1e-6, param_dtype=kw["param_dtype"])
         self.to_q = nnx.Linear(channels, channels, **kw)
         self.to_k = nnx.Linear(channels, channels, **kw)
@@ -81,7 +82,7 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         b, h, w, c = x.shape
         tokens = self.norm(x).reshape(b, h * w, 1, c)  # (B, T, 1, C)
-        out = attend(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
+        out = attend(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), chunk=self.chunk)
         return x + self.to_out(out).reshape(x.shape)
 
 
@@ -96,9 +97,9 @@ class Level(nnx.Module):
 class Middle(nnx.Module):
     """Resnet, attention, resnet at the lowest resolution. Call: (B, H, W, C) -> the same."""
 
-    def __init__(self, channels: int, config: VAEConfig, **kw: Any):
+    def __init__(self, channels: int, config: VAEConfig, chunk: int | None, **kw: Any):
         self.resnets = nnx.List([_resnet(channels, channels, config, **kw) for _ in range(2)])
-        self.attention = SelfAttention(channels, config.norm_groups, **kw)
+        self.attention = SelfAttention(channels, config.norm_groups, chunk, **kw)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.resnets[1](self.attention(self.resnets[0](x)))
@@ -107,7 +108,7 @@ class Middle(nnx.Module):
 class Encoder(nnx.Module):
     """Pictures to the posterior's moments. Call: (B, H, W, in_channels) -> (B, H/f, W/f, 2 latent_channels)."""
 
-    def __init__(self, config: VAEConfig, **kw: Any):
+    def __init__(self, config: VAEConfig, chunk: int | None, **kw: Any):
         width = config.block_out_channels[0]
         self.conv_in = Conv(config.in_channels, width, **kw)
         levels = []
@@ -120,7 +121,7 @@ class Encoder(nnx.Module):
             last = index == len(config.block_out_channels) - 1
             levels.append(Level(resnets, None if last else Conv(out, out, stride=2, padding=((0, 1), (0, 1)), **kw)))
         self.down_blocks = nnx.List(levels)
-        self.mid_block = Middle(width, config, **kw)
+        self.mid_block = Middle(width, config, chunk, **kw)
         self.conv_norm_out = GroupNorm(width, config.norm_groups, epsilon=1e-6, param_dtype=kw["param_dtype"])
         self.conv_out = Conv(width, 2 * config.latent_channels, **kw)
 
@@ -137,11 +138,11 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents to pictures. Call: (B, h, w, latent_channels) -> (B, f h, f w, in_channels)."""
 
-    def __init__(self, config: VAEConfig, **kw: Any):
+    def __init__(self, config: VAEConfig, chunk: int | None, **kw: Any):
         channels = config.block_out_channels[::-1]
         width = channels[0]
         self.conv_in = Conv(config.latent_channels, width, **kw)
-        self.mid_block = Middle(width, config, **kw)
+        self.mid_block = Middle(width, config, chunk, **kw)
         levels = []
         for index, out in enumerate(channels):
             resnets = []
@@ -164,16 +165,27 @@ class Decoder(nnx.Module):
 
 
 class VAE(nnx.Module):
-    """The autoencoder. Its latents are unscaled: multiply by `config.scaling_factor` for the UNet."""
+    """The autoencoder. Its latents are unscaled: multiply by `config.scaling_factor` for the UNet.
 
-    def __init__(self, config: VAEConfig, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    attention_chunk: positions at a time in the attention of the lowest resolution; None leaves that to the platform.
+    """
+
+    def __init__(
+        self,
+        config: VAEConfig,
+        *,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        attention_chunk: int | None = None,
+        rngs: nnx.Rngs,
+    ):
         kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.config = config
         self.dtype = dtype
-        self.encoder = Encoder(config, **kw)
+        self.encoder = Encoder(config, attention_chunk, **kw)
         self.quant_conv = Conv(2 * config.latent_channels, 2 * config.latent_channels, 1, **kw)
         self.post_quant_conv = Conv(config.latent_channels, config.latent_channels, 1, **kw)
-        self.decoder = Decoder(config, **kw)
+        self.decoder = Decoder(config, attention_chunk, **kw)
 
     def encode(self, x: jax.Array) -> Posterior:
         """x: pictures (B, H, W, 3) in -1..1, H and W multiples of `config.factor`."""

@@ -4,8 +4,8 @@ pictures -> CLIP embeddings -> noised to a level (and mixed) -> class label --+
 prompt   -> tokens -> text encoder ---------------------------> text states --+-> denoising loop -> VAE -> images
 """
 
+import contextlib
 import dataclasses
-import functools
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -20,24 +20,24 @@ from PIL import Image
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.loading import load_networks
-from unclip_jax.checkpoints.networks import Network
+from unclip_jax.checkpoints.networks import Network, abstract_networks
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.compilation import use_compilation_cache
 from unclip_jax.conditioning.image import load_image, preprocess
-from unclip_jax.conditioning.noise_augmentation import mix_conditions, noise_image_embeddings
 from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.distributed import mesh as placement
 from unclip_jax.pictures import to_uint8
 from unclip_jax.pipelines import arguments as check
+from unclip_jax.pipelines.memory import Memory
+from unclip_jax.pipelines.programs import make_programs
 from unclip_jax.progress import Progress
-from unclip_jax.sampling.guidance import double, guide, interleave
-from unclip_jax.sampling.loop import Carry, advance, start
-from unclip_jax.sampling.noise import Branch, draw, image_keys
+from unclip_jax.sampling.loop import Carry
 from unclip_jax.sampling.schedule import alphas_cumprod
 from unclip_jax.sampling.solvers import Solver, make_solver
 
 ImageInput = Image.Image | str | os.PathLike[str] | np.ndarray
 OutputType = Literal["pil", "np", "latent"]
+DEFAULT_MEMORY = Memory()
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 # A linear guess of a latent cell's colour, for previews: rows are Stable Diffusion's four latent channels.
@@ -114,7 +114,8 @@ class _Request:
 class UnCLIPPipeline:
     """Makes variations of pictures. Build it with `from_pretrained`, call it, or `stream` it step by step.
 
-    config, tokenizer, networks (name -> `Network`), mesh and dtype are public, for research code that takes the parts.
+    config, tokenizer, networks (name -> `Network`), mesh, dtype and memory are public, for research code that takes the
+    parts; with `Memory(free_networks=True)` the networks have shapes in the place of parameters.
     Set `progress` to False for silence; the whole denoising loop is then one compiled program instead of one a step.
     """
 
@@ -126,6 +127,8 @@ class UnCLIPPipeline:
         statistics: tuple[np.ndarray, np.ndarray],
         mesh: Mesh,
         dtype: Any,
+        memory: Memory = DEFAULT_MEMORY,
+        checkpoint: Checkpoint | None = None,
     ):
         if config.image_encoder is None or config.image_noising is None:
             raise ValueError("this checkpoint has no image encoder: it is not an unCLIP one")
@@ -134,7 +137,10 @@ class UnCLIPPipeline:
         self.networks = dict(networks)
         self.mesh = mesh
         self.dtype = dtype
+        self.memory = memory
         self.progress = True
+        self._checkpoint = checkpoint
+        self._loaded: dict[str, Mapping[str, jax.Array]] = {}
         reference: Literal["ldm", "diffusers"] = "ldm" if config.dialect == "original" else "diffusers"
         everywhere = placement.replicated(mesh)
         self._noising = jax.device_put(
@@ -145,18 +151,7 @@ class UnCLIPPipeline:
             },
             everywhere,
         )
-        unet, vae = self.networks["unet"], self.networks["vae"]
-        # The structures are closed over: as static arguments they would be hashed at every call.
-        self._embed_images = jax.jit(lambda params, x: self.networks["image_encoder"].merge(params)(x))
-        self._embed_text = jax.jit(lambda params, tokens: self.networks["text_encoder"].merge(params)(tokens))
-        self._condition = jax.jit(_condition, static_argnames=("mixed", "width"))
-        self._draw_latents = jax.jit(
-            lambda seed, indices, shape: draw(image_keys(seed, indices), Branch.LATENTS, shape), static_argnums=2
-        )
-        self._prepare = jax.jit(functools.partial(_prepare, unet), static_argnames="guided")
-        self._start = jax.jit(start)
-        self._advance = jax.jit(functools.partial(_advance, unet), static_argnames="guided", donate_argnames="carry")
-        self._decode = jax.jit(lambda params, latents: _decode(vae, params, latents))
+        self.programs = make_programs(config, self.networks, memory)
 
     @classmethod
     def from_pretrained(
@@ -164,6 +159,7 @@ class UnCLIPPipeline:
         source: str | os.PathLike[str] | None = None,
         dtype: Any = None,
         mesh: Mesh | None = None,
+        memory: Memory = DEFAULT_MEMORY,
         **overrides: Any,
     ) -> "UnCLIPPipeline":
         """Opens a checkpoint and puts its networks on the devices.
@@ -172,6 +168,7 @@ class UnCLIPPipeline:
         dtype: of weights and computation, "float32", "bfloat16" or "float16" (or a jnp dtype); None is float32 on CPU
             and bfloat16 on accelerators.
         mesh: None for all local devices along "data"; or a `jax.sharding.Mesh` with axes "data" and/or "model".
+        memory: what to do to need less of it, see `unclip_jax.pipelines.memory.Memory`.
         overrides: `config`, `clip_stats`, `preprocess`, `variant`, `revision`, `ema`, see
             `unclip_jax.checkpoints.source.open_checkpoint`.
 
@@ -186,19 +183,31 @@ class UnCLIPPipeline:
             raise ValueError(f"unknown overrides {', '.join(sorted(unknown))}; accepted: {', '.join(known)}")
         mesh = placement.local_mesh() if mesh is None else placement.check_mesh(mesh)
         use_compilation_cache()
-        with open_checkpoint(source, **overrides) as checkpoint:
-            return cls.from_checkpoint(checkpoint, dtype, mesh)
+        with contextlib.ExitStack() as stack:
+            checkpoint = stack.enter_context(open_checkpoint(source, **overrides))
+            pipe = cls.from_checkpoint(checkpoint, dtype, mesh, memory)
+            if memory.free_networks:
+                stack.pop_all()
+            return pipe
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, dtype: Any, mesh: Mesh) -> "UnCLIPPipeline":
-        """Fills the networks of an open checkpoint, parameter by parameter, straight onto their devices."""
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, dtype: Any, mesh: Mesh, memory: Memory = DEFAULT_MEMORY
+    ) -> "UnCLIPPipeline":
+        """Fills the networks of an open checkpoint, parameter by parameter, straight onto their devices.
+
+        With `memory.free_networks` nothing is read yet, and the checkpoint has to stay open as long as the pipeline.
+        """
         dtype = _dtype(dtype, mesh)
         config = family_config(checkpoint)
         if config.image_encoder is None:
             raise ValueError(f"{checkpoint.source}: no image encoder in this checkpoint: it is not an unCLIP one")
-        networks = load_networks(checkpoint, dtype, mesh)
+        networks = abstract_networks(config, dtype, memory.attention_chunk)
+        if not memory.free_networks:
+            networks = load_networks(checkpoint, networks, mesh)
         mean, std = (np.asarray(checkpoint.params[f"image_normalizer.{n}"].read(), np.float32) for n in ("mean", "std"))
-        return cls(config, checkpoint.tokenizer, networks, (mean, std), mesh, dtype)
+        kept_open = checkpoint if memory.free_networks else None
+        return cls(config, checkpoint.tokenizer, networks, (mean, std), mesh, dtype, memory, kept_open)
 
     def __call__(
         self,
@@ -272,13 +281,13 @@ class UnCLIPPipeline:
 
     def decode_latents(self, latents: np.ndarray) -> np.ndarray:
         """latents: (B, H/f, W/f, 4), scaled -> pictures (B, H, W, 3) float32 in 0..1; one a device at a time."""
-        group = placement.data_size(self.mesh)
+        group, params = placement.data_size(self.mesh), self._weights("vae")
         images = []
         with Progress("decoding", len(latents), unit="image", enabled=self.progress) as bar:
             for first in range(0, len(latents), group):
                 rows = latents[first : first + group]
                 padded = jax.device_put(placement.pad_batch(rows, group), placement.batch_sharding(self.mesh))
-                images.append(np.asarray(self._decode(self.networks["vae"].params, padded))[: len(rows)])
+                images.append(np.asarray(self.programs.decode(params, padded))[: len(rows)])
                 bar.update(len(rows))
         return np.concatenate(images)
 
@@ -292,13 +301,13 @@ class UnCLIPPipeline:
         assert self.config.image_encoder is not None
         size = self.config.image_encoder.image_size
         pixels = np.stack([preprocess(image, self.config.preprocess, size) for image in images])
-        params = self.networks["image_encoder"].params
+        params = self._weights("image_encoder")
         with Progress("encoding pictures", len(pixels), unit="image", enabled=self.progress) as bar:
             # One at a time: a picture's embedding then never depends on its company.
             rows = []
             for row in pixels:
                 placed = jax.device_put(row[None], placement.replicated(self.mesh))
-                rows.append(np.asarray(self._embed_images(params, placed), np.float32))
+                rows.append(np.asarray(self.programs.embed_images(params, placed), np.float32))
                 bar.update()
         return np.concatenate(rows)
 
@@ -311,16 +320,26 @@ class UnCLIPPipeline:
                 f"prompt: token id {tokens.max()} is outside the text encoder's vocabulary of "
                 f"{self.config.text_encoder.vocab_size}"
             )
-        params = self.networks["text_encoder"].params
+        params = self._weights("text_encoder")
         rows = {}
         with Progress("encoding prompts", len(unique), unit="prompt", enabled=self.progress) as bar:
             for prompt, row in zip(unique, tokens, strict=True):
                 placed = jax.device_put(row[None], placement.replicated(self.mesh))
-                rows[prompt] = np.asarray(self._embed_text(params, placed), np.float32)[0]
+                rows[prompt] = np.asarray(self.programs.embed_text(params, placed), np.float32)[0]
                 bar.update()
         return np.stack([rows[prompt] for prompt in prompts])
 
     # -- a call, step by step ------------------------------------------------------------------------------------------
+
+    def _weights(self, name: str) -> Mapping[str, jax.Array]:
+        """A network's parameters: those that are kept, or read now, after those of another one were let go."""
+        if self._checkpoint is None:
+            return self.networks[name].params
+        if name not in self._loaded:
+            self._loaded.clear()
+            network = load_networks(self._checkpoint, {name: self.networks[name]}, self.mesh, self.progress)[name]
+            self._loaded[name] = network.params
+        return self._loaded[name]
 
     def _check(self, **a: Any) -> _Request:
         """Every check of every argument; touches no device."""
@@ -476,7 +495,7 @@ class UnCLIPPipeline:
         seed, indices = jax.device_put(np.uint32(request.seed), everywhere), split(rows.astype(np.int32))
         mixed = request.weights is not None
         count = len(picture)
-        labels = self._condition(
+        labels = self.programs.condition(
             split(np.broadcast_to(embeds, (count, *embeds.shape)) if mixed else embeds[picture][:, None]),
             split(
                 np.broadcast_to(request.noise_level, (count, request.pictures))
@@ -498,8 +517,8 @@ class UnCLIPPipeline:
         def of_picture(states: np.ndarray) -> jax.Array:
             return split(states[np.minimum(picture, len(states) - 1)])
 
-        unet, solver = self.networks["unet"].params, request.solver
-        constants = self._prepare(
+        unet, solver = self._weights("unet"), request.solver
+        constants = self.programs.prepare(
             unet,
             of_picture(text),
             None if negative is None else of_picture(negative),
@@ -508,7 +527,7 @@ class UnCLIPPipeline:
             guided=request.guided,
         )
         if request.latents is None:
-            latents = self._draw_latents(seed, indices, request.latent_shape)
+            latents = self.programs.draw_latents(seed, indices, request.latent_shape)
         else:
             latents = split(request.latents[rows])
         columns: dict[str, Any] = {name: jax.device_put(np.asarray(c), everywhere) for name, c in solver.grid.items()}
@@ -518,9 +537,9 @@ class UnCLIPPipeline:
 
         def advance_rows(carry: Carry, part: slice) -> Carry:
             grid = columns if part.stop - part.start == solver.calls else {k: c[part] for k, c in columns.items()}
-            return self._advance(unet, solver, carry, grid, constants, seed, indices, guided=request.guided)
+            return self.programs.advance(unet, solver, carry, grid, constants, seed, indices, guided=request.guided)
 
-        return self._start(solver, latents), advance_rows
+        return self.programs.start(solver, latents), advance_rows
 
     def _text(self, prompts: list[str], embeds: np.ndarray | None) -> np.ndarray:
         return self.encode_prompts(prompts) if embeds is None else embeds
@@ -533,89 +552,6 @@ _CALL_DEFAULTS = dict(
         strict=True,
     )
 )
-
-
-# The compiled parts. Each is a pure function of arrays; the structures of the networks are bound by `partial`.
-
-
-def _condition(
-    embeds: jax.Array,
-    levels: jax.Array,
-    weights: jax.Array | None,
-    mix_levels: jax.Array | None,
-    noise: jax.Array | None,
-    seed: jax.Array,
-    indices: jax.Array,
-    noising: Mapping[str, jax.Array],
-    *,
-    mixed: bool,
-    width: int,
-) -> jax.Array:
-    """The class labels of B images, (B, 2 D). embeds: (B, K, D) and levels: (B, K), the K pictures of each image."""
-    pictures = embeds.shape[1]
-    if noise is None:
-        keys = image_keys(seed, indices)
-        draws = [draw(keys, Branch.IMAGE, (width,), number) for number in range(pictures + (mix_levels is not None))]
-        noise = jnp.stack(draws, axis=1)
-    labels = jnp.stack(
-        [noise_image_embeddings(embeds[:, k], levels[:, k], noise[:, k], **noising) for k in range(pictures)], axis=1
-    )
-    if not mixed:
-        return labels[:, 0]
-    assert weights is not None
-    label = mix_conditions(labels, weights)
-    if mix_levels is None:
-        return label
-    return noise_image_embeddings(label[:, :width], mix_levels, noise[:, pictures], **noising)
-
-
-def _prepare(
-    unet: Network,
-    params: Mapping[str, jax.Array],
-    text: jax.Array,
-    negative: jax.Array | None,
-    labels: jax.Array,
-    timesteps: jax.Array,
-    *,
-    guided: bool,
-) -> tuple[Any, jax.Array, jax.Array]:
-    """What stays the same over the loop: the text's keys and values, the class embedding, every step's embedding."""
-    model = unet.merge(params)
-    if guided:
-        assert negative is not None
-        text = interleave(negative, text)
-        # The unconditional label is a vector of zeros, level and all, and it goes through the embedding's biases.
-        labels = interleave(jnp.zeros_like(labels), labels)
-    return model.encode_context(text), model.embed_class(labels), model.embed_time(timesteps)
-
-
-def _advance(
-    unet: Network,
-    params: Mapping[str, jax.Array],
-    solver: Solver,
-    carry: Carry,
-    rows: Mapping[str, jax.Array],
-    constants: tuple[Any, jax.Array, jax.Array],
-    seed: jax.Array,
-    indices: jax.Array,
-    *,
-    guided: bool,
-) -> Carry:
-    """Some steps of the loop."""
-    model = unet.merge(params)
-    text, classes, times = constants
-
-    def denoise(x: jax.Array, row: Mapping[str, jax.Array]) -> jax.Array:
-        emb = classes + times[row["index"]]
-        out = model.denoise(double(x) if guided else x, emb, text)
-        return guide(out, row["guidance_scale"]) if guided else out.astype(jnp.float32)
-
-    return advance(denoise, solver, carry, rows, image_keys(seed, indices) if solver.stochastic else None)
-
-
-def _decode(vae: Network, params: Mapping[str, jax.Array], latents: jax.Array) -> jax.Array:
-    model = vae.merge(params)
-    return jnp.clip(model.decode(latents / model.config.scaling_factor) / 2 + 0.5, 0.0, 1.0)
 
 
 def _dtype(dtype: Any, mesh: Mesh) -> Any:

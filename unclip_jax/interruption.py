@@ -1,0 +1,27 @@
+"""Ending a program from outside."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """Within, SIGTERM - the word of batch systems and containers - raises KeyboardInterrupt as Ctrl-C does.
+
+    So what is half done is cleaned up. Without effect outside the main thread, where Python allows no handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,58 @@
+"""What a pipeline does to need less memory."""
+
+import dataclasses
+from typing import Literal, get_args
+
+import jax
+
+from unclip_jax.models.tiling import decode_seamless, decode_tiled
+from unclip_jax.models.vae import VAE
+
+Decoding = Literal["whole", "seamless", "tiled"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What a pipeline does to need less memory. The defaults do nothing: every saving costs time.
+
+    decoding: "whole"; "seamless", the same pictures up to rounding with about half of the memory; "tiled", diffusers'
+        rule, with the memory of one tile, and pictures that depend a little on the tiles
+    tile: of "tiled", pixels along a side; None is the size that the checkpoint was trained at, as in diffusers
+    attention_chunk: queries that attention takes at a time in the UNet and the VAE; None leaves it to the platform
+    free_networks: each network is read from the checkpoint when its stage begins, and let go after it
+
+    Pictures are always decoded one a device at a time. Raises ValueError for other values.
+    """
+
+    decoding: Decoding = "whole"
+    tile: int | None = None
+    attention_chunk: int | None = None
+    free_networks: bool = False
+
+    def __post_init__(self) -> None:
+        if self.decoding not in get_args(Decoding):
+            raise ValueError(f"decoding is {self.decoding!r}; accepted: {', '.join(map(repr, get_args(Decoding)))}")
+        if self.tile is not None and self.decoding != "tiled":
+            raise ValueError(f"tile is {self.tile}, but decoding is {self.decoding!r}; want 'tiled'")
+        for name in ("tile", "attention_chunk"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name} is {value!r}; want a positive integer")
+
+    def check_tile(self, factor: int, sample_size: int) -> int:
+        """Pixels along a tile's side. factor: the VAE's; sample_size: pixels that the checkpoint was trained at.
+
+        Raises ValueError for tiles whose quarter is not a number of latent cells.
+        """
+        tile = sample_size if self.tile is None else self.tile
+        if self.decoding == "tiled" and tile % (4 * factor):
+            raise ValueError(f"tile is {tile}; want a multiple of {4 * factor} pixels")
+        return tile
+
+    def decode(self, vae: VAE, z: jax.Array, tile: int) -> jax.Array:
+        """`vae.decode(z)` in the way chosen. tile: in pixels, see `check_tile`."""
+        if self.decoding == "seamless":
+            return decode_seamless(vae, z)
+        if self.decoding == "tiled":
+            return decode_tiled(vae, z, tile // vae.config.factor)
+        return vae.decode(z)

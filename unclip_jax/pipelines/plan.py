@@ -1,0 +1,140 @@
+"""What a run will need of a device's memory, known from the compiled programs before anything runs."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from unclip_jax.checkpoints.checkpoint import Checkpoint
+from unclip_jax.distributed import mesh as placement
+from unclip_jax.pipelines.arguments import check_integer, check_size
+from unclip_jax.pipelines.memory import Memory
+from unclip_jax.pipelines.unclip import DEFAULT_MEMORY, UnCLIPPipeline
+from unclip_jax.progress import Progress
+from unclip_jax.sampling.solvers import make_solver
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What one stage of a run holds on a device at its peak, in bytes: weights, and everything else."""
+
+    name: str
+    weights: int
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.activations
+
+
+def plan(
+    checkpoint: Checkpoint,
+    height: int | None,
+    width: int | None,
+    batch: int,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    memory: Memory = DEFAULT_MEMORY,
+) -> list[Stage]:
+    """The stages of making `batch` guided images at once, in order; arguments as for `UnCLIPPipeline`.
+
+    The programs are compiled and nothing is run, nor are weights read. What the process needs beside its arrays is not
+    in it: Python, JAX, the programs themselves. Raises ValueError for arguments that the pipeline refuses.
+    """
+    mesh = placement.local_mesh() if mesh is None else placement.check_mesh(mesh)
+    abstract = dataclasses.replace(memory, free_networks=True)
+    pipe = UnCLIPPipeline.from_checkpoint(checkpoint, dtype, mesh, abstract)
+    config = pipe.config
+    unit, default = config.vae.factor * config.unet.size_multiple, config.unet.sample_size * config.vae.factor
+    height, width = check_size("height", height, unit, default), check_size("width", width, unit, default)
+    batch = check_integer("batch", batch, 1, 1 << 20)
+    return _stages(pipe, height, width, batch, memory.free_networks)
+
+
+def _stages(pipe: UnCLIPPipeline, height: int, width: int, batch: int, free_networks: bool) -> list[Stage]:
+    config, mesh, programs = pipe.config, pipe.mesh, pipe.programs
+    assert config.image_encoder is not None
+    one, many = placement.replicated(mesh), placement.batch_sharding(mesh)
+    group = placement.data_size(mesh)
+    rows = -(-batch // group) * group
+    factor, text = config.vae.factor, config.text_encoder
+    latent_shape = (height // factor, width // factor, config.vae.latent_channels)
+    weights = {
+        part: {
+            name: _array(spec.shape, placement.parameter_sharding(mesh, f"{part}.{name}", spec.shape), spec.dtype)
+            for name, spec in network.params.items()
+        }
+        for part, network in pipe.networks.items()
+    }
+    held = {part: sum(map(_bytes, arrays.values())) for part, arrays in weights.items()}
+
+    def stage(name: str, part: str, *compiled: Any) -> Stage:
+        peaks = []
+        for program in compiled:
+            sizes = program.memory_analysis()
+            beside_weights = sizes.argument_size_in_bytes - held[part]
+            peaks.append(
+                beside_weights + sizes.output_size_in_bytes - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
+            )
+        return Stage(name, held[part] if free_networks else sum(held.values()), max(peaks))
+
+    def compiled(program: Any, *arguments: Any, **options: Any) -> Any:
+        made = program.lower(*arguments, **options).compile()
+        bar.update()
+        return made
+
+    with Progress("compiling the programs", 6, unit="program", enabled=pipe.progress) as bar:
+        side = config.image_encoder.image_size
+        images = compiled(programs.embed_images, weights["image_encoder"], _array((1, side, side, 3), one))
+        prompts = compiled(
+            programs.embed_text, weights["text_encoder"], _array((1, text.context_length), one, np.int32)
+        )
+
+        solver = make_solver(config.scheduler, config.scheduler_config, 20, 0.0)
+        states = _array((rows, text.context_length, text.width), many)
+        labels = _array((rows, 2 * config.image_encoder.projection_dim), many)
+        grid = {name: np.asarray(column) for name, column in solver.grid.items()}
+        prepared = (states, states, labels, _array(grid["timestep"].shape, one))
+        prepare = compiled(programs.prepare, weights["unet"], *prepared, guided=True)
+        start = compiled(programs.start, solver, _array((rows, *latent_shape), many))
+        columns = {name: _array((1, *column.shape[1:]), one, column.dtype) for name, column in grid.items()}
+        columns["guidance_scale"] = _array((1, rows), one)
+        seed, indices = _array((), one, np.uint32), _array((rows,), many, np.int32)
+        advance = compiled(
+            programs.advance,
+            weights["unet"],
+            solver,
+            _outputs(start),
+            columns,
+            _outputs(prepare),
+            seed,
+            indices,
+            guided=True,
+        )
+        decode = compiled(programs.decode, weights["vae"], _array((group, *latent_shape), many))
+    return [
+        stage("encoding pictures", "image_encoder", images),
+        stage("encoding prompts", "text_encoder", prompts),
+        stage("sampling", "unet", prepare, advance),
+        stage("decoding", "vae", decode),
+    ]
+
+
+def _array(shape: tuple[int, ...], sharding: Any, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _outputs(compiled: Any) -> Any:
+    """What a compiled program will return, as shapes on their devices."""
+    return jax.tree.map(
+        lambda out, sharding: _array(out.shape, sharding, out.dtype), compiled.out_info, compiled.output_shardings
+    )
+
+
+def _bytes(array: jax.ShapeDtypeStruct) -> int:
+    """On one device."""
+    assert array.sharding is not None
+    return math.prod(array.sharding.shard_shape(array.shape)) * np.dtype(array.dtype).itemsize
