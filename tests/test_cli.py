@@ -132,6 +132,20 @@ def test_info(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert PHOTO.name in one_line(capsys)
 
 
+def test_info_plan(converted: Path, capsys: pytest.CaptureFixture[str]):
+    options = ["--plan", "--height", "128", "--width", "128", "--batch", "2", "--devices", "1", "--decoding", "tiled"]
+    assert cli.main(["info", str(converted), *options, "--json"]) == 0
+    stages = json.loads(capsys.readouterr().out)["plan"]
+    assert list(stages) == ["encoding pictures", "encoding prompts", "sampling", "decoding"]
+    assert all(stage["weights"] > stage["activations"] > 0 for stage in stages.values())
+    assert cli.main(["info", str(converted), *options, "--free-networks"]) == 0
+    assert "MiB a device" in capsys.readouterr().out
+    assert cli.main(["info", "--plan"]) == 2
+    assert "--plan" in one_line(capsys)
+    assert cli.main(["info", str(converted), "--plan", "--height", "100"]) == 2
+    assert "height is 100" in one_line(capsys)
+
+
 def test_convert(random_file: tuple[Path, Path], converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file, config = random_file
     assert {p.name for p in converted.iterdir()} >= {"config.json", "tokenizer.json", "provenance.json"}

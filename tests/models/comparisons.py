@@ -26,6 +26,7 @@ from tests.references import disturbed
 from unclip_jax.checkpoints.networks import NETWORKS, abstract_network, fill
 from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.depth import DepthConfig
+from unclip_jax.models.tiling import decode_tiled, encode_tiled
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
 
@@ -159,6 +160,32 @@ def vae_errors(name="factor 8", height=48, width=64):
         relative_error(np.moveaxis(np.asarray(made.mean), -1, 1), wanted.mean),
         relative_error(np.moveaxis(np.asarray(made.logvar), -1, 1), wanted.logvar),
         relative_error(np.moveaxis(np.asarray(ours.decode(latents)), -1, 1), decoded),
+    )
+
+
+@torch.no_grad()
+def tiling_errors(height, width, tile):
+    """Of a tiled decoding and of a tiled encoding's mean against diffusers' own. In latent cells."""
+    channels = (32, 32, 64)
+    config = VAEConfig(block_out_channels=channels, layers_per_block=1)
+    reference = disturbed(
+        AutoencoderKL(
+            block_out_channels=channels,
+            layers_per_block=1,
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            sample_size=4 * tile,
+        ),
+        size=0.02,
+    )
+    reference.enable_tiling()
+    ours = converted("vae", config, lambda t: diffusers._vae(t, config), reference)
+    latents, picture = normal(2, height, width, 4), normal(1, 4 * height, 4 * width, 3)
+    decoded = reference.decode(channels_first(latents)).sample
+    encoded = reference.encode(channels_first(picture)).latent_dist.mean
+    return (
+        relative_error(np.moveaxis(np.asarray(decode_tiled(ours, latents, tile)), -1, 1), decoded),
+        relative_error(np.moveaxis(np.asarray(encode_tiled(ours, picture, 4 * tile).mean), -1, 1), encoded),
     )
 
 

@@ -28,6 +28,12 @@ def test_vae(name, height, width):
     assert max(comparisons.vae_errors(name, height, width)) < TOLERANCE
 
 
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (16, 40), (33, 21), (50, 14)])
+def test_tiling(height, width):
+    """diffusers' tiled decoding and encoding, at sizes that tiles fill and that they do not."""
+    assert max(comparisons.tiling_errors(height, width, tile=16)) < TOLERANCE
+
+
 @pytest.mark.parametrize("name", comparisons.TOWERS)
 def test_text_tower(name):
     assert comparisons.text_error(name) < TOLERANCE

@@ -1,0 +1,99 @@
+"""Options that need less memory make the same pictures, and the plan says what a run will need."""
+
+import jax
+import numpy as np
+import pytest
+
+from unclip_jax import UnCLIPPipeline
+from unclip_jax.checkpoints.source import open_checkpoint
+from unclip_jax.distributed.mesh import local_mesh
+from unclip_jax.pipelines.memory import Memory
+from unclip_jax.pipelines.plan import plan
+
+SETTINGS = {"num_inference_steps": 4, "seed": 3, "output_type": "np"}
+
+
+def photo():
+    return np.random.default_rng(0).integers(0, 256, (80, 70, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return local_mesh(jax.local_devices()[:1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoding": "half"}, "decoding is 'half'; accepted: 'whole', 'seamless', 'tiled'"),
+        ({"tile": 64}, "tile is 64, but decoding is 'whole'"),
+        ({"decoding": "tiled", "tile": 0}, "tile is 0; want a positive integer"),
+        ({"attention_chunk": -1}, "attention_chunk is -1"),
+        ({"attention_chunk": 1.5}, "attention_chunk is 1.5"),
+        ({"attention_chunk": True}, "attention_chunk is True"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Memory(**options)
+
+
+def test_a_tile_has_to_fit_the_vae(golden_files, one_device):
+    file, options = golden_files("unclip_h")
+    with pytest.raises(ValueError, match="tile is 40; want a multiple of 32 pixels"):
+        UnCLIPPipeline.from_pretrained(file, "float32", one_device, Memory("tiled", 40), **options)
+
+
+def test_the_same_pictures_in_less_memory(golden_pipeline, golden_files, one_device):
+    want = golden_pipeline("unclip_h")(photo(), "a cat", **SETTINGS).images
+    file, options = golden_files("unclip_h")
+    memory = Memory("seamless", attention_chunk=16, free_networks=True)
+    pipe = UnCLIPPipeline.from_pretrained(file, "float32", one_device, memory, **options)
+    pipe.progress = False
+    for _ in range(2):  # the networks come back for the second run
+        np.testing.assert_allclose(pipe(photo(), "a cat", **SETTINGS).images, want, atol=2e-5)  # 2e-6
+    assert list(pipe._loaded) == ["vae"]
+    assert all(isinstance(p, jax.ShapeDtypeStruct) for n in pipe.networks.values() for p in n.params.values())
+
+
+def test_tiles_change_a_picture_a_little(golden_pipeline, golden_files, one_device):
+    want = golden_pipeline("unclip_h")(photo(), **SETTINGS).images
+    file, options = golden_files("unclip_h")
+    pipe = UnCLIPPipeline.from_pretrained(file, "float32", one_device, Memory("tiled", 32), **options)
+    pipe.progress = False
+    made = pipe(photo(), **SETTINGS).images
+    assert made.shape == want.shape
+    assert 1e-5 < np.abs(made - want).mean() < 0.2
+
+
+def test_the_plan(golden_files, one_device):
+    file, options = golden_files("unclip_h")
+    with open_checkpoint(file, **options) as checkpoint:
+        small = plan(checkpoint, 128, 128, 1, "float32", one_device)
+        large = plan(checkpoint, 256, 128, 4, "float32", one_device)
+        freed = plan(checkpoint, 128, 128, 1, "float32", one_device, Memory(free_networks=True))
+        parts = checkpoint.describe()["parts"]
+        with pytest.raises(ValueError, match="height is 100"):
+            plan(checkpoint, 100, None, 1, "float32", one_device)
+        with pytest.raises(ValueError, match="batch is 0"):
+            plan(checkpoint, None, None, 0, "float32", one_device)
+    assert [s.name for s in small] == ["encoding pictures", "encoding prompts", "sampling", "decoding"]
+    names = ("image_encoder", "text_encoder", "unet", "vae")
+    weights = {name: 4 * parts[name]["parameters"] for name in names}
+    assert {s.weights for s in small} == {sum(weights.values())}
+    assert [s.weights for s in freed] == list(weights.values())
+    assert [s.activations for s in freed] == [s.activations for s in small]
+    assert large[2].activations > 3 * small[2].activations  # eight times the latent cells
+    assert large[3].activations > 1.5 * small[3].activations  # pictures are decoded one at a time
+    assert large[0] == small[0]
+
+
+def test_the_plan_is_for_one_device_of_several(golden_files, one_device):
+    """Four images on four devices: each holds what one image needs on one."""
+    file, options = golden_files("unclip_h")
+    with open_checkpoint(file, **options) as checkpoint:
+        alone = plan(checkpoint, 128, 128, 1, "float32", one_device)
+        split = plan(checkpoint, 128, 128, 4, "float32", local_mesh(jax.local_devices()[:4]))
+    for one, many in zip(alone, split, strict=True):
+        assert many.weights == one.weights
+        assert many.activations < 1.3 * one.activations
