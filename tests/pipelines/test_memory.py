@@ -77,15 +77,17 @@ def test_the_plan(golden_files, one_device):
             plan(checkpoint, 100, None, 1, "float32", one_device)
         with pytest.raises(ValueError, match="batch is 0"):
             plan(checkpoint, None, None, 0, "float32", one_device)
-    assert [s.name for s in small] == ["encoding pictures", "encoding prompts", "sampling", "decoding"]
+    runs = ["encoding pictures", "encoding prompts", "sampling", "decoding"]
+    assert [s.name for s in small] == ["loading weights", *runs]  # on a CPU
+    assert [s.name for s in freed] == runs
     names = ("image_encoder", "text_encoder", "unet", "vae")
     weights = {name: 4 * parts[name]["parameters"] for name in names}
     assert {s.weights for s in small} == {sum(weights.values())}
     assert [s.weights for s in freed] == list(weights.values())
-    assert [s.activations for s in freed] == [s.activations for s in small]
-    assert large[2].activations > 3 * small[2].activations  # eight times the latent cells
-    assert large[3].activations > 1.5 * small[3].activations  # pictures are decoded one at a time
-    assert large[0] == small[0]
+    assert all(f.activations >= s.activations for f, s in zip(freed, small[1:], strict=True))  # and the reading
+    assert large[3].activations > 3 * small[3].activations  # eight times the latent cells
+    assert large[4].activations > 1.5 * small[4].activations  # pictures are decoded one at a time
+    assert large[:3] == small[:3]
 
 
 def test_the_plan_is_for_one_device_of_several(golden_files, one_device):

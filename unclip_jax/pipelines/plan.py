@@ -16,6 +16,13 @@ from unclip_jax.pipelines.unclip import DEFAULT_MEMORY, UnCLIPPipeline
 from unclip_jax.progress import Progress
 from unclip_jax.sampling.solvers import make_solver
 
+STAGES = [
+    ("image_encoder", "encoding pictures"),
+    ("text_encoder", "encoding prompts"),
+    ("unet", "sampling"),
+    ("vae", "decoding"),
+]
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -70,57 +77,55 @@ def _stages(pipe: UnCLIPPipeline, height: int, width: int, batch: int, free_netw
         for part, network in pipe.networks.items()
     }
     held = {part: sum(map(_bytes, arrays.values())) for part, arrays in weights.items()}
+    beside: dict[str, int] = {}
 
-    def stage(name: str, part: str, *compiled: Any) -> Stage:
-        peaks = []
-        for program in compiled:
-            sizes = program.memory_analysis()
-            beside_weights = sizes.argument_size_in_bytes - held[part]
-            peaks.append(
-                beside_weights + sizes.output_size_in_bytes - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
-            )
-        return Stage(name, held[part] if free_networks else sum(held.values()), max(peaks))
-
-    def compiled(program: Any, *arguments: Any, **options: Any) -> Any:
-        made = program.lower(*arguments, **options).compile()
+    def count(part: str, lowered: Any, given: Any) -> Any:
+        """Compiles a program of a stage; what it holds beside the weights is what it is given, makes, and works in."""
+        made = lowered.compile()
+        sizes = made.memory_analysis()
+        made_and_worked_in = sizes.output_size_in_bytes - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
+        beside[part] = max(beside.get(part, 0), made_and_worked_in + sum(map(_bytes, jax.tree.leaves(given))))
         bar.update()
         return made
 
     with Progress("compiling the programs", 6, unit="program", enabled=pipe.progress) as bar:
         side = config.image_encoder.image_size
-        images = compiled(programs.embed_images, weights["image_encoder"], _array((1, side, side, 3), one))
-        prompts = compiled(
-            programs.embed_text, weights["text_encoder"], _array((1, text.context_length), one, np.int32)
-        )
+        pixels, tokens = _array((1, side, side, 3), one), _array((1, text.context_length), one, np.int32)
+        count("image_encoder", programs.embed_images.lower(weights["image_encoder"], pixels), pixels)
+        count("text_encoder", programs.embed_text.lower(weights["text_encoder"], tokens), tokens)
 
         solver = make_solver(config.scheduler, config.scheduler_config, 20, 0.0)
+        grid = {name: np.asarray(column) for name, column in solver.grid.items()}
         states = _array((rows, text.context_length, text.width), many)
         labels = _array((rows, 2 * config.image_encoder.projection_dim), many)
-        grid = {name: np.asarray(column) for name, column in solver.grid.items()}
-        prepared = (states, states, labels, _array(grid["timestep"].shape, one))
-        prepare = compiled(programs.prepare, weights["unet"], *prepared, guided=True)
-        start = compiled(programs.start, solver, _array((rows, *latent_shape), many))
+        given = (states, states, labels, _array(grid["timestep"].shape, one))
+        prepare = count("unet", programs.prepare.lower(weights["unet"], *given, guided=True), given)
+        start = count("unet", programs.start.lower(solver, _array((rows, *latent_shape), many)), ())
         columns = {name: _array((1, *column.shape[1:]), one, column.dtype) for name, column in grid.items()}
         columns["guidance_scale"] = _array((1, rows), one)
-        seed, indices = _array((), one, np.uint32), _array((rows,), many, np.int32)
-        advance = compiled(
-            programs.advance,
-            weights["unet"],
-            solver,
+        step = (
             _outputs(start),
             columns,
             _outputs(prepare),
-            seed,
-            indices,
-            guided=True,
+            _array((), one, np.uint32),
+            _array((rows,), many, np.int32),
         )
-        decode = compiled(programs.decode, weights["vae"], _array((group, *latent_shape), many))
-    return [
-        stage("encoding pictures", "image_encoder", images),
-        stage("encoding prompts", "text_encoder", prompts),
-        stage("sampling", "unet", prepare, advance),
-        stage("decoding", "vae", decode),
-    ]
+        count("unet", programs.advance.lower(weights["unet"], solver, *step, guided=True), step)
+
+        latents = _array((group, *latent_shape), many)
+        count("vae", programs.decode.lower(weights["vae"], latents), latents)
+
+    # On a CPU the device's memory is the host's, where each parameter is, for a moment, also as it was read.
+    on_host = mesh.devices.flat[0].platform == "cpu"
+    reading = {part: [_bytes(array) * on_host for array in arrays.values()] for part, arrays in weights.items()}
+    if free_networks:
+        return [Stage(name, held[part], max(beside[part], *reading[part])) for part, name in STAGES]
+    total, read, loading = sum(held.values()), 0, 0
+    for size in (size for sizes in reading.values() for size in sizes):
+        read += size
+        loading = max(loading, read + size)
+    stages = [Stage("loading weights", total, max(0, loading - total))] if on_host else []
+    return [*stages, *(Stage(name, total, beside[part]) for part, name in STAGES)]
 
 
 def _array(shape: tuple[int, ...], sharding: Any, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
