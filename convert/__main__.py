@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = lambda text, *_, **__: print(f"convert: warning: {one_line(text)}", file=sys.stderr)
         try:
             return check(args) if args.check else convert(args)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:  # the last for an extra that is not installed
             print(f"convert: {one_line(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:

@@ -159,14 +159,20 @@ def weights_name(component, variant=None):
 def write_folder(folder, tensors):
     """Writes the whole folder: configurations, tokenizer and these weights."""
     write_configs(folder)
-    (folder / "tokenizer").mkdir()
+    write_tokenizer(folder / "tokenizer")
+    for component, arrays in tensors.items():
+        save_file(arrays, folder / component / weights_name(component))
+    return folder
+
+
+def write_tokenizer(folder):
+    """CLIP's vocabulary in transformers' files."""
+    folder.mkdir()
     vocabulary = json.loads(clip_tokenizer_json())["model"]
     names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     words = {names.get(token, token): index for token, index in vocabulary["vocab"].items()}
-    write_json(folder / "tokenizer" / "vocab.json", words)
+    write_json(folder / "vocab.json", words)
     merges = (pair if isinstance(pair, str) else " ".join(pair) for pair in vocabulary["merges"])
-    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges), "utf-8")
-    write_json(folder / "tokenizer" / "special_tokens_map.json", {"pad_token": "!"})
-    for component, arrays in tensors.items():
-        save_file(arrays, folder / component / weights_name(component))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges), "utf-8")
+    write_json(folder / "special_tokens_map.json", {"pad_token": "!"})
     return folder
