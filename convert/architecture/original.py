@@ -54,6 +54,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
 }
 
+MAX_YAML_DEPTH = 50
+_OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 MAX_YAML_BYTES = 1 << 14  # published ones have 3 KiB; hostile ones take long to read
 
 
@@ -85,9 +93,14 @@ def _load(path: Path) -> Any:
         raise CheckpointError(f"{path.name}: {path.stat().st_size} bytes is no model configuration (at most 16 KiB)")
     try:
         text = path.read_text("utf-8")
-        # An alias can make a small file describe an enormous tree; a model configuration has no use for one.
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
-            raise CheckpointError(f"{path.name}: yaml aliases are not accepted in a model configuration")
+        depth = 0
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            # An alias can make a small file describe an enormous tree; a model configuration has no use for one.
+            if isinstance(token, yaml.AliasToken):
+                raise CheckpointError(f"{path.name}: yaml aliases are not accepted in a model configuration")
+            depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+            if depth > MAX_YAML_DEPTH:
+                raise CheckpointError(f"{path.name}: not a yaml of plain data: nested more than {MAX_YAML_DEPTH} deep")
         return yaml.load(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         if isinstance(error, CheckpointError):
