@@ -1,5 +1,7 @@
 """A checkpoint's networks on their devices."""
 
+import contextlib
+import ctypes
 import math
 from collections.abc import Mapping
 
@@ -11,6 +13,8 @@ from unclip_jax.checkpoints.checkpoint import Checkpoint
 from unclip_jax.checkpoints.networks import Network, fill
 from unclip_jax.distributed.mesh import parameter_sharding
 from unclip_jax.progress import Progress
+
+LARGE = 1 << 26
 
 
 def load_networks(
@@ -33,7 +37,20 @@ def load_networks(
                 return parameter
 
             def place(name: str, array: np.ndarray, component: str = component) -> jax.Array:
-                return jax.device_put(array, parameter_sharding(mesh, f"{component}.{name}", array.shape))
+                placed = jax.device_put(array, parameter_sharding(mesh, f"{component}.{name}", array.shape))
+                # The transfer goes on in the background and keeps what was read: not with several of a gigabyte.
+                return placed.block_until_ready() if array.nbytes > LARGE else placed
 
             filled[component] = fill(abstract, read, place)
+    return_freed_memory()
     return filled
+
+
+def return_freed_memory() -> None:
+    """Gives what was freed back to the system, where the C library can be told to: glibc keeps much of it.
+
+    Parameters and the copies that they are read into are of sizes that it takes from its own heap: after a full-size
+    UNet was let go, a gigabyte of it stayed with the process.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

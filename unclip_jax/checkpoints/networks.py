@@ -122,10 +122,12 @@ def fill(network: Network, read: Callable[[str], np.ndarray], place: Place) -> N
 
     read: name -> array; place: (name, array) -> array on its device or shards. Raises ValueError for a wrong shape.
     """
-    params = {}
-    for name, spec in network.params.items():
+
+    def filled(name: str, spec: Any) -> jax.Array:
+        # A function of its own, so that one parameter is let go before the next is read: some are of a gigabyte.
         array = read(name)
         if array.shape != spec.shape:
             raise ValueError(f"{name}: want shape {spec.shape}, got {array.shape}")
-        params[name] = place(name, array.astype(spec.dtype, copy=False))
-    return Network(network.graphdef, params)
+        return place(name, array.astype(spec.dtype, copy=False))
+
+    return Network(network.graphdef, {name: filled(name, spec) for name, spec in network.params.items()})

@@ -1,6 +1,7 @@
 """What a run will need of a device's memory, known from the compiled programs before anything runs."""
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -117,15 +118,19 @@ def _stages(pipe: UnCLIPPipeline, height: int, width: int, batch: int, free_netw
 
     # On a CPU the device's memory is the host's, where each parameter is, for a moment, also as it was read.
     on_host = mesh.devices.flat[0].platform == "cpu"
-    reading = {part: [_bytes(array) * on_host for array in arrays.values()] for part, arrays in weights.items()}
+    sizes = {part: [_bytes(array) for array in arrays.values()] for part, arrays in weights.items()}
     if free_networks:
-        return [Stage(name, held[part], max(beside[part], *reading[part])) for part, name in STAGES]
-    total, read, loading = sum(held.values()), 0, 0
-    for size in (size for sizes in reading.values() for size in sizes):
-        read += size
-        loading = max(loading, read + size)
-    stages = [Stage("loading weights", total, max(0, loading - total))] if on_host else []
-    return [*stages, *(Stage(name, total, beside[part]) for part, name in STAGES)]
+        loading = {part: _loading(sizes[part]) - held[part] if on_host else 0 for part in held}
+        return [Stage(name, held[part], max(beside[part], loading[part])) for part, name in STAGES]
+    total = sum(held.values())
+    every = [size for part in pipe.networks for size in sizes[part]]
+    first = [Stage("loading weights", total, max(0, _loading(every) - total))] if on_host else []
+    return [*first, *(Stage(name, total, beside[part]) for part, name in STAGES)]
+
+
+def _loading(sizes: list[int]) -> int:
+    """The most that is held while parameters of these sizes are read one after the other, each twice for a moment."""
+    return max(held + size for held, size in zip(itertools.accumulate(sizes), sizes, strict=True))
 
 
 def _array(shape: tuple[int, ...], sharding: Any, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
 from unclip_jax.checkpoints.config import CheckpointConfig
-from unclip_jax.checkpoints.loading import load_networks
+from unclip_jax.checkpoints.loading import load_networks, return_freed_memory
 from unclip_jax.checkpoints.networks import Network, abstract_networks
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.compilation import use_compilation_cache
@@ -337,6 +337,7 @@ class UnCLIPPipeline:
             return self.networks[name].params
         if name not in self._loaded:
             self._loaded.clear()
+            return_freed_memory()
             network = load_networks(self._checkpoint, {name: self.networks[name]}, self.mesh, self.progress)[name]
             self._loaded[name] = network.params
         return self._loaded[name]
