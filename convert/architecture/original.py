@@ -38,6 +38,7 @@ OPENCLIP_IMAGE = ("ldm.modules.encoders.modules.FrozenOpenCLIPImageEmbedder",)
 OPENAI_IMAGE = ("ldm.modules.encoders.modules.ClipImageEmbedder",)
 NOISE_AUGMENTATION = ("ldm.modules.encoders.modules.CLIPEmbeddingNoiseAugmentation",)
 DEPTH = ("ldm.modules.midas.api.MiDaSInference",)
+NOTHING = ("torch.nn.Identity",)
 LOW_SCALE = ("ldm.modules.diffusionmodules.upscaling.ImageConcatWithNoiseAugmentation",)
 
 # open_clip's own description of the towers that the published yaml files name.
@@ -224,10 +225,15 @@ class _Reader:
             )
         return config
 
-    def depth(self, node: Any) -> DepthConfig:
-        """The depth estimator: the original names MiDaS' hybrid one, and has no words for its sizes."""
+    def depth(self, node: Any) -> DepthConfig | None:
+        """The depth estimator: the original names MiDaS' hybrid one, and has no words for its sizes.
+
+        None where nothing stands in its place, for files without it: depth maps are then given.
+        """
         where = "model.params.depth_stage_config"
-        params = self.part(node, where, DEPTH)
+        params = self.part(node, where, DEPTH + NOTHING)
+        if self.section(node, where)["target"] in NOTHING:
+            return None
         self.expect(params, where, model_type=("dpt_hybrid",))
         self.done(params, where, ())
         return DepthConfig()

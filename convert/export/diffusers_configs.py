@@ -18,6 +18,8 @@ VERSION = "0.35.0"
 def diffusers_configs(config: CheckpointConfig, dtype: str) -> dict[str, dict[str, Any]]:
     """Path within the folder -> content, for every JSON file but the tokenizer's. dtype: of the weights, for CLIP."""
     pipeline, names = PIPELINES[config.task]
+    if config.task == "depth-to-image" and config.depth_estimator is None:
+        raise ValueError("a diffusers folder for depth-to-image holds a depth estimator, which this checkpoint has not")
     scheduler_name(config.scheduler_config)  # raises where it names none that diffusers and we know
     index = {name: list(COMPONENTS[name]) for name in names}
     if config.task == "depth-to-image":

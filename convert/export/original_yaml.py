@@ -50,7 +50,7 @@ def original_yaml(config: CheckpointConfig) -> dict[str, Any]:
     }
     if config.image_encoder is not None:
         params |= _image_conditioning(config.image_encoder)
-    elif config.depth_estimator is not None:
+    elif config.task == "depth-to-image":
         params["depth_stage_config"] = _depth(config.depth_estimator)
     elif config.image_noising is not None:
         noising = {"linear_start": config.image_noising.beta_start, "linear_end": config.image_noising.beta_end}
@@ -160,7 +160,9 @@ def _image_conditioning(config: VisionConfig) -> dict[str, Any]:
     }
 
 
-def _depth(config: DepthConfig) -> dict[str, Any]:
+def _depth(config: DepthConfig | None) -> dict[str, Any]:
+    if config is None:
+        return _node("torch.nn.Identity", {})
     # The epsilon is transformers' at most: both are far below the variances that they are added to.
     if dataclasses.replace(config, norm_epsilon=DepthConfig.norm_epsilon) != DepthConfig():
         raise ValueError(f"the original code has one depth estimator, MiDaS' dpt_hybrid, {DepthConfig()}; not {config}")

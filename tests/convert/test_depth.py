@@ -11,6 +11,7 @@ from convert.architecture.diffusers import from_folder
 from convert.architecture.original import from_yaml
 from convert.architecture.presets import PRESETS, published
 from convert.export.diffusers import save_diffusers
+from convert.export.diffusers_configs import diffusers_configs
 from convert.export.original_yaml import original_yaml
 from convert.readers import CheckpointError
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
@@ -145,5 +146,10 @@ def test_the_original_knows_one_estimator(tmp_path):
         (tmp_path / "x.yaml").write_text(json.dumps(data))
         with pytest.raises(CheckpointError, match=words):
             from_yaml(tmp_path / "x.yaml", {})
+    without = dataclasses.replace(PRESETS["512-depth"], depth_estimator=None)
+    (tmp_path / "x.yaml").write_text(json.dumps(original_yaml(without)))
+    assert from_yaml(tmp_path / "x.yaml", {}) == without
+    with pytest.raises(ValueError, match="holds a depth estimator"):
+        diffusers_configs(without, "float32")
     with pytest.raises(ValueError, match="one depth estimator"):
         original_yaml(dataclasses.replace(PRESETS["512-depth"], depth_estimator=DEPTH))
