@@ -1,0 +1,1 @@
+"""Training: objectives, optimisation, averages of weights."""
