@@ -92,7 +92,7 @@ def foreign(config, params):
 @pytest.mark.parametrize("case", MODELS)
 def test_the_recorded_loss(steps, case):
     r, _, value, *_ = steps(case)
-    np.testing.assert_allclose(value, r["loss"], rtol=1e-5)  # 1e-7
+    np.testing.assert_allclose(value, r["loss"], rtol=1e-5)  # 3e-7
 
 
 @pytest.mark.parametrize("case", MODELS)
@@ -102,7 +102,7 @@ def test_the_recorded_gradients(steps, case):
     wanted = {key.removeprefix("grad/"): array for key, array in r.items() if key.startswith("grad/")}
     assert len(wanted) > 8
     for name, want in wanted.items():
-        assert np.linalg.norm(ours[name] - want) < 2e-5 * np.linalg.norm(want), name  # 3e-6
+        assert np.linalg.norm(ours[name] - want) < 2e-5 * np.linalg.norm(want), name  # 8e-6
     np.testing.assert_allclose(optax.tree.norm(gradients), r["grad_norm"], rtol=1e-5)
 
 
@@ -116,9 +116,9 @@ def test_the_recorded_step_and_averages(steps, case):
         kind, _, name = key.partition("/")
         if kind == "stepped":
             assert np.abs(ours[name] - start[name]).max() > RATE / 2
-            np.testing.assert_allclose(ours[name], want, rtol=0, atol=2e-3 * RATE)
+            np.testing.assert_allclose(ours[name], want, rtol=0, atol=2e-3 * RATE)  # 1.5e-4
         if kind == "ema3":
-            np.testing.assert_allclose(averaged[name], want, rtol=0, atol=2e-3 * RATE)
+            np.testing.assert_allclose(averaged[name], want, rtol=0, atol=2e-3 * RATE)  # 1.5e-4
 
 
 def test_the_recorded_class_labels():
