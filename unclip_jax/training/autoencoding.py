@@ -1,0 +1,62 @@
+"""What an autoencoder is trained for: pictures back as they were, from latents near a normal distribution."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from unclip_jax.models.vae import Posterior
+
+Perceptual = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def kl_divergence(posterior: Posterior) -> jax.Array:
+    """From the standard normal, of each picture, summed over its latents: (B,) float32, nats (arXiv:1312.6114)."""
+    terms = jnp.square(posterior.mean) + jnp.exp(posterior.logvar) - 1.0 - posterior.logvar
+    return 0.5 * terms.sum(axis=(1, 2, 3))
+
+
+def gradient_difference(made: jax.Array, wanted: jax.Array) -> jax.Array:
+    """How much the differences of neighbouring pixels differ, (B,): what is lost when a picture is blurred.
+
+    made, wanted: (B, H, W, C). Source: Mathieu et al. 2016, arXiv:1511.05440, with the differences' sign kept.
+    """
+    down, across = (
+        jnp.abs(jnp.diff(made, axis=axis) - jnp.diff(wanted, axis=axis)).mean(axis=(1, 2, 3)) for axis in (1, 2)
+    )
+    return down + across
+
+
+def autoencoding_losses(
+    made: jax.Array,
+    wanted: jax.Array,
+    posterior: Posterior,
+    *,
+    kl_weight: float,
+    gradient_weight: float = 0.0,
+    squared_weight: float = 0.0,
+    perceptual: Perceptual | None = None,
+    perceptual_weight: float = 1.0,
+) -> jax.Array:
+    """Each picture's loss, (B,) float32: mean absolute error and what is weighted beside it.
+
+    made, wanted: (B, H, W, C) in -1..1, of a decoding and the picture. kl_weight: of the divergence per latent number,
+    so that it means the same at every size. gradient_weight: of `gradient_difference`; squared_weight: of the mean
+    squared error. perceptual: (made, wanted) -> (B,), such as a distance of features that a network sees.
+    """
+    error = made.astype(jnp.float32) - wanted.astype(jnp.float32)
+    losses = jnp.abs(error).mean(axis=(1, 2, 3))
+    losses += kl_weight * kl_divergence(posterior) / posterior.mean[0].size
+    if squared_weight:
+        losses += squared_weight * jnp.square(error).mean(axis=(1, 2, 3))
+    if gradient_weight:
+        losses += gradient_weight * gradient_difference(made, wanted)
+    if perceptual is not None:
+        losses += perceptual_weight * perceptual(made, wanted)
+    return losses
+
+
+def psnr(made: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Peak signal-to-noise ratio of each picture in decibels, (B,), for values in -1..1 (a peak of 2)."""
+    squared = jnp.square(made.astype(jnp.float32) - wanted.astype(jnp.float32)).mean(axis=(1, 2, 3))
+    return 10.0 * jnp.log10(4.0 / jnp.maximum(squared, 1e-12))

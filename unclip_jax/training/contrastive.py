@@ -1,0 +1,41 @@
+"""What CLIP's towers are trained for: of all pairs in a batch, those that belong together are the nearest."""
+
+import jax
+import jax.numpy as jnp
+
+from unclip_jax.models.clip import similarity
+
+
+def contrastive_loss(
+    first: jax.Array,
+    second: jax.Array,
+    logit_scale: jax.Array,
+    labels: jax.Array | None = None,
+) -> jax.Array:
+    """The mean cross-entropy of finding each one's partner among all, in both directions: (), nats.
+
+    first, second: (B, D) embeddings of any length, row i of one belonging to row i of the other: of pictures and texts
+    (Radford et al. 2021, arXiv:2103.00020), or of two pictures of one thing. logit_scale: (), the logarithm of a
+    factor. labels: (B,) int; rows with equal labels belong together too, and share the target (two pictures with one
+    caption are no mistake); None where every row is a thing of its own.
+    """
+    logits = similarity(first, second, logit_scale)
+    if labels is None:
+        targets = jnp.eye(len(logits))
+    else:
+        same = (labels[:, None] == labels[None, :]).astype(jnp.float32)
+        targets = same / same.sum(axis=1, keepdims=True)
+    rows = -(targets * jax.nn.log_softmax(logits, axis=1)).sum(axis=1)
+    columns = -(targets.T * jax.nn.log_softmax(logits, axis=0)).sum(axis=0)
+    return 0.5 * (rows.mean() + columns.mean())
+
+
+def effective_rank(embeddings: jax.Array) -> jax.Array:
+    """How many directions embeddings use, (): exp of the entropy of their covariance's spectrum (Roy & Vetterli 2007).
+
+    embeddings: (N, D). Between 1 and min(N - 1, D).
+    """
+    centred = embeddings.astype(jnp.float32) - embeddings.mean(axis=0)
+    spectrum = jnp.square(jnp.linalg.svd(centred, compute_uv=False))
+    share = spectrum / spectrum.sum()
+    return jnp.exp(-jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1.0)), 0.0).sum())
