@@ -1,0 +1,83 @@
+"""The random numbers of a training step: drawn for each image by its own key, whatever batch or device it is in."""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import jax
+
+
+class _Use(IntEnum):
+    """What a draw is for; each folds its own number into the image's key."""
+
+    TIMESTEP = 0
+    NOISE = 1
+    OFFSET = 2
+    LEVEL = 3
+    EMBEDDING = 4
+    KEEP_IMAGE = 5
+    KEEP_TEXT = 6
+    POSTERIOR = 7
+
+
+class Draws(NamedTuple):
+    """One step's random numbers for B images.
+
+    timesteps: (B,) int32 in [0, N)
+    noise: (B, h, w, C), of the diffusion
+    posterior_noise: (B, h, w, C), for latents that are drawn from what the VAE's encoder says
+    offset: (B, C), see `unclip_jax.training.objectives.offset_noise`
+    levels: (B,) int32 in [0, N'), and embedding_noise: (B, D), of the image embedding
+    keep_image, keep_text: (B,) bool, False where the image's condition, or its text, is dropped
+    """
+
+    timesteps: jax.Array
+    noise: jax.Array
+    posterior_noise: jax.Array
+    offset: jax.Array
+    levels: jax.Array
+    embedding_noise: jax.Array
+    keep_image: jax.Array
+    keep_text: jax.Array
+
+
+def step_keys(seed: jax.Array | int, step: jax.Array | int, indices: jax.Array) -> jax.Array:
+    """One key an image of a step: fold_in(fold_in(key(seed), step), index). indices: (B,) int, places in the batch of
+    all devices together -> (B,) keys."""
+    root = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
+
+
+def draw_step(
+    keys: jax.Array,
+    latent_shape: tuple[int, int, int],
+    embedding_width: int = 0,
+    *,
+    train_timesteps: int = 1000,
+    noise_levels: int = 1000,
+    embedding_dropout: float = 0.25,
+    text_dropout: float = 0.0,
+) -> Draws:
+    """Everything that a denoising step draws, for B keys.
+
+    latent_shape: (h, w, C). embedding_width: D, 0 without image conditioning. train_timesteps: N; noise_levels: N'.
+    embedding_dropout, text_dropout: shares in [0, 1] of images that lose that condition; the original's is 0.25 of the
+    whole image condition. Raises ValueError for shares outside.
+    """
+    for name, share in (("embedding_dropout", embedding_dropout), ("text_dropout", text_dropout)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} is {share}; want a share between 0 and 1")
+
+    def one(key: jax.Array) -> Draws:
+        use = {kind: jax.random.fold_in(key, int(kind)) for kind in _Use}
+        return Draws(
+            timesteps=jax.random.randint(use[_Use.TIMESTEP], (), 0, train_timesteps),
+            noise=jax.random.normal(use[_Use.NOISE], latent_shape),
+            posterior_noise=jax.random.normal(use[_Use.POSTERIOR], latent_shape),
+            offset=jax.random.normal(use[_Use.OFFSET], latent_shape[-1:]),
+            levels=jax.random.randint(use[_Use.LEVEL], (), 0, noise_levels),
+            embedding_noise=jax.random.normal(use[_Use.EMBEDDING], (embedding_width,)),
+            keep_image=jax.random.bernoulli(use[_Use.KEEP_IMAGE], 1 - embedding_dropout),
+            keep_text=jax.random.bernoulli(use[_Use.KEEP_TEXT], 1 - text_dropout),
+        )
+
+    return jax.vmap(one)(keys)
