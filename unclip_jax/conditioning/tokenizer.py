@@ -61,13 +61,16 @@ class Tokenizer:
             raise ValueError(f"dialect {dialect!r}: expected one of {', '.join(map(repr, get_args(Dialect)))}")
         if context_length < 2:
             raise ValueError(f"context_length {context_length}: expected at least 2, for the start and end tokens")
+        _check_model(text)
         try:
             tokenizer = tokenizers.Tokenizer.from_str(text)
             padding = tokenizer.padding
             tokenizer.no_padding()
             tokenizer.no_truncation()
             ends = tokenizer.encode("").ids
-        except Exception as error:  # the library raises plain Exception
+        except BaseException as error:  # the library raises plain Exception, and a BaseException where it panics
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise ValueError(f"tokenizer.json: not a tokenizer of the tokenizers library: {_line(error)}") from error
         if padding is None or tokenizer.pre_tokenizer is None or len(ends) != 2:
             raise ValueError("tokenizer.json: must store words, padding, and a start and an end token; made for CLIP?")
@@ -313,5 +316,16 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _line(error: Exception) -> str:
+def _check_model(text: str) -> None:
+    """Refuses a model at which the tokenizers library would panic: it cuts a prefix off every merge, there or not."""
+    try:
+        model = json.loads(text)["model"]
+        prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return  # the library's own refusal says more
+    if prefix and merges:
+        raise ValueError(f"tokenizer.json: continuing_subword_prefix is {prefix!r:.40}; CLIP's tokenizers have none")
+
+
+def _line(error: BaseException) -> str:
     return " ".join(str(error).split())
