@@ -1,0 +1,176 @@
+"""Folders of pictures: what is read, in which order, by which host, and what is refused or skipped by name."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unclip_jax.training.data import Record, Skipped, batches, image_folder, load_rgb, select
+
+
+def picture(path, colour=(255, 0, 0), mode="RGB", size=(6, 4)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve pictures, each of its own grey, with texts and scores."""
+    rows = []
+    for i in range(12):
+        picture(tmp_path / "train" / f"{i:02d}.png", (i, i, i))
+        rows.append({"file_name": f"train/{i:02d}.png", "text": f"number {i}", "score": i / 2, "width": 6})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return tmp_path
+
+
+def greys(batch):
+    return batch["grey"].tolist()
+
+
+def load(record):
+    return {"grey": int(load_rgb(record)[0, 0, 0]), "length": len(record.text)}
+
+
+def flat(lists):
+    return [value for values in lists for value in values]
+
+
+def take(iterator, count):
+    return [greys(next(iterator)) for _ in range(count)]
+
+
+def test_metadata_of_both_kinds(folder):
+    records = image_folder(folder)
+    assert [record.text for record in records] == [f"number {i}" for i in range(12)]
+    assert records[3].columns == {"score": 1.5, "width": 6}
+    rows = [{"file_name": str(r.path.relative_to(folder)), "text": r.text, **r.columns} for r in records]
+    (folder / "metadata.jsonl").unlink()
+    with (folder / "metadata.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    again = image_folder(folder)
+    assert [(r.path, r.text, float(r.columns["score"])) for r in again] == [
+        (r.path, r.text, r.columns["score"]) for r in records
+    ]
+
+
+def test_without_metadata_every_picture_is_taken(tmp_path):
+    for name in ("b.jpg", "a/c.PNG", "a/d.webp"):
+        picture(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    records = image_folder(tmp_path)
+    assert [r.path.name for r in records] == ["c.PNG", "d.webp", "b.jpg"]
+    assert {r.text for r in records} == {""}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "line 2: not JSON"),
+        ("[1]", "line 2: has no file_name"),
+        ('{"file_name": 3}', "line 2: has no file_name"),
+        ('{"file_name": "../x.png"}', "points outside the folder"),
+        ('{"file_name": "/etc/passwd"}', "points outside the folder"),
+        ('{"file_name": "y.png", "text": 3}', "text is 3"),
+        ('{"file_name": "x.png"}', "x.png is there twice"),
+    ],
+)
+def test_broken_metadata(tmp_path, line, words):
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "x.png"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=words):
+        image_folder(tmp_path)
+
+
+def test_folders_that_are_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        image_folder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="holds no pictures"):
+        image_folder(tmp_path)
+    for name in ("metadata.jsonl", "metadata.csv"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match="want one of them"):
+        image_folder(tmp_path)
+
+
+def test_ranges_of_columns(folder):
+    records = image_folder(folder)
+    assert [r.columns["score"] for r in select(records, score=(2, 3.5), width=(None, 6))] == [2.0, 2.5, 3.0, 3.5]
+    assert select(records, width=(7, None)) == []
+    with pytest.raises(ValueError, match=r"00\.png: column beauty is None"):
+        select(records, beauty=(1, None))
+
+
+def test_every_pass_is_whole_and_in_another_order(folder):
+    iterator = batches(image_folder(folder), load, batch_size=4, seed=1)
+    first, second = (flat(take(iterator, 3)) for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert first != second
+    assert first != sorted(first)
+    assert take(batches(image_folder(folder), load, batch_size=4, seed=1, threads=1), 3) == [
+        first[i : i + 4] for i in (0, 4, 8)
+    ]
+    assert flat(take(batches(image_folder(folder), load, batch_size=4, seed=2), 3)) != first
+
+
+def test_hosts_share_the_pictures(folder):
+    records = image_folder(folder)
+    shares = [flat(take(batches(records, load, batch_size=2, seed=1, host=h, hosts=3), 2)) for h in range(3)]
+    assert sorted(flat(shares)) == list(range(12))
+
+
+def test_a_place_can_be_gone_back_to(folder):
+    records = image_folder(folder)
+    iterator = batches(records, load, batch_size=5, seed=3)
+    take(iterator, 4)
+    state = json.loads(json.dumps(iterator.get_state()))
+    want = take(iterator, 5)
+    other = batches(records, load, batch_size=5, seed=3)
+    other.set_state(state)
+    assert take(other, 5) == want
+
+
+def test_broken_pictures_are_skipped_and_named(folder):
+    (folder / "train" / "03.png").write_bytes(b"no picture")
+    (folder / "train" / "07.png").write_bytes((folder / "train" / "06.png").read_bytes()[:40])
+    (folder / "train" / "09.png").unlink()
+    skipped = Skipped()
+    iterator = batches(image_folder(folder), load, batch_size=3, seed=1, skipped=skipped)
+    assert sorted(flat(take(iterator, 3))) == [0, 1, 2, 4, 5, 6, 8, 10, 11]
+    assert {name[-6:] for name in skipped.reasons} == {"03.png", "07.png", "09.png"}
+    assert len(skipped) == 3
+    state = iterator.get_state()
+    want = take(iterator, 3)
+    iterator.set_state(state)
+    assert take(iterator, 3) == want
+
+
+def test_when_nothing_can_be_read(folder):
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="no picture can be read"):
+        next(batches(image_folder(folder), load, batch_size=2, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 13}, "batch_size is 13"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 5, "hosts": 3}, "host 0 of 3 has 4 pictures"),
+        ({"batch_size": 1, "host": 2, "hosts": 2}, "host is 2"),
+    ],
+)
+def test_shares_that_are_none(folder, options, words):
+    with pytest.raises(ValueError, match=words):
+        batches(image_folder(folder), load, seed=0, **options)
+
+
+def test_transparent_parts_are_white(tmp_path):
+    picture(tmp_path / "a.png", (10, 20, 30, 0), "RGBA")
+    np.testing.assert_array_equal(load_rgb(Record(tmp_path / "a.png", "", {})), np.full((4, 6, 3), 255))
+    Image.new("P", (2, 2), 0).save(tmp_path / "b.gif", transparency=0)
+    np.testing.assert_array_equal(load_rgb(Record(tmp_path / "b.gif", "", {})), np.full((2, 2, 3), 255))

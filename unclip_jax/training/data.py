@@ -1,0 +1,165 @@
+"""Pictures to train on, from folders in Hugging Face's `imagefolder` convention, in an order that a seed fixes.
+
+Every host reads its own share. An iterator's place is a small mapping (`get_state`, `set_state`), which is saved with a
+run, so that one that goes on sees neither a picture twice nor one too few.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+METADATA = ("metadata.jsonl", "metadata.csv")
+
+
+class Record(NamedTuple):
+    """A picture that is there by name: its file, its text ("" without), and the other columns of its metadata."""
+
+    path: Path
+    text: str
+    columns: Mapping[str, Any]
+
+
+class Skipped:
+    """The pictures that could not be read, by name and reason; a run goes on without them and says so."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.reasons)
+
+
+def image_folder(folder: Path) -> list[Record]:
+    """The pictures of a folder, in the order of their names, or of its metadata where there is any.
+
+    `metadata.jsonl` or `metadata.csv` in the folder lists pictures as `file_name`, a path within it, with a `text` and
+    any other columns; without it every picture in the folder and below is taken. Raises FileNotFoundError where there
+    is no folder; ValueError, naming file and line, for metadata that is broken, repeats a picture, or points outside.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"image folder: no such folder: {folder}")
+    found = [folder / name for name in METADATA if (folder / name).is_file()]
+    if len(found) > 1:
+        raise ValueError(f"{folder}: has {' and '.join(METADATA)}; want one of them")
+    if not found:
+        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        records = [Record(path, "", {}) for path in paths]
+    else:
+        rows = _json_lines(found[0]) if found[0].suffix == ".jsonl" else _csv_rows(found[0])
+        records = [_record(folder, row, where) for where, row in rows]
+        paths = [record.path for record in records]
+        if len(set(paths)) < len(paths):
+            twice = next(path for index, path in enumerate(paths) if path in paths[:index])
+            raise ValueError(f"{found[0].name}: {twice.name} is there twice")
+    if not records:
+        raise ValueError(f"{folder}: holds no pictures")
+    return records
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path.name}, line {number}"
+            if line.strip():
+                try:
+                    yield where, json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"{where}: not JSON: {error}") from error
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            yield f"{path.name}, line {reader.line_num}", row
+
+
+def _record(folder: Path, row: Any, where: str) -> Record:
+    if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"]:
+        raise ValueError(f"{where}: has no file_name")
+    name = row["file_name"]
+    path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{where}: file_name {name!r} points outside the folder")
+    text = row.get("text") or ""
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: text is {text!r:.80}; want a string")
+    return Record(path, text, {key: value for key, value in row.items() if key not in ("file_name", "text")})
+
+
+def select(records: Sequence[Record], **ranges: tuple[float | None, float | None]) -> list[Record]:
+    """The records whose columns lie in closed ranges: `select(records, p_unsafe=(None, 0.1), aesthetic=(4.5, None))`.
+
+    None leaves an end open. Raises ValueError, naming picture and column, where a column is missing or no number.
+    """
+
+    def fits(record: Record) -> bool:
+        for column, (low, high) in ranges.items():
+            try:
+                value = float(record.columns[column])
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{record.path.name}: column {column} is {record.columns.get(column)!r}; want a number"
+                ) from error
+            if (low is not None and not value >= low) or (high is not None and not value <= high):
+                return False
+        return True
+
+    return [record for record in records if fits(record)]
+
+
+def load_rgb(record: Record) -> np.ndarray:
+    """The picture, (H, W, 3) uint8, transparent parts on white."""
+    with Image.open(record.path) as opened:
+        image: Image.Image = opened
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        return np.asarray(image.convert("RGB"))
+
+
+def batches(
+    records: Sequence[Record],
+    load: Callable[[Record], Mapping[str, Any]],
+    *,
+    batch_size: int,
+    seed: int,
+    host: int = 0,
+    hosts: int = 1,
+    threads: int = 4,
+    skipped: Skipped | None = None,
+) -> Any:
+    """An endless iterator of batches, each a mapping of arrays with `batch_size` rows; every pass in another order.
+
+    load: a record -> one row, arrays and numbers of the same shape for all; OSError and ValueError from it skip the
+    record, which `skipped` then names. host, hosts: of several machines with the same seed each reads its own records.
+    threads: pictures that are read at a time; the order does not depend on it. The iterator's `get_state()` is a
+    mapping of JSON types, and `set_state` goes back to it. Raises ValueError for fewer records than a host's batch.
+    """
+    if not 0 <= host < hosts:
+        raise ValueError(f"host is {host} of {hosts}")
+    mine = len(range(host, len(records), hosts))
+    if batch_size < 1 or mine < batch_size:
+        raise ValueError(f"batch_size is {batch_size}; host {host} of {hosts} has {mine} pictures")
+    skipped = Skipped() if skipped is None else skipped
+
+    def row(record: Record) -> Mapping[str, Any] | None:
+        try:
+            return load(record)
+        except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            skipped.reasons[str(record.path)] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            if len(skipped) >= len(records):
+                raise ValueError(f"no picture can be read; {record.path.name}: {error}") from error
+            return None
+
+    source = grain.MapDataset.source(list(records))[host::hosts]
+    order = source.shuffle(seed=seed).repeat().map(row)
+    rows = order.to_iter_dataset(grain.ReadOptions(num_threads=threads)).filter(lambda made: made is not None)
+    return iter(rows.batch(batch_size, drop_remainder=True))
