@@ -25,7 +25,7 @@ def wrong_epsilon(monkeypatch, old, new):
 
 def wrong_layer_norm(monkeypatch):
     def layer_norm(width, **options):
-        return nnx.LayerNorm(width, epsilon=1e-6, use_fast_variance=False, **options)
+        return nnx.LayerNorm(width, **{**options, "epsilon": 1e-6}, use_fast_variance=False)
 
     for module in (clip, unet):
         monkeypatch.setattr(module, "layer_norm", layer_norm)
@@ -69,7 +69,7 @@ def shifted_frequencies(monkeypatch):
 def wrong_attention_scale(monkeypatch):
     right = attention.attend
     for module in (clip, unet, vae):
-        monkeypatch.setattr(module, "attend", lambda q, k, v, bias=None: right(q * 1.01, k, v, bias))
+        monkeypatch.setattr(module, "attend", lambda q, *rest, **options: right(q * 1.01, *rest, **options))
 
 
 def fewer_groups(monkeypatch):
