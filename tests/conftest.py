@@ -12,6 +12,8 @@ import jax
 import pytest
 from hypothesis import settings
 
+from convert.random import write_random_checkpoint
+from tests.convert.diffusers_folder import random_tensors, write_folder
 from tests.golden_weights import GOLDEN, write_model
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.pipelines.unclip import UnCLIPPipeline
@@ -36,6 +38,20 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory):
     folder = os.environ.get("UNCLIP_JAX_TEST_CACHE") or str(tmp_path_factory.mktemp("compiled"))
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small random checkpoint as one file in the original's layout, and its yaml; not to be written to."""
+    return write_random_checkpoint(tmp_path_factory.mktemp("original") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random diffusers folder; not to be written to."""
+    path = tmp_path_factory.mktemp("diffusers") / "folder"
+    path.mkdir()
+    return write_folder(path, random_tensors())
 
 
 @pytest.fixture(scope="session")

@@ -6,22 +6,8 @@ import numpy as np
 import pytest
 
 from convert.__main__ import main
-from convert.random import write_random_checkpoint
-from tests.convert.diffusers_folder import random_tensors, write_folder
 from unclip_jax.checkpoints.orbax import read_params
 from unclip_jax.checkpoints.source import open_checkpoint
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    return write_random_checkpoint(tmp_path_factory.mktemp("original") / "tiny.safetensors")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("diffusers") / "folder"
-    path.mkdir()
-    return write_folder(path, random_tensors())
 
 
 @pytest.fixture(scope="module")

@@ -12,27 +12,11 @@ from convert.architecture.original import from_yaml
 from convert.architecture.presets import PRESETS
 from convert.export.original_yaml import original_yaml
 from convert.export.tokenizer import tokenizer_files
-from convert.random import TINY, write_random_checkpoint
-from tests.convert.diffusers_folder import random_tensors, write_folder
+from convert.random import TINY
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json, tokenizer_json_from_folder
 
 PROMPTS = ["", "a photo of a cat", "Crème brûlée, 3 of 4!", "日本 🎉 emoji", "<|endoftext|> and <start_of_text>"]
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """A small checkpoint as one file in the original's layout, and its yaml."""
-    return write_random_checkpoint(tmp_path_factory.mktemp("original") / "tiny.safetensors")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A small diffusers folder."""
-    path = tmp_path_factory.mktemp("diffusers") / "folder"
-    path.mkdir()
-    write_folder(path, random_tensors())
-    return path
 
 
 def convert(*arguments):

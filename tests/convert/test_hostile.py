@@ -17,7 +17,6 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from convert.__main__ import main
-from convert.random import write_random_checkpoint
 from convert.statistics import read_statistics
 from tests.convert.diffusers_folder import random_tensors, weights_name, write_folder
 from tests.convert.test_readers import HOSTILE, edit, mapping, name, several, storage, tensor, text, torch_bytes
@@ -25,12 +24,6 @@ from unclip_jax.checkpoints.directory import INDEX
 from unclip_jax.checkpoints.source import open_checkpoint
 
 STEP = "first_stage_model.encoder.conv_in.weight"
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """A small checkpoint as one file in the original's layout, and its yaml."""
-    return write_random_checkpoint(tmp_path_factory.mktemp("original") / "tiny.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -267,8 +267,7 @@ def depth_error(config=TINY_DEPTH):
     pixels = normal(2, config.image_size, config.image_size, 3)
     # The last ReLU would hide most of what random weights make: lifted above it, and compared without the lift.
     lift = reference.head.head[-2].bias.fill_(100.0)
-    table = lambda t: depth.transformers(t, "depth_estimator/", config)  # noqa: E731
-    ours = converted("depth_estimator", config, table, reference)
+    ours = converted("depth_estimator", config, lambda t: depth.transformers(t, "depth_estimator/", config), reference)
     want = reference(channels_first(pixels)).predicted_depth
     assert (want > 0).all()
     return relative_error(ours(pixels) - lift.item(), want - lift)

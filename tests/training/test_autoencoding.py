@@ -43,7 +43,10 @@ def test_terms_add_up():
     np.testing.assert_allclose(
         losses(made, wanted, nothing, kl_weight=0.0, squared_weight=2.0), absolute + 2 * squared, rtol=1e-5
     )
-    feature = lambda a, b: jnp.abs(a.mean((1, 2, 3)) - b.mean((1, 2, 3)))  # noqa: E731
+
+    def feature(a, b):
+        return jnp.abs(a.mean((1, 2, 3)) - b.mean((1, 2, 3)))
+
     np.testing.assert_allclose(
         losses(made, wanted, nothing, kl_weight=0.0, perceptual=feature, perceptual_weight=0.5),
         absolute + 0.5 * feature(made, wanted),

@@ -51,9 +51,8 @@ def steps(golden_files):
         r = recorded(case)
 
         def loss(params):
-            denoise = objectives.denoiser(unet.merge(params))
             losses = objectives.denoising_losses(
-                denoise,
+                unet.merge(params),
                 r["z"],
                 r["noise"],
                 r["t"],

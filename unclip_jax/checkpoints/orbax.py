@@ -65,9 +65,9 @@ def write_params(
 def read_params(folder: Path) -> dict[str, Parameter]:
     """The parameters in `folder`/params. Raises ValueError in one line for a broken folder."""
     where = f"{folder.name}/{FOLDER}"
-    entries = read_object(folder / FOLDER / "_METADATA").get("tree_metadata")
+    metadata: Any = read_object(folder / FOLDER / "_METADATA")
     try:
-        names = [entry["key_metadata"][0]["key"] for entry in entries.values()]  # type: ignore[union-attr]
+        names = [entry["key_metadata"][0]["key"] for entry in metadata["tree_metadata"].values()]
         if not all(isinstance(name, str) for name in names):
             raise TypeError
     except (AttributeError, LookupError, TypeError) as error:

@@ -4,7 +4,6 @@ Written with a = alphas_cumprod[t] and the signal-to-noise ratio a / (1 - a).
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from unclip_jax.conditioning.noise_augmentation import noise_image_embeddings
 from unclip_jax.sampling.schedule import PREDICTION_TYPES, add_noise
 
-# (noisy latents with any added channels, timesteps, text states, class labels) -> prediction, as `UNet.__call__`.
+# (noisy latents with any added channels, timesteps, text states, class labels) -> prediction: a `UNet` is one.
 Denoiser = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 
@@ -110,8 +109,3 @@ def denoising_losses(
     )
     losses = jnp.square(error).mean(axis=tuple(range(1, error.ndim)))
     return losses if min_snr_gamma is None else losses * min_snr_weights(prediction_type, share, min_snr_gamma)
-
-
-def denoiser(network: Any) -> Denoiser:
-    """A `UNet` as the losses call it."""
-    return lambda x, timesteps, context, labels: network(x, timesteps, context, labels)
