@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 # Work shorter than this is not worth a line.
 QUIET_SECONDS = 2.0
+NOTE_SECONDS = 30.0
 LONGEST_LINE = 2000
 
 
@@ -19,6 +20,7 @@ class Progress:
         self.description = description
         self.enabled = enabled
         self.started = time.monotonic()
+        self.noted = self.started
         self.done, self.total, self.unit = 0, total, unit
         interactive = enabled and _interactive()
         scale: dict[str, Any] = {"unit_scale": True, "unit_divisor": 1024} if bytes_ else {}
@@ -35,6 +37,14 @@ class Progress:
         self.description = description
         if self.bar is not None:
             self.bar.set_description(description)
+
+    def note(self, text: str) -> None:
+        """Says how it goes: beside the bar, or in a line of its own, at most one every `NOTE_SECONDS`."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(text)
+        elif self.enabled and time.monotonic() - self.noted >= NOTE_SECONDS:
+            self.noted = time.monotonic()
+            print(f"{self.description}: {self.done}/{self.total} {self.unit}s, {text}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Progress":
         return self

@@ -30,7 +30,7 @@ def greys(batch):
     return batch["grey"].tolist()
 
 
-def load(record):
+def load(record, rng):
     return {"grey": int(load_rgb(record)[0, 0, 0]), "length": len(record.text)}
 
 

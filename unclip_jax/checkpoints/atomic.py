@@ -50,6 +50,19 @@ def atomic_files(destination: Path, *beside: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def replaced_file(destination: Path) -> Iterator[Path]:
+    """A temporary path to write a file to, which takes the place of `destination`, whatever was there."""
+    partial = destination.with_name(f"{_prefix(destination)}{os.getpid()}")
+    try:
+        yield partial
+        _sync_entry(partial)
+        os.replace(partial, destination)
+        _sync_entry(destination.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def _temporary(destination: Path, beside: tuple[Path, ...]) -> Iterator[Path]:
     destination = destination.absolute()
     require_absent(destination, *beside)

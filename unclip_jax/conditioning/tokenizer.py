@@ -162,7 +162,7 @@ def open_clip_tokenizer_json(merges: Sequence[tuple[str, str]]) -> str:
     start, end = "<start_of_text>", "<end_of_text>"
     vocabulary = {token: index for index, token in enumerate([*tokens, start, end])}
     tokenizer = tokenizers.Tokenizer(_bpe(vocabulary, list(merges), None, "merges"))
-    tokenizer.pre_tokenizer = _words(OPEN_CLIP_WORDS, split_again=False)
+    tokenizer.pre_tokenizer = words(OPEN_CLIP_WORDS, split_again=False)
     specials = [AddedToken(start, special=True), AddedToken(end, special=True)]
     return _complete(tokenizer, specials, start, end, pad=symbols[0])
 
@@ -182,11 +182,11 @@ def tokenizer_json_from_folder(folder: Path) -> str:
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
-    tokenizer.pre_tokenizer = _words(TRANSFORMERS_WORDS, split_again=True)
+    tokenizer.pre_tokenizer = words(TRANSFORMERS_WORDS, split_again=True)
     return _complete(tokenizer, added, named["bos_token"], named["eos_token"], named["pad_token"])
 
 
-def _words(pattern: str, *, split_again: bool) -> pre_tokenizers.PreTokenizer:
+def words(pattern: str, *, split_again: bool) -> pre_tokenizers.PreTokenizer:
     """Cuts text into words and writes their bytes as symbols. split_again: by GPT-2's pattern after this one."""
     return pre_tokenizers.Sequence(
         [

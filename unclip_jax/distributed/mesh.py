@@ -55,6 +55,18 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P("data") if "data" in mesh.axis_names else P())
 
 
+def fully_sharded(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """An array of training split over all devices, along its longest axis that divides evenly; else replicated.
+
+    Source: ZeRO's third stage (Rajbhandari et al. 2020, arXiv:1910.02054), which the compiler's partitioning gives.
+    """
+    axes = sorted(range(len(shape)), key=lambda axis: -shape[axis])
+    axis = next((axis for axis in axes if shape[axis] >= mesh.size and shape[axis] % mesh.size == 0), None)
+    if axis is None:
+        return replicated(mesh)
+    return NamedSharding(mesh, P(*([None] * axis), mesh.axis_names))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, P())

@@ -30,6 +30,18 @@ def contrastive_loss(
     return 0.5 * (rows.mean() + columns.mean())
 
 
+def decorrelation_loss(embeddings: jax.Array) -> jax.Array:
+    """How far an embedding's features are from saying different things: (), the mean squared correlation of two.
+
+    embeddings: (B, D). Source: Barlow Twins' redundancy term (Zbontar et al. 2021, arXiv:2103.03230) of one view.
+    """
+    x = embeddings.astype(jnp.float32)
+    x = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-4)
+    correlation = x.T @ x / len(x)
+    different = 1 - jnp.eye(x.shape[1])
+    return jnp.square(correlation * different).sum() / different.sum()
+
+
 def effective_rank(embeddings: jax.Array) -> jax.Array:
     """How many directions embeddings use, (): exp of the entropy of their covariance's spectrum (Roy & Vetterli 2007).
 

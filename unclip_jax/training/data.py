@@ -8,11 +8,13 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import grain
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+T = TypeVar("T")
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -24,6 +26,9 @@ class Record(NamedTuple):
     path: Path
     text: str
     columns: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return str(self.path)
 
 
 class Skipped:
@@ -126,8 +131,8 @@ def load_rgb(record: Record) -> np.ndarray:
 
 
 def batches(
-    records: Sequence[Record],
-    load: Callable[[Record], Mapping[str, Any]],
+    records: Sequence[T],
+    load: Callable[[T, np.random.Generator], Mapping[str, Any]],
     *,
     batch_size: int,
     seed: int,
@@ -138,10 +143,11 @@ def batches(
 ) -> Any:
     """An endless iterator of batches, each a mapping of arrays with `batch_size` rows; every pass in another order.
 
-    load: a record -> one row, arrays and numbers of the same shape for all; OSError and ValueError from it skip the
-    record, which `skipped` then names. host, hosts: of several machines with the same seed each reads its own records.
-    threads: pictures that are read at a time; the order does not depend on it. The iterator's `get_state()` is a
-    mapping of JSON types, and `set_state` goes back to it. Raises ValueError for fewer records than a host's batch.
+    load: a record and a generator of its own for this pass -> one row, arrays and numbers of the same shape for all;
+    OSError and ValueError from it skip the record, which `skipped` then names. host, hosts: of several machines with
+    the same seed each reads its own records. threads: pictures that are read at a time; the order does not depend on
+    it. The iterator's `get_state()` is a mapping of JSON types, and `set_state` goes back to it. Raises ValueError for
+    fewer records than a host's batch.
     """
     if not 0 <= host < hosts:
         raise ValueError(f"host is {host} of {hosts}")
@@ -150,16 +156,16 @@ def batches(
         raise ValueError(f"batch_size is {batch_size}; host {host} of {hosts} has {mine} pictures")
     skipped = Skipped() if skipped is None else skipped
 
-    def row(record: Record) -> Mapping[str, Any] | None:
+    def row(record: T, rng: np.random.Generator) -> Mapping[str, Any] | None:
         try:
-            return load(record)
+            return load(record, rng)
         except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            skipped.reasons[str(record.path)] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            skipped.reasons[str(record)] = f"{type(error).__name__}: {' '.join(str(error).split())}"
             if len(skipped) >= len(records):
-                raise ValueError(f"no picture can be read; {record.path.name}: {error}") from error
+                raise ValueError(f"no picture can be read; {record}: {error}") from error
             return None
 
     source = grain.MapDataset.source(list(records))[host::hosts]
-    order = source.shuffle(seed=seed).repeat().map(row)
+    order = source.shuffle(seed=seed).repeat().seed(seed).random_map(row)
     rows = order.to_iter_dataset(grain.ReadOptions(num_threads=threads)).filter(lambda made: made is not None)
     return iter(rows.batch(batch_size, drop_remainder=True))

@@ -17,6 +17,8 @@ class _Use(IntEnum):
     KEEP_IMAGE = 5
     KEEP_TEXT = 6
     POSTERIOR = 7
+    MASKED = 8
+    LOW_RES = 9
 
 
 class Draws(NamedTuple):
@@ -24,7 +26,9 @@ class Draws(NamedTuple):
 
     timesteps: (B,) int32 in [0, N)
     noise: (B, h, w, C), of the diffusion
-    posterior_noise: (B, h, w, C), for latents that are drawn from what the VAE's encoder says
+    posterior_noise: (B, h, w, C), for latents that are drawn from what the VAE's encoder says; masked_noise: the same,
+        of the picture without what an inpainting model repaints
+    low_res_noise: (B, h, w, 3), of an upscaler's small picture
     offset: (B, C), see `unclip_jax.training.objectives.offset_noise`
     levels: (B,) int32 in [0, N'), and embedding_noise: (B, D), of the image embedding
     keep_image, keep_text: (B,) bool, False where the image's condition, or its text, is dropped
@@ -33,6 +37,8 @@ class Draws(NamedTuple):
     timesteps: jax.Array
     noise: jax.Array
     posterior_noise: jax.Array
+    masked_noise: jax.Array
+    low_res_noise: jax.Array
     offset: jax.Array
     levels: jax.Array
     embedding_noise: jax.Array
@@ -73,6 +79,8 @@ def draw_step(
             timesteps=jax.random.randint(use[_Use.TIMESTEP], (), 0, train_timesteps),
             noise=jax.random.normal(use[_Use.NOISE], latent_shape),
             posterior_noise=jax.random.normal(use[_Use.POSTERIOR], latent_shape),
+            masked_noise=jax.random.normal(use[_Use.MASKED], latent_shape),
+            low_res_noise=jax.random.normal(use[_Use.LOW_RES], (*latent_shape[:2], 3)),
             offset=jax.random.normal(use[_Use.OFFSET], latent_shape[-1:]),
             levels=jax.random.randint(use[_Use.LEVEL], (), 0, noise_levels),
             embedding_noise=jax.random.normal(use[_Use.EMBEDDING], (embedding_width,)),

@@ -38,12 +38,14 @@ def train_step(
     batch: Any,
     *,
     ema_decay: float = 0.9999,
+    expected_step: jax.Array | int | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Moves the state by one batch; compile it with `jax.jit`, the state donated.
 
     losses: given the step's number, so that random numbers can come from (seed, step, place in the batch). Returns the
     new state, and "loss", "grad_norm" and what `losses` reports. Where loss or gradient is not finite, the state comes
-    back as it was, so that whoever stops there still has the last good one.
+    back as it was, so that whoever stops there still has the last good one. expected_step: a state at another step
+    comes back as it was, too: so a loop that looks at its losses late still stops at the first that is not finite.
     """
 
     def mean(params: Any) -> tuple[jax.Array, Mapping[str, jax.Array]]:
@@ -56,6 +58,8 @@ def train_step(
     params: Any = optax.apply_updates(state.params, updates)
     average = None if state.average is None else update_average(state.average, params, ema_decay)
     moved = TrainState(state.step + 1, params, opt_state, average)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
+    good = jnp.isfinite(loss) & jnp.isfinite(norm)
+    if expected_step is not None:
+        good &= state.step == expected_step
+    kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, state)
     return kept, {"loss": loss, "grad_norm": norm, **report}

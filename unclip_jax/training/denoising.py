@@ -1,0 +1,143 @@
+"""Training a denoiser: what a batch of pictures becomes before the UNet sees it, and each image's loss.
+
+The networks that say what a picture and a text are - VAE, towers - are frozen, so what they say can be computed once
+(`encode`, then `unclip_jax.training.cache`) or in every step; a batch holds pictures or what was computed of them.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from unclip_jax.checkpoints.networks import Network
+from unclip_jax.models.vae import posterior
+from unclip_jax.sampling.schedule import PREDICTION_TYPES, add_noise
+from unclip_jax.training.draws import draw_step, step_keys
+from unclip_jax.training.objectives import denoising_losses, image_conditioning, offset_noise
+
+# What `encode` makes of a batch.
+ENCODED = ("moments", "context", "image_embeds", "depth_map", "masked_moments", "mask", "low_res")
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoising:
+    """What a denoiser is trained for.
+
+    prediction_type: "epsilon", "v_prediction" or "sample". scaling_factor: the VAE's.
+    embedding_dropout: the share of images whose whole image condition is dropped, 0.25 in the original. clean_share:
+    the share of the others that is told the picture at level 0; the rest have levels 0..999 evenly, as all have in the
+    original. text_dropout: the share that is told the empty prompt, 0.1 in most runs of the model card.
+    min_snr_gamma, noise_offset: see `unclip_jax.training.objectives`; None and 0 leave them out.
+    max_low_res_level: an upscaler's small picture is noised to a level below it, 350 in the original.
+    """
+
+    prediction_type: str
+    scaling_factor: float
+    embedding_dropout: float = 0.25
+    text_dropout: float = 0.1
+    clean_share: float = 0.0
+    min_snr_gamma: float | None = None
+    noise_offset: float = 0.0
+    max_low_res_level: int = 350
+
+    def __post_init__(self) -> None:
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type is {self.prediction_type!r}; accepted: {', '.join(PREDICTION_TYPES)}")
+        for name in ("embedding_dropout", "text_dropout", "clean_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; want a share between 0 and 1")
+
+
+def encode(networks: Mapping[str, Network], frozen: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What the frozen networks say of a batch: those of `ENCODED` that it has something for.
+
+    networks: of "vae", "text_encoder", "image_encoder" those that the batch needs; frozen: their parameters by these
+    names. batch: "picture" (B, H, W, 3) in -1..1, "tokens" (B, T) int32, "pixel_values" (B, S, S, 3) of the image
+    encoder, "mask" (B, H, W, 1) with 1 where an inpainting model repaints; what is in `ENCODED` already stays.
+    """
+    encoded = {name: value for name, value in batch.items() if name in ENCODED}
+
+    def network(name: str) -> Any:
+        return networks[name].merge(frozen[name])
+
+    if "picture" in batch:
+        vae = network("vae")
+        encoded["moments"] = vae.moments(batch["picture"])
+        if "mask" in batch:
+            encoded["masked_moments"] = vae.moments(batch["picture"] * (batch["mask"] < 0.5))
+            factor = batch["mask"].shape[1] // encoded["moments"].shape[1]
+            encoded["mask"] = batch["mask"][:, ::factor, ::factor]  # to the nearest, as the original resizes masks
+    if "tokens" in batch:
+        encoded["context"] = network("text_encoder")(batch["tokens"])
+    if "pixel_values" in batch:
+        encoded["image_embeds"] = network("image_encoder")(batch["pixel_values"])
+    return jax.lax.stop_gradient(encoded)
+
+
+def losses(
+    options: Denoising,
+    unet: Network,
+    seed: int,
+    frozen: Mapping[str, Any],
+    params: Mapping[str, Any],
+    encoded: Mapping[str, Any],
+    step: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Each image's loss, (B,), and what a run reports of it; see `unclip_jax.training.step.Losses`.
+
+    frozen: "alphas_cumprod" (N,), the diffusion's; "empty_context" (1, T, W), the empty prompt's states; and with an
+    image condition "noising" with `noise_image_embeddings`' "alphas_cumprod", "mean" and "std"; for an upscaler
+    "low_res_alphas_cumprod" (N'',). params: all of the UNet's. encoded: what `encode` gives.
+    """
+    moments = encoded["moments"]
+    embeds = encoded.get("image_embeds")
+    count, latent_shape = moments.shape[0], (*moments.shape[1:3], moments.shape[3] // 2)
+    draws = draw_step(
+        step_keys(seed, step, jnp.arange(count)),
+        latent_shape,
+        0 if embeds is None else embeds.shape[-1],
+        train_timesteps=len(frozen["alphas_cumprod"]),
+        embedding_dropout=options.embedding_dropout,
+        text_dropout=options.text_dropout,
+    )
+    x0 = options.scaling_factor * posterior(moments).sample(draws.posterior_noise)
+    noise = offset_noise(draws.noise, draws.offset, options.noise_offset) if options.noise_offset else draws.noise
+    keep_text = draws.keep_text[:, None, None]
+    context = jnp.where(keep_text, encoded["context"], frozen["empty_context"])
+    class_labels = None
+    if embeds is not None:
+        levels = _levels(draws.levels, options.clean_share)
+        class_labels = image_conditioning(embeds, levels, draws.embedding_noise, draws.keep_image, **frozen["noising"])
+    added = None
+    if "low_res" in encoded:
+        table = frozen["low_res_alphas_cumprod"]
+        class_labels = draws.levels * options.max_low_res_level // 1000
+        added = add_noise(encoded["low_res"], draws.low_res_noise, table[class_labels])
+    elif "masked_moments" in encoded:
+        masked = options.scaling_factor * posterior(encoded["masked_moments"]).sample(draws.masked_noise)
+        added = jnp.concatenate([encoded["mask"], masked], axis=-1)
+    elif "depth_map" in encoded:
+        added = encoded["depth_map"]
+    each = denoising_losses(
+        unet.merge(params),
+        x0,
+        noise,
+        draws.timesteps,
+        context,
+        class_labels,
+        alphas_cumprod=frozen["alphas_cumprod"],
+        prediction_type=options.prediction_type,
+        min_snr_gamma=options.min_snr_gamma,
+        added_channels=added,
+    )
+    return each, {}
+
+
+def _levels(levels: jax.Array, clean_share: float) -> jax.Array:
+    """Even levels 0..999 with a share of them moved to 0, the others still even over the whole range."""
+    if not clean_share:
+        return levels
+    first = round(1000 * clean_share)
+    return jnp.maximum(levels - first, 0) * 1000 // max(1000 - first, 1)

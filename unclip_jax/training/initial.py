@@ -1,0 +1,32 @@
+"""The weights that a network begins with where there is no checkpoint to begin from."""
+
+import re
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from unclip_jax.checkpoints.networks import Network, abstract_network
+from unclip_jax.models.unet import UNet
+
+# The end of every residual branch of the UNet, and its last convolution: at first each block passes on what it gets.
+_ZERO = re.compile(r"(.*\.)?(conv2|proj_out|conv_out)\.(kernel|bias)")
+
+
+def initial_network(cls: Any, config: Any, seed: int, **options: Any) -> Network:
+    """`cls(config)` with random float32 weights of this seed.
+
+    A UNet's residual branches end in zeros, as the original's do.
+
+    options: what `cls` takes beside, such as `remat`.
+    """
+    network = abstract_network(cls, config, **options)
+    _, state = nnx.split(cls(config, rngs=nnx.Rngs(seed)))
+    params = {".".join(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(state)}
+    if cls is UNet:
+        feed_forward = re.compile(r".*\.ff\.proj_out\..*")  # which the original leaves as it is
+        params = {
+            name: jnp.zeros_like(value) if _ZERO.fullmatch(name) and not feed_forward.fullmatch(name) else value
+            for name, value in params.items()
+        }
+    return Network(network.graphdef, params)
