@@ -9,6 +9,7 @@ import gzip
 import html
 import importlib.resources
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,6 +82,9 @@ class Tokenizer:
         self._start, self._end = ends
         self._pad = padding["pad_id"]
         self._specials = {tokenizer.id_to_token(i): i for i in ends}
+        words = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items() if i not in ends}
+        longest_first = sorted(map(re.escape, words), key=len, reverse=True)
+        self._words, self._word = words, re.compile(f"({'|'.join(longest_first)})") if words else None
 
     @classmethod
     def from_json(cls, text: str, dialect: Dialect, context_length: int = 77) -> "Tokenizer":
@@ -95,6 +99,15 @@ class Tokenizer:
     def vocabulary_size(self) -> int:
         """One more than the highest id: as many rows the text encoder's embedding must have at least."""
         return max(self._pad, *self._tokenizer.get_vocab().values()) + 1
+
+    @property
+    def known_tokens(self) -> set[str]:
+        """Every token that has an id."""
+        return set(self._tokenizer.get_vocab(with_added_tokens=True))
+
+    def tokens(self, text: str) -> list[int]:
+        """A text's own ids, without start, end and padding, however many."""
+        return self._encode(text, 0)
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
         """prompts: B strings, each of any length. Returns ids, (B, context_length) int32.
@@ -128,11 +141,15 @@ class Tokenizer:
                 raise ValueError(f"prompts[{index}] {prompt!r}: cannot be encoded: {_line(error)}") from error
         # Word by word: the library's own `encode` would find special strings before it splits words.
         model, ids = self._tokenizer.model, []
-        for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(clean(prompt)):
-            if word in self._specials:
-                ids.append(self._specials[word])
-            else:
-                ids.extend(token.id for token in model.tokenize(word))
+        for part in [prompt] if self._word is None else self._word.split(prompt):
+            if part in self._words:  # one that was learnt, see `unclip_jax.training.textual_inversion`
+                ids.append(self._words[part])
+                continue
+            for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(clean(part)):
+                if word in self._specials:
+                    ids.append(self._specials[word])
+                else:
+                    ids.extend(token.id for token in model.tokenize(word))
         return ids
 
 

@@ -5,6 +5,7 @@ run, so that one that goes on sees neither a picture twice nor one too few.
 """
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,14 +22,27 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 class Record(NamedTuple):
-    """A picture that is there by name: its file, its text ("" without), and the other columns of its metadata."""
+    """A picture that is there by name: its file, its text ("" without), and the other columns of its metadata.
+
+    place: where in the file it begins and how long it is, with `key` its name there; None for the whole file.
+    """
 
     path: Path
     text: str
     columns: Mapping[str, Any]
+    place: tuple[int, int] | None = None
+    key: str = ""
 
     def __str__(self) -> str:
-        return str(self.path)
+        return f"{self.path}: {self.key}" if self.key else str(self.path)
+
+    def read(self) -> bytes:
+        """The picture as it is stored."""
+        with self.path.open("rb") as file:
+            if self.place is None:
+                return file.read()
+            file.seek(self.place[0])
+            return file.read(self.place[1])
 
 
 class Skipped:
@@ -112,7 +126,7 @@ def select(records: Sequence[Record], **ranges: tuple[float | None, float | None
                 value = float(record.columns[column])
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(
-                    f"{record.path.name}: column {column} is {record.columns.get(column)!r}; want a number"
+                    f"{record}: column {column} is {record.columns.get(column)!r}; want a number"
                 ) from error
             if (low is not None and not value >= low) or (high is not None and not value <= high):
                 return False
@@ -123,7 +137,7 @@ def select(records: Sequence[Record], **ranges: tuple[float | None, float | None
 
 def load_rgb(record: Record) -> np.ndarray:
     """The picture, (H, W, 3) uint8, transparent parts on white."""
-    with Image.open(record.path) as opened:
+    with Image.open(io.BytesIO(record.read())) as opened:
         image: Image.Image = opened
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))

@@ -1,0 +1,66 @@
+"""A run of training of milliseconds a step, for tests that interrupt it; also a program: small_run.py FOLDER."""
+
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from unclip_jax.distributed.mesh import local_mesh
+from unclip_jax.training.data import batches
+from unclip_jax.training.draws import draw_step, step_keys
+from unclip_jax.training.optimizer import adamw, learning_rate
+from unclip_jax.training.run import RunOptions, train
+from unclip_jax.training.step import start_training
+
+STEPS = 24
+SHAPE = (4, 4, 8)
+ROWS = np.random.default_rng(5).standard_normal((40, *SHAPE)).astype(np.float32)
+
+
+def losses(params, batch, step):
+    """A denoiser of one matrix."""
+    draws = draw_step(step_keys(7, step, jnp.arange(len(batch["x"]))), SHAPE)
+    guess = (batch["x"] + draws.noise) @ params["w"] + params["b"]
+    each = jnp.square(guess - draws.noise).mean((1, 2, 3))
+    return each, {"timestep": draws.timesteps.mean()}
+
+
+def load(index, rng):
+    return {"x": ROWS[index] + rng.standard_normal(SHAPE, np.float32) / 10}
+
+
+def start(optimizer):
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.standard_normal((8, 8)) / 4, jnp.float32), "b": jnp.zeros(8)}
+    return start_training(params, optimizer)
+
+
+def small_run(folder, devices=1, *, load=load, losses=losses, reports=(), validate=None, **options):
+    optimizer = adamw(learning_rate(0.02, 4), max_grad_norm=1.0, accumulate=2)
+    options = {"save_every": 5, "report_every": 2, "ema_decay": 0.9, **options}
+    return train(
+        losses,
+        optimizer,
+        start(optimizer),
+        batches(range(len(ROWS)), load, batch_size=8, seed=3),
+        Path(folder),
+        RunOptions(STEPS, **options),
+        mesh=local_mesh(jax.local_devices()[:devices]),
+        validate=validate,
+        samples=lambda state: Image.new("RGB", (8, 8), (int(state.step), 0, 0)),
+        reports=reports,
+        progress=False,
+    )
+
+
+if __name__ == "__main__":
+
+    def slow_load(index, rng):
+        time.sleep(0.002)  # long enough to be killed in
+        return load(index, rng)
+
+    small_run(sys.argv[1], load=slow_load, save_every=3)

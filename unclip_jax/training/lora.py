@@ -1,0 +1,71 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): W + scale A B in the place of W, of which A and B are trained.
+
+An adapter is a mapping of the adapted parameters' names with `.down` and `.up` to arrays, apart from the network's own:
+down (in, rank) or (h, w, in, rank), up (rank, out). `merge_lora` is pure, so gradients of a loss of the merged weights
+with respect to the adapter are all that a training step needs, and the base stays as it is, in whatever dtype.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# What diffusers and peft adapt by default: the projections of attention.
+ATTENTION = r".*\.(to_q|to_k|to_v|to_out)\.kernel"
+# And all that the original LoRA-for-diffusion trainers call "all": feed-forward, projections and convolutions too.
+EVERYTHING = r".*\.(to_q|to_k|to_v|to_out|proj_in|proj_out|conv1|conv2|conv_shortcut|resample|time_emb_proj)\.kernel"
+
+
+def initial_lora(
+    params: Mapping[str, Any], rank: int, seed: int, targets: str = ATTENTION, alpha: float | None = None
+) -> dict[str, jax.Array]:
+    """An adapter that changes nothing yet: `down` is random, `up` is zero.
+
+    params: a network's, name -> array or shape, kernels (in, out) or (h, w, in, out). targets: a pattern of names.
+    alpha: of which the scale is alpha / rank; it is laid into `down`, so that the adapter's scale is 1. None: rank.
+    Raises ValueError for a rank that is not positive, and where nothing fits the pattern.
+    """
+    if rank < 1:
+        raise ValueError(f"rank is {rank}; want at least 1")
+    names = [name for name, value in params.items() if re.fullmatch(targets, name) and len(value.shape) in (2, 4)]
+    if not names:
+        raise ValueError(f"targets {targets!r}: no kernel of this network has such a name")
+    scale = 1.0 if alpha is None else alpha / rank
+    adapter = {}
+    for index, name in enumerate(sorted(names)):
+        *inner, out = params[name].shape
+        key = jax.random.fold_in(jax.random.key(seed), index)
+        bound = scale / np.sqrt(np.prod(inner))  # the uniform distribution that peft begins with
+        adapter[f"{name}.down"] = jax.random.uniform(key, (*inner, rank), minval=-bound, maxval=bound)
+        adapter[f"{name}.up"] = jnp.zeros((rank, out))
+    return adapter
+
+
+def merge_lora(
+    params: Mapping[str, jax.Array], adapter: Mapping[str, jax.Array], scale: jax.Array | float = 1.0
+) -> dict[str, jax.Array]:
+    """A network's parameters with an adapter at this scale, each in the dtype it had.
+
+    Raises ValueError, naming it, for an adapter of a parameter that is not there or has another shape.
+    """
+    merged = dict(params)
+    for name in adapted(adapter):
+        down, up = adapter[f"{name}.down"], adapter[f"{name}.up"]
+        if name not in params or params[name].shape != (*down.shape[:-1], up.shape[-1]):
+            have = "no such parameter" if name not in params else f"shape {params[name].shape}"
+            raise ValueError(f"adapter of {name}, {(*down.shape[:-1], up.shape[-1])}: this network has {have}")
+        change = jnp.einsum("...r,ro->...o", down.astype(jnp.float32), up.astype(jnp.float32))
+        merged[name] = (params[name].astype(jnp.float32) + scale * change).astype(params[name].dtype)
+    return merged
+
+
+def adapted(adapter: Mapping[str, Any]) -> list[str]:
+    """The names of the parameters that an adapter changes. Raises ValueError for one that has only half of a pair."""
+    names = {name.removesuffix(end) for name in adapter for end in (".down", ".up") if name.endswith(end)}
+    whole = {f"{name}{end}" for name in names for end in (".down", ".up")}
+    if whole != set(adapter):
+        raise ValueError(f"adapter: {min(whole ^ set(adapter))} is missing, or belongs to none")
+    return sorted(names)

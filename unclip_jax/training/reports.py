@@ -1,0 +1,33 @@
+"""Where a run's numbers go beside its own `metrics.jsonl`: TensorBoard and Weights & Biases, if they are installed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unclip_jax.training.run import Report
+
+
+def tensorboard(folder: Path) -> Report:
+    """Writes event files into a folder. Raises ModuleNotFoundError, saying what to install, without tensorboardX."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("reports: tensorboard needs tensorboardX: pip install tensorboardX") from error
+    writer = SummaryWriter(str(folder))
+
+    def report(step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return report
+
+
+def wandb(project: str, **settings: Any) -> Report:
+    """Sends to a project of Weights & Biases; settings go to `wandb.init`. Raises ModuleNotFoundError without wandb."""
+    try:
+        import wandb as service
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("reports: wandb is not installed: pip install wandb") from error
+    run = service.init(project=project, resume="allow", **settings)
+    return lambda step, metrics: run.log(dict(metrics), step=step)
