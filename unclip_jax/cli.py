@@ -78,6 +78,18 @@ def parser() -> argparse.ArgumentParser:
     planned.add_argument("--dtype", metavar="D", help="as for variations")
     planned.add_argument("--devices", type=int, metavar="N", help="as for variations")
     _add_memory(i)
+
+    t = commands.add_parser(
+        "train",
+        help="train or fine-tune a network",
+        description="Trains by the settings in a YAML file: a UNet, an adapter (LoRA), a new word (textual inversion), "
+        "an autoencoder, a CLIP model. A run that was interrupted goes on where it was. docs/training.md has the "
+        "settings.",
+    )
+    t.add_argument("config", type=Path, metavar="CONFIG", help="the settings, a YAML file")
+    t.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="instead of the file's, as run.total_steps=500"
+    )
     return p
 
 
@@ -95,8 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = lambda message, *rest, **more: print(f"unclip-jax: warning: {message}", file=sys.stderr)
     try:
         with termination_interrupts():
-            {"variations": variations, "info": info}[args.command](args)
-    except (ValueError, OSError) as error:
+            {"variations": variations, "info": info, "train": train}[args.command](args)
+    except FloatingPointError as error:
+        print(f"unclip-jax: {one_line(error)}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"unclip-jax: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -192,6 +207,14 @@ def info(args: argparse.Namespace) -> None:
     else:
         facts = _environment()
     print(json.dumps(facts, indent=2, default=str) if args.json else "\n".join(_lines(facts)))
+
+
+def train(args: argparse.Namespace) -> None:
+    """Trains, and says what was made."""
+    from unclip_jax.training.settings import read_settings
+    from unclip_jax.training.tasks import run_training
+
+    print(run_training(read_settings(args.config, args.set)))
 
 
 def _mesh(count: int | None) -> Any:

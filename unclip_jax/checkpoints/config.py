@@ -63,7 +63,7 @@ class CheckpointConfig:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "CheckpointConfig":
         """The inverse of `to_json`. Raises ValueError for another format, a newer version, unknown or missing keys."""
-        return _build(cls, _content(data), "config.json")
+        return build(cls, _content(data), "config.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ class ClipConfig:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ClipConfig":
         """The inverse of `to_json`. Raises ValueError as `CheckpointConfig.from_json` does."""
-        return _build(cls, {k: v for k, v in _content(data).items() if k != "kind"}, "config.json")
+        return build(cls, {k: v for k, v in _content(data).items() if k != "kind"}, "config.json")
 
 
 def read_config(data: Mapping[str, Any]) -> CheckpointConfig | ClipConfig:
@@ -111,7 +111,7 @@ def _content(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key not in _HEADER}
 
 
-def _build(cls: Any, data: Any, where: str) -> Any:
+def build(cls: Any, data: Any, where: str, largest: float = _LARGEST) -> Any:
     """A dataclass from JSON types, refusing unknown keys, missing keys and values of another type by name."""
     if not isinstance(data, Mapping):
         raise ValueError(f"{where}: want an object, got {type(data).__name__}")
@@ -125,10 +125,10 @@ def _build(cls: Any, data: Any, where: str) -> Any:
     missing = required - data.keys()
     if unknown or missing:
         raise ValueError(f"{where}: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}")
-    return cls(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in data.items()})
+    return cls(**{name: _value(hints[name], value, f"{where}: {name}", largest) for name, value in data.items()})
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
+def _value(hint: Any, value: Any, where: str, largest: float) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
@@ -136,20 +136,20 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         last: ValueError | None = None
         for option in (a for a in args if a is not type(None)):
             try:
-                return _value(option, value, where)
+                return _value(option, value, where, largest)
             except ValueError as error:
                 last = error
         raise last or ValueError(f"{where}: got {value!r}")
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)
+        return build(hint, value, where, largest)
     if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_value(args[0], item, where) for item in value)
+        return tuple(_value(args[0], item, where, largest) for item in value)
     if origin is Literal and value in args:
         return value
     if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
         return dict(value)
-    if hint in (int, float) and isinstance(value, int | float) and not abs(value) <= _LARGEST:  # nor NaN
-        raise ValueError(f"{where} is {str(value)[:40]}; want a number of at most {_LARGEST}")
+    if hint in (int, float) and isinstance(value, int | float) and not abs(value) <= largest:  # nor NaN
+        raise ValueError(f"{where} is {str(value)[:40]}; want a number of at most {largest:g}")
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):

@@ -66,17 +66,19 @@ def abstract_networks(
 
 
 @functools.cache
-def abstract_network(cls: Any, config: Any, dtype: Any = jnp.float32, **options: Any) -> Network:
-    """The structure and parameter shapes of `cls(config, **options)`, computing and storing in `dtype`.
+def abstract_network(
+    cls: Any, config: Any, dtype: Any = jnp.float32, param_dtype: Any = None, **options: Any
+) -> Network:
+    """The structure and parameter shapes of `cls(config, **options)`; nothing is allocated.
 
-    Nothing is allocated.
+    dtype: of computation; param_dtype: of storage, None for the same.
     """
     # Shapes need no randomness, and nnx.Rngs counts its draws at a cost that grows with their number. The towers,
     # which split it over their layers, need the real one and draw little.
     make_rngs: Any = nnx.Rngs if cls in (TextEncoder, VisionEncoder, DepthEstimator) else _SameKey
 
     def build() -> Any:
-        return cls(config, dtype=dtype, param_dtype=dtype, rngs=make_rngs(0), **options)
+        return cls(config, dtype=dtype, param_dtype=param_dtype or dtype, rngs=make_rngs(0), **options)
 
     graphdef, state = nnx.split(nnx.eval_shape(build))
     flat = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from unclip_jax.checkpoints.networks import Network
+from unclip_jax.models.resize import resize_bicubic
 from unclip_jax.models.vae import posterior
 from unclip_jax.sampling.schedule import PREDICTION_TYPES, add_noise
 from unclip_jax.training.draws import draw_step, step_keys
@@ -55,7 +56,8 @@ def encode(networks: Mapping[str, Network], frozen: Mapping[str, Any], batch: Ma
 
     networks: of "vae", "text_encoder", "image_encoder" those that the batch needs; frozen: their parameters by these
     names. batch: "picture" (B, H, W, 3) in -1..1, "tokens" (B, T) int32, "pixel_values" (B, S, S, 3) of the image
-    encoder, "mask" (B, H, W, 1) with 1 where an inpainting model repaints; what is in `ENCODED` already stays.
+    encoder, "mask" (B, H, W, 1) with 1 where an inpainting model repaints, "depth_picture" (B, H', W', 3) in -1..1, of
+    which the depth estimator makes the map; what is in `ENCODED` already stays.
     """
     encoded = {name: value for name, value in batch.items() if name in ENCODED}
 
@@ -69,11 +71,23 @@ def encode(networks: Mapping[str, Network], frozen: Mapping[str, Any], batch: Ma
             encoded["masked_moments"] = vae.moments(batch["picture"] * (batch["mask"] < 0.5))
             factor = batch["mask"].shape[1] // encoded["moments"].shape[1]
             encoded["mask"] = batch["mask"][:, ::factor, ::factor]  # to the nearest, as the original resizes masks
+    if "depth_picture" in batch:
+        depth = network("depth_estimator")(batch["depth_picture"])[..., None]
+        encoded["depth_map"] = normalised_depth(resize_bicubic(depth, *encoded["moments"].shape[1:3]))
     if "tokens" in batch:
         encoded["context"] = network("text_encoder")(batch["tokens"])
     if "pixel_values" in batch:
         encoded["image_embeds"] = network("image_encoder")(batch["pixel_values"])
-    return jax.lax.stop_gradient(encoded)
+    return encoded
+
+
+def normalised_depth(depth: jax.Array) -> jax.Array:
+    """Relative inverse depth of any range -> -1..1, each map by itself; a constant one becomes -1 everywhere.
+
+    depth: (B, h, w, 1). Source: the original's training, which adds 0.001 to the range.
+    """
+    least, most = (f(depth, axis=(1, 2, 3), keepdims=True) for f in (jnp.min, jnp.max))
+    return 2 * (depth - least) / (most - least + 0.001) - 1
 
 
 def losses(

@@ -106,7 +106,7 @@ def train(
             state = _restore(manager, start, state, data)
         log = _MetricsFile(folder / "metrics.jsonl", start)
         meter = _Meter()
-        with Progress("training", options.total_steps, unit="step", enabled=progress) as bar:
+        with Progress("training (compiling)", options.total_steps, unit="step", enabled=progress) as bar:
             bar.update(start)
             pending: list[_Step] = []
             for step in range(start, options.total_steps):
@@ -140,6 +140,7 @@ def train(
                     _save_picture(samples(state), folder / "samples" / f"{done:08d}.png")
                 if save or (options.sample_every and done % options.sample_every == 0):
                     meter.restart()
+                bar.stage("training")
                 bar.update()
         manager.wait_until_finished()
     return state

@@ -1,0 +1,234 @@
+"""Every task by its settings: it learns, it goes on where it was, and what it writes is a checkpoint like any other."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from unclip_jax.checkpoints.source import open_checkpoint
+from unclip_jax.training.settings import TrainSettings, read_settings
+from unclip_jax.training.tasks import run_training
+
+
+@pytest.fixture
+def make(tmp_path, pictures):
+    """Settings of a short run: make(task, model, "key=value", ...)."""
+
+    def made(task, model, *overrides) -> TrainSettings:
+        base = {
+            "task": task,
+            "model": str(model),
+            "out": str(tmp_path / "run"),
+            "data": {"image_folder": str(pictures), "threads": 1},
+            "batch_size": 4,
+            "devices": 1,
+            "optimizer": {"learning_rate": 2e-3, "warmup_steps": 0},
+            "run": {"total_steps": 12, "save_every": 6, "report_every": 1, "ema_decay": 0.5},
+        }
+        path = tmp_path / "settings.yaml"
+        path.write_text(json.dumps(base))
+        return read_settings(path, overrides)
+
+    return made
+
+
+def metrics(settings):
+    return [json.loads(line) for line in (Path(settings.out) / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(settings):
+    return [line["loss"] for line in metrics(settings)]
+
+
+def weights(source):
+    with open_checkpoint(source) as checkpoint:
+        return {name: np.asarray(param.read()) for name, param in checkpoint.params.items()}, checkpoint.config
+
+
+def changed(before, after):
+    return {name for name in before if before[name].shape != after[name].shape or (before[name] != after[name]).any()}
+
+
+def test_denoising(make, small_model, pictures, tmp_path):
+    settings = make(
+        "denoise", small_model, f"data.validation_folder={pictures}", "run.sample_every=12", "run.total_steps=24"
+    )
+    made = run_training(settings, progress=False)
+    before, _ = weights(small_model)
+    after, config = weights(made)
+    assert {name.split(".")[0] for name in changed(before, after)} == {"unet"}
+    assert config.unet == weights(small_model)[1].unet
+    checked = [line["validation_loss"] for line in metrics(settings) if "validation_loss" in line]
+    assert len(checked) == 4
+    assert checked[-1] < 0.9 * checked[0]
+    grid = Image.open(tmp_path / "run/samples/00000024.png")
+    assert grid.size == (4 * 16, 2 * 16)
+    assert np.asarray(grid).std() > 5
+    provenance = json.loads((made / "provenance.json").read_text())
+    assert provenance["trained_from"] == "small"
+    assert run_training(settings, progress=False) == made  # through already
+
+
+def test_a_part_alone_is_trained(make, small_model):
+    made = run_training(make("denoise", small_model, r"objective.trainable=.*attn2\.to_[kv]\.kernel"), progress=False)
+    names = changed(weights(small_model)[0], weights(made)[0])
+    assert names
+    assert all(name.endswith(("attn2.to_k.kernel", "attn2.to_v.kernel")) for name in names)
+
+
+def test_stages_follow_each_other(make, small_model, tmp_path):
+    settings = make("denoise", small_model)
+    stages = ({"run": {"total_steps": 2}}, {"data": {"resolution": 32}, "run": {"total_steps": 3}})
+    made = run_training(dataclasses.replace(settings, stages=stages), progress=False)
+    assert made == tmp_path / "run/stage-2/model"
+    assert [len((tmp_path / f"run/stage-{n}/metrics.jsonl").read_text().splitlines()) for n in (1, 2)] == [2, 3]
+    assert json.loads((made / "provenance.json").read_text())["trained_from"] == "model"
+
+
+def test_from_a_cache_it_is_the_same(make, small_model, tmp_path):
+    plain = make("denoise", small_model, f"out={tmp_path / 'plain'}")
+    cached = make("denoise", small_model, f"out={tmp_path / 'cached'}", f"data.cache={tmp_path / 'cache'}")
+    for settings in (plain, cached):
+        run_training(settings, progress=False)
+    np.testing.assert_allclose(losses(cached), losses(plain), rtol=1e-4)
+    again = make("denoise", small_model, f"data.cache={tmp_path / 'cache'}", "data.resolution=32")
+    with pytest.raises(ValueError, match=r"something else \(resolution differ"):
+        run_training(again, progress=False)
+
+
+def test_half_precision_and_remat_learn_the_same(make, small_model, tmp_path):
+    plain = make("denoise", small_model, f"out={tmp_path / 'plain'}")
+    half = make("denoise", small_model, f"out={tmp_path / 'half'}", "dtype=bfloat16", "remat=true")
+    for settings in (plain, half):
+        run_training(settings, progress=False)
+    np.testing.assert_allclose(losses(half), losses(plain), rtol=0.05)
+    after, _ = weights(half.out + "/model")
+    assert {value.dtype for name, value in after.items() if name.startswith("unet")} == {np.dtype(np.float32)}
+
+
+def test_devices_share_the_batch(make, small_model, tmp_path):
+    one = make("denoise", small_model, f"out={tmp_path / 'one'}", "run.total_steps=4")
+    four = make("denoise", small_model, f"out={tmp_path / 'four'}", "run.total_steps=4", "devices=4")
+    sharded = make(
+        "denoise",
+        small_model,
+        f"out={tmp_path / 'fsdp'}",
+        "run.total_steps=4",
+        "devices=4",
+        "run.shard_parameters=true",
+    )
+    for settings in (one, four, sharded):
+        run_training(settings, progress=False)
+    np.testing.assert_allclose(losses(four), losses(one), rtol=1e-5)
+    np.testing.assert_allclose(losses(sharded), losses(one), rtol=1e-5)
+
+
+@pytest.mark.parametrize("rescaled", [True, False])
+def test_zero_terminal_snr_is_recorded(make, small_model, rescaled):
+    made = run_training(
+        make("denoise", small_model, f"objective.zero_snr={str(rescaled).lower()}", "run.total_steps=2"), progress=False
+    )
+    diffusion = weights(made)[1].scheduler_config
+    assert diffusion.get("rescale_betas_zero_snr", False) is rescaled
+    assert (diffusion.get("timestep_spacing") == "trailing") is rescaled
+
+
+def test_inpainting_begins_as_the_base(make, small_text_model):
+    """The added channels' weights are zeros, so the first loss is the base's own."""
+    options = ("objective.whole_mask_share=0.5", "run.total_steps=6", "objective.text_dropout=0")
+    settings = make("denoise", small_text_model, "objective.becomes=inpaint", *options)
+    made = run_training(settings, progress=False)
+    after, config = weights(made)
+    before, _ = weights(small_text_model)
+    assert config.task == "inpaint"
+    assert after["unet.conv_in.kernel"].shape[2] == 9
+    assert np.abs(after["unet.conv_in.kernel"][:, :, 4:]).max() > 0
+    plain = make("denoise", small_text_model, *options, f"out={settings.out}-plain")
+    run_training(plain, progress=False)
+    np.testing.assert_allclose(losses(settings)[0], losses(plain)[0], rtol=1e-5)
+    assert changed({k: v for k, v in before.items() if not k.startswith("unet")}, after) == set()
+
+
+def test_adapters(make, small_model, tmp_path):
+    settings = make("lora", small_model, "lora.rank=4", "optimizer.learning_rate=0.02", "run.total_steps=30")
+    path = run_training(settings, progress=False)
+    tensors = load_file(path)
+    assert {name.split(".")[0] for name in tensors} == {"unet"}
+    down = {name: value for name, value in tensors.items() if name.endswith("lora_A.weight")}
+    assert len(tensors) == 2 * len(down)
+    assert all(value.shape[0] == 4 for value in down.values())
+    assert min(np.abs(value).max() for value in tensors.values()) > 0
+    assert np.mean(losses(settings)[-8:]) < np.mean(losses(settings)[:8])
+    assert not (tmp_path / "run/model").exists()
+
+
+def test_new_words(make, small_model):
+    settings = make(
+        "textual-inversion",
+        small_model,
+        "inversion.placeholder=<dot>",
+        "inversion.initial_word=dot",
+        "inversion.vectors=2",
+        "optimizer.learning_rate=0.05",
+    )
+    rows = load_file(run_training(settings, progress=False))
+    assert rows.keys() == {"<dot>"}
+    assert rows["<dot>"].shape == (2, 32)
+    table = weights(small_model)[0]["text_encoder.token_embedding.embedding"]
+    assert not np.allclose(rows["<dot>"], table[[67, 78]], atol=0.01)
+
+
+def test_autoencoders(make, small_model, pictures):
+    settings = make("autoencoder", small_model, f"data.validation_folder={pictures}", "run.total_steps=40")
+    made = run_training(settings, progress=False)
+    assert {name.split(".")[0] for name in changed(weights(small_model)[0], weights(made)[0])} == {"vae"}
+    found = [line["validation_psnr"] for line in metrics(settings) if "validation_psnr" in line]
+    assert found[-1] > found[0] + 0.5
+
+
+@pytest.mark.parametrize(
+    ("pairs", "parts"), [("image-text", {"image_encoder", "text_encoder"}), ("image-image", {"image_encoder"})]
+)
+def test_clip_models(make, small_clip, pairs, parts):
+    settings = make("clip", small_clip, f"clip.pairs={pairs}", "run.total_steps=30", "batch_size=8")
+    made = run_training(settings, progress=False)
+    assert {n.split(".")[0] for n in changed(weights(small_clip)[0], weights(made)[0])} - {"similarity"} == parts
+    assert np.mean(losses(settings)[-5:]) < np.mean(losses(settings)[:5])
+
+
+@pytest.mark.parametrize(
+    ("task", "override", "message"),
+    [
+        ("denoise", "data.resolution=18", "data.resolution is 18; want a multiple of 4"),
+        ("denoise", "objective.trainable=nothing", "the UNet has no such parameter"),
+        ("denoise", "devices=9", "devices is 9; want 1 to"),
+        ("denoise", "batch_size=5", None),
+        ("denoise", "data.filters={p_unsafe: [2, 3]}", "none of 16 pictures passes"),
+        ("denoise", "data.filters={score: [2, 3]}", "column score is None; want a number"),
+        ("denoise", "objective.prediction_type=noise", "accepted: epsilon"),
+        ("denoise", "objective.text_dropout=2", "text_dropout is 2"),
+        ("denoise", "objective.becomes=depth-to-image", "wants a text-to-image checkpoint"),
+        ("lora", "lora.rank=0", "rank is 0"),
+        ("lora", "lora.targets=x", "no kernel of this network has such a name"),
+        ("textual-inversion", "inversion.placeholder=two words", "want a word"),
+        ("clip", "seed=1", "wants a CLIP model on its own"),
+        ("autoencoder", "data.resolution=15", "want a multiple of 2"),
+    ],
+)
+def test_what_does_not_fit_is_refused(make, small_model, task, override, message):
+    if message is None:
+        settings = make(task, small_model, override, "devices=4")
+        message = "want a multiple of the 4 devices"
+    else:
+        settings = make(task, small_model, override)
+    with pytest.raises(ValueError, match=message):
+        run_training(settings, progress=False)
+
+
+def test_depth_needs_an_estimator(make, small_text_model):
+    with pytest.raises(ValueError, match="has no depth estimator"):
+        run_training(make("denoise", small_text_model, "objective.becomes=depth-to-image"), progress=False)

@@ -1,0 +1,270 @@
+"""A checkpoint made ready to be trained by denoising, whatever part of it is trained: for the tasks of `tasks.py`."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
+from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.loading import load_networks
+from unclip_jax.checkpoints.networks import NETWORKS, Network, abstract_network
+from unclip_jax.checkpoints.source import open_checkpoint
+from unclip_jax.models.unet import UNet
+from unclip_jax.sampling.schedule import NoiseSchedule, alphas_cumprod
+from unclip_jax.sampling.solvers import make_solver
+from unclip_jax.training import denoising
+from unclip_jax.training.cache import CachedRows, write_cache
+from unclip_jax.training.data import Record
+from unclip_jax.training.initial import initial_network
+from unclip_jax.training.rows import RowLoader
+from unclip_jax.training.samples import grid, sample_latents
+from unclip_jax.training.settings import TrainSettings
+from unclip_jax.training.setup import (
+    Load,
+    mesh_of,
+    rows_of,
+    run,
+    stacked,
+    training_records,
+    validation_records,
+)
+from unclip_jax.training.step import TrainState
+
+INPUT_CHANNELS = {"inpaint": 9, "depth-to-image": 5}
+
+# (frozen with "unet", what is trained) -> the networks' parameters that are not the frozen ones.
+Combine = Callable[[Mapping[str, Any], Any], Mapping[str, Any]]
+
+
+class Denoiser:
+    """The networks of a checkpoint on their devices, and what a run needs beside them.
+
+    config: the checkpoint's as it will be after the training. unet: in float32 where it is trained itself, else in the
+    settings' dtype. networks and frozen: of the others, see `unclip_jax.training.denoising`. load: a record -> its row.
+    """
+
+    def __init__(self, settings: TrainSettings, checkpoint: Checkpoint, progress: bool):
+        self.settings, self.progress, self.mesh = settings, progress, mesh_of(settings)
+        objective, dtype = settings.objective, jnp.dtype(settings.dtype)
+        config = family_config(checkpoint)
+        self.unet, filled = self._load_networks(checkpoint, config, dtype)
+        if objective.becomes is not None:
+            if config.task != "text-to-image":
+                raise ValueError(
+                    f"objective.becomes wants a text-to-image checkpoint; {checkpoint.source}: {config.task}"
+                )
+            wider = dataclasses.replace(config.unet, in_channels=INPUT_CHANNELS[objective.becomes])
+            self.unet = widened(self.unet, abstract_network(UNet, wider, dtype, self.stored, remat=settings.remat))
+            config = dataclasses.replace(config, unet=wider)
+        if config.task == "depth-to-image" and "depth_estimator" not in filled:
+            raise ValueError(f"{checkpoint.source}: has no depth estimator; objective.depth_model says whose to use")
+
+        diffusion = dict(config.scheduler_config)
+        self.options = denoising.Denoising(
+            objective.prediction_type or str(diffusion.get("prediction_type", "epsilon")),
+            config.vae.scaling_factor,
+            objective.embedding_dropout,
+            objective.text_dropout,
+            objective.clean_share,
+            objective.min_snr_gamma,
+            objective.noise_offset,
+            objective.max_low_res_level,
+        )
+        diffusion["prediction_type"] = self.options.prediction_type
+        if objective.zero_snr:
+            if self.options.prediction_type != "v_prediction":
+                raise ValueError("objective.zero_snr wants prediction_type v_prediction: noise alone says nothing else")
+            diffusion |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        self.config = dataclasses.replace(config, scheduler_config=diffusion)
+
+        reference: Literal["ldm", "diffusers"] = "ldm" if config.dialect == "original" else "diffusers"
+        self.frozen: dict[str, Any] = {name: network.params for name, network in filled.items()}
+        self.frozen["alphas_cumprod"] = alphas_cumprod(_schedule(diffusion), reference)
+        if config.image_noising is not None:
+            table = alphas_cumprod(config.image_noising, reference)
+            if config.image_encoder is None:
+                self.frozen["low_res_alphas_cumprod"] = table
+            else:
+                statistics = {name: checkpoint.params[f"image_normalizer.{name}"].read() for name in ("mean", "std")}
+                self.frozen["noising"] = {"alphas_cumprod": table, **statistics}
+        empty = {"tokens": jnp.asarray(checkpoint.tokenizer([""]))}
+        self.frozen["empty_context"] = denoising.encode(self.networks, self.frozen, empty)["context"]
+        self.side = self._side()
+        self.load: Load = self._row_loader(checkpoint)
+
+    @property
+    def stored(self) -> Any:
+        return jnp.float32 if self.settings.task == "denoise" else jnp.dtype(self.settings.dtype)
+
+    def _load_networks(
+        self, checkpoint: Checkpoint, config: CheckpointConfig, dtype: Any
+    ) -> tuple[Network, dict[str, Network]]:
+        """The UNet and the others; a UNet that begins from random weights is not read."""
+        s = self.settings
+        parts = {name: getattr(config, name) for name in NETWORKS if name != "unet"}
+        self.networks = {
+            name: abstract_network(NETWORKS[name], part, dtype) for name, part in parts.items() if part is not None
+        }
+        unet = abstract_network(UNet, config.unet, dtype, self.stored, remat=s.remat)
+        wanted = self.networks if s.random_start else {**self.networks, "unet": unet}
+        filled = load_networks(checkpoint, wanted, self.mesh, self.progress)
+        if s.random_start:
+            filled["unet"] = Network(unet.graphdef, initial_network(UNet, config.unet, s.seed).params)
+        unet = filled.pop("unet")
+        if s.objective.depth_model is not None:
+            with open_checkpoint(s.objective.depth_model) as other:
+                estimator = family_config(other).depth_estimator
+                if estimator is None:
+                    raise ValueError(f"objective.depth_model: {s.objective.depth_model} has no depth estimator")
+                network = abstract_network(NETWORKS["depth_estimator"], estimator, dtype)
+                self.networks["depth_estimator"] = network
+                filled |= load_networks(other, {"depth_estimator": network}, self.mesh, self.progress)
+        return unet, filled
+
+    def _side(self) -> int:
+        """Of the training pictures, in pixels."""
+        unet, factor = self.config.unet, self.config.vae.factor
+        side = self.settings.data.resolution or unet.sample_size * factor
+        if side < 1 or side % (factor * unet.size_multiple):
+            raise ValueError(f"data.resolution is {side}; want a multiple of {factor * unet.size_multiple}")
+        return side
+
+    def _row_loader(self, checkpoint: Checkpoint) -> RowLoader:
+        config, data, vision = self.config, self.settings.data, self.config.image_encoder
+        return RowLoader(
+            self.side,
+            data.crop,
+            data.flip,
+            checkpoint.tokenizer,
+            None if vision is None else (vision.image_size, config.preprocess),
+            self.settings.objective.whole_mask_share if config.task == "inpaint" else None,
+            config.vae.factor if config.task == "upscale" else None,
+            config.task == "depth-to-image",
+        )
+
+    def train(self, trained: Mapping[str, Any], fixed: Mapping[str, Any], combine: Combine) -> TrainState:
+        """Runs to the end. trained: what is; fixed: the UNet's parameters that are not."""
+        settings, networks, options, unet = self.settings, self.networks, self.options, self.unet
+        frozen = {**self.frozen, "unet": {name: value.astype(settings.dtype) for name, value in fixed.items()}}
+        encode = jax.jit(lambda frozen, batch: denoising.encode(networks, frozen, batch))
+
+        records = training_records(settings.data)
+        checked = validation_records(settings.data)
+        shown = rows_of((checked or records)[: settings.samples.images], self.load, settings.seed)
+        held_out = rows_of(checked, self.load, settings.seed)
+        rows, load = self._cached(records, encode) if settings.data.cache is not None else (records, self.load)
+        if settings.data.cache is not None:
+            shown, held_out = (self._encoded_rows(each, encode) for each in (shown, held_out))
+            for name in ("image_encoder", "text_encoder", "depth_estimator"):  # they have said all that is wanted
+                frozen.pop(name, None)
+
+        def losses(frozen: Any, params: Any, batch: Any, step: jax.Array) -> Any:
+            weights = {**frozen, **combine(frozen, params)}
+            encoded = denoising.encode(networks, weights, batch)
+            return denoising.losses(options, unet, settings.seed, frozen, weights["unet"], encoded, step)
+
+        score = jax.jit(lambda frozen, params, batch: losses(frozen, params, batch, jnp.int32(0))[0])
+
+        def validate(state: TrainState) -> dict[str, float]:
+            assert state.average is not None
+            size = settings.batch_size
+            parts = [held_out[first : first + size] for first in range(0, len(held_out), size)]
+            values = [score(frozen, state.average.params, stacked(_filled(part, size)))[: len(part)] for part in parts]
+            return {"loss": float(np.concatenate(values).mean())}
+
+        return run(
+            settings,
+            jax.tree_util.Partial(losses, frozen),
+            trained,
+            rows,
+            load,
+            self.mesh,
+            self.progress,
+            validate=validate if held_out else None,
+            samples=self._sampler(frozen, combine, stacked(shown)) if settings.run.sample_every else None,
+        )
+
+    def _cached(self, records: list[Record], encode: Any) -> tuple[CachedRows, Load]:
+        """What the frozen networks say of every picture, from the cache, which is written where it is not there."""
+        settings = self.settings
+        folder = Path(settings.data.cache or "")
+        skipped: list[str] = []
+
+        def load(record: Record) -> Mapping[str, Any] | None:
+            try:
+                return self.load(record, np.random.default_rng(settings.seed))
+            except (OSError, ValueError) as error:
+                skipped.append(f"{record}: {error}")
+                return None
+
+        facts = {
+            "model": str(settings.model),
+            "resolution": getattr(self.load, "resolution", 0),
+            "dtype": settings.dtype,
+        }
+        write_cache(
+            folder,
+            records,
+            load,
+            lambda batch: encode(self.frozen, batch),
+            facts,
+            batch_size=settings.batch_size,
+            progress=self.progress,
+        )
+        if skipped:
+            print(f"{len(skipped)} pictures could not be read and are not in the cache: {skipped[0]} …")
+        rows = CachedRows(folder)
+        return rows, lambda row, rng: row
+
+    def _encoded_rows(self, rows: list[Mapping[str, Any]], encode: Any) -> list[Mapping[str, Any]]:
+        encoded = [encode(self.frozen, stacked([row])) for row in rows]
+        return [{name: np.asarray(value)[0] for name, value in row.items()} for row in encoded]
+
+    def _sampler(self, frozen: Any, combine: Combine, batch: Any) -> Callable[[TrainState], Image.Image]:
+        """A grid: the pictures themselves, and below them what the denoiser makes of their conditions."""
+        s, scaling = self.settings.samples, self.config.vae.scaling_factor
+        solver = make_solver("ddim", self.config.scheduler_config, s.steps)
+        scale = jnp.float32(s.guidance_scale)
+
+        @jax.jit
+        def pictures(frozen: Any, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+            weights = {**frozen, **combine(frozen, params)}
+            encoded = denoising.encode(self.networks, weights, batch)
+            made = sample_latents(
+                self.unet, solver, frozen, scaling, weights["unet"], encoded, scale, self.settings.seed
+            )
+            vae = self.networks["vae"].merge(frozen["vae"])
+            source = jnp.split(encoded["moments"], 2, axis=-1)[0]
+            return vae.decode(source), vae.decode(made / scaling)
+
+        def samples(state: TrainState) -> Image.Image:
+            assert state.average is not None
+            return grid([np.asarray(row) for row in pictures(frozen, state.average.params, batch)])
+
+        return samples
+
+
+def widened(base: Network, wider: Network) -> Network:
+    """A UNet with more input channels than `base`: their weights are zeros, so that it begins as what `base` is."""
+    params = dict(base.params)
+    kernel, wanted = params["conv_in.kernel"], wider.params["conv_in.kernel"].shape
+    missing = wanted[2] - kernel.shape[2]
+    if missing < 0 or (kernel.shape[:2], kernel.shape[3]) != (wanted[:2], wanted[3]):
+        raise ValueError(f"objective.becomes: the UNet reads {kernel.shape[2]} channels; want fewer than {wanted[2]}")
+    params["conv_in.kernel"] = jnp.pad(kernel, ((0, 0), (0, 0), (0, missing), (0, 0)))
+    return Network(wider.graphdef, params)
+
+
+def _filled(rows: list[Mapping[str, Any]], size: int) -> list[Mapping[str, Any]]:
+    return [*rows, *[rows[-1]] * (size - len(rows))]
+
+
+def _schedule(diffusion: Mapping[str, Any]) -> NoiseSchedule:
+    names = {field.name for field in dataclasses.fields(NoiseSchedule)}
+    return NoiseSchedule(**{name: value for name, value in diffusion.items() if name in names})

@@ -1,0 +1,150 @@
+"""What every task sets up by its settings: pictures, devices, the run, and the checkpoint that comes of it."""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from unclip_jax.checkpoints import directory
+from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
+from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig
+from unclip_jax.distributed.mesh import local_mesh
+from unclip_jax.training import reports
+from unclip_jax.training.data import Record, Skipped, batches, image_folder, select
+from unclip_jax.training.optimizer import adamw, learning_rate
+from unclip_jax.training.run import Report, train
+from unclip_jax.training.settings import DataSettings, TrainSettings
+from unclip_jax.training.step import Losses, TrainState, start_training
+from unclip_jax.training.tars import tar_samples
+
+# (record, its generator) -> what a batch has of it.
+Load = Callable[[Any, np.random.Generator], Mapping[str, Any]]
+
+
+def training_records(data: DataSettings) -> list[Record]:
+    """The pictures that the settings name, those left that pass the filters. Raises ValueError where none is."""
+    found = (
+        image_folder(Path(data.image_folder))
+        if data.image_folder is not None
+        else tar_samples([Path(path) for path in data.tars or ()])
+    )
+    chosen = select(found, **{column: tuple(limits) for column, limits in data.filters.items()})
+    if not chosen:
+        raise ValueError(f"data.filters: none of {len(found)} pictures passes")
+    return chosen
+
+
+def validation_records(data: DataSettings) -> list[Record]:
+    """As many pictures as the settings want of the validation folder, none without one."""
+    return (
+        [] if data.validation_folder is None else image_folder(Path(data.validation_folder))[: data.validation_images]
+    )
+
+
+def rows_of(records: Sequence[Record], load: Load, seed: int) -> list[Mapping[str, Any]]:
+    """The rows of some pictures, the same every time."""
+    return [load(record, np.random.default_rng([seed, number])) for number, record in enumerate(records)]
+
+
+def stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Rows as one batch."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def mesh_of(settings: TrainSettings) -> Mesh:
+    """The devices of a run. Raises ValueError for more than there are, and a batch that they cannot share evenly."""
+    devices = jax.devices()
+    count = len(devices) if settings.devices is None else settings.devices
+    if not 1 <= count <= len(devices):
+        raise ValueError(f"devices is {count}; want 1 to {len(devices)}")
+    if settings.batch_size % count:
+        raise ValueError(f"batch_size is {settings.batch_size}; want a multiple of the {count} devices")
+    return local_mesh(devices[:count])
+
+
+def run(
+    settings: TrainSettings,
+    losses: Losses,
+    params: Mapping[str, jax.Array],
+    records: Sequence[Any],
+    load: Load,
+    mesh: Mesh,
+    progress: bool,
+    **hooks: Any,
+) -> TrainState:
+    """Trains to the end by the settings; says which pictures were skipped. hooks: `validate` and `samples`."""
+    o, folder = settings.optimizer, Path(settings.out)
+    rate = learning_rate(o.learning_rate, o.warmup_steps, o.decay, settings.run.total_steps // o.accumulate)
+    optimizer = adamw(
+        rate,
+        betas=(o.betas[0], o.betas[1]),
+        eps=o.eps,
+        weight_decay=o.weight_decay,
+        max_grad_norm=o.max_grad_norm,
+        accumulate=o.accumulate,
+    )
+    hosts = jax.process_count()
+    skipped = Skipped()
+    data = batches(
+        records,
+        load,
+        batch_size=settings.batch_size // hosts,
+        seed=settings.seed,
+        host=jax.process_index(),
+        hosts=hosts,
+        threads=settings.data.threads,
+        skipped=skipped,
+    )
+    state = train(
+        losses,
+        optimizer,
+        start_training(dict(params), optimizer),
+        data,
+        folder,
+        settings.run,
+        mesh=mesh,
+        reports=[_report(name, folder) for name in settings.reports],
+        progress=progress,
+        **hooks,
+    )
+    if skipped:
+        (folder / "skipped.txt").write_text("".join(f"{n}: {r}\n" for n, r in skipped.reasons.items()), "utf-8")
+        print(f"{len(skipped)} pictures could not be read and were skipped: {folder / 'skipped.txt'}")
+    return state
+
+
+def _report(name: str, folder: Path) -> Report:
+    if name == "tensorboard":
+        return reports.tensorboard(folder / "tensorboard")
+    # One run of the service for one folder, also where it goes on.
+    return reports.wandb(
+        name.removeprefix("wandb:"), id=f"{folder.name}-{zlib.crc32(str(folder.absolute()).encode()):08x}"
+    )
+
+
+def averages(state: TrainState) -> dict[str, np.ndarray]:
+    """The averaged weights of a run, on the host."""
+    assert state.average is not None
+    return jax.device_get(state.average.params)
+
+
+def save_checkpoint(
+    base: Checkpoint,
+    config: CheckpointConfig | ClipConfig,
+    networks: Mapping[str, Mapping[str, Any]],
+    destination: Path,
+) -> None:
+    """Writes a checkpoint with these networks' weights in the place of the base's; not over one that is there."""
+    if destination.exists():
+        return
+    params = dict(base.params)
+    for part, weights in networks.items():
+        for name, value in weights.items():
+            array = np.asarray(value)
+            params[f"{part}.{name}"] = Parameter(array.shape, array.dtype, (lambda array=array: array,))  # type: ignore[misc]
+    trained = Checkpoint(config, base.tokenizer, params, base.source)
+    directory.save(trained, destination, provenance={"trained_from": Path(base.source).name})

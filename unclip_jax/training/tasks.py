@@ -1,0 +1,248 @@
+"""Runs by their settings: what `unclip-jax train` does. Each task opens a checkpoint, trains, and writes the result.
+
+The result is in the run's folder: `model/`, a converted checkpoint with the averaged weights; or the adapter or the
+learnt word, in the files that diffusers reads.
+"""
+
+import dataclasses
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from convert.export.lora import save_lora
+from convert.export.textual_inversion import save_textual_inversion
+from unclip_jax.checkpoints.checkpoint import family_config
+from unclip_jax.checkpoints.config import ClipConfig
+from unclip_jax.checkpoints.loading import load_networks
+from unclip_jax.checkpoints.networks import Network, abstract_network
+from unclip_jax.checkpoints.source import open_checkpoint
+from unclip_jax.compilation import use_compilation_cache
+from unclip_jax.conditioning.image import preprocess
+from unclip_jax.models.clip import TextEncoder, VisionEncoder
+from unclip_jax.models.vae import VAE
+from unclip_jax.training.autoencoding import autoencoding_losses, psnr
+from unclip_jax.training.contrastive import contrastive_loss, effective_rank
+from unclip_jax.training.data import Record, load_rgb
+from unclip_jax.training.denoiser import Denoiser
+from unclip_jax.training.draws import draw_step, step_keys
+from unclip_jax.training.initial import initial_network
+from unclip_jax.training.lora import initial_lora, merge_lora
+from unclip_jax.training.rows import RowLoader, square
+from unclip_jax.training.settings import Task, TrainSettings
+from unclip_jax.training.setup import (
+    averages,
+    mesh_of,
+    rows_of,
+    run,
+    save_checkpoint,
+    stacked,
+    training_records,
+    validation_records,
+)
+from unclip_jax.training.step import TrainState
+from unclip_jax.training.textual_inversion import expand, initial_rows, with_placeholder, with_rows
+
+LARGEST_LOGIT_SCALE = np.log(100.0)  # where CLIP's own training stops it
+
+
+def run_training(settings: TrainSettings, progress: bool = True) -> Path:
+    """Everything that the settings ask for, stage by stage; returns what was made last.
+
+    A run that was interrupted goes on where it was; one that is through is left as it is. Raises ValueError for
+    settings that do not fit the checkpoint or the data, FileNotFoundError for what is not there, and what
+    `unclip_jax.training.run.train` raises.
+    """
+    use_compilation_cache()
+    made: Path | None = None
+    for stage in settings.each_stage():
+        if made is not None:
+            stage = dataclasses.replace(stage, model=str(made), random_start=False)
+        made = TASKS[stage.task](stage, progress)
+    assert made is not None
+    return made
+
+
+def denoise(settings: TrainSettings, progress: bool) -> Path:
+    """Trains a UNet, or the part of it that `objective.trainable` names."""
+    made = Path(settings.out) / "model"
+    with open_checkpoint(settings.model) as checkpoint:
+        setup = Denoiser(settings, checkpoint, progress)
+        pattern = re.compile(settings.objective.trainable)
+        trained = {name: value for name, value in setup.unet.params.items() if pattern.fullmatch(name)}
+        if not trained:
+            raise ValueError(f"objective.trainable {settings.objective.trainable!r}: the UNet has no such parameter")
+        fixed = {name: value for name, value in setup.unet.params.items() if name not in trained}
+        state = setup.train(trained, fixed, lambda frozen, params: {"unet": {**frozen["unet"], **params}})
+        save_checkpoint(checkpoint, setup.config, {"unet": {**fixed, **averages(state)}}, made)
+    return made
+
+
+def lora(settings: TrainSettings, progress: bool) -> Path:
+    """Trains an adapter of the UNet."""
+    options = settings.lora
+    with open_checkpoint(settings.model) as checkpoint:
+        setup = Denoiser(settings, checkpoint, progress)
+        adapter = initial_lora(setup.unet.params, options.rank, settings.seed, options.targets, options.alpha)
+        state = setup.train(
+            adapter, setup.unet.params, lambda frozen, params: {"unet": merge_lora(frozen["unet"], params)}
+        )
+        return save_lora(setup.config, averages(state), Path(settings.out))
+
+
+def textual_inversion(settings: TrainSettings, progress: bool) -> Path:
+    """Trains the vectors of a new word."""
+    word = settings.inversion
+    if settings.data.cache is not None:
+        raise ValueError("data.cache: the text encoder's states change with the word; leave it out")
+    with open_checkpoint(settings.model) as checkpoint:
+        tokenizer, _ = with_placeholder(checkpoint.tokenizer, word.placeholder, word.vectors)
+        setup = Denoiser(settings, checkpoint, progress)
+        prompts = [expand(t.replace("{}", word.placeholder), word.placeholder, word.vectors) for t in word.templates]
+        tokens = tokenizer(prompts)
+        load = setup.load
+        setup.load = lambda record, rng: {**load(record, rng), "tokens": tokens[rng.integers(len(tokens))]}
+        known = checkpoint.tokenizer.tokens(word.initial_word)
+        rows = initial_rows(setup.frozen["text_encoder"], known, word.vectors)
+        state = setup.train(
+            {"rows": rows},
+            setup.unet.params,
+            lambda frozen, params: {"text_encoder": with_rows(frozen["text_encoder"], params["rows"])},
+        )
+        return save_textual_inversion(word.placeholder, averages(state)["rows"], Path(settings.out))
+
+
+def autoencoder(settings: TrainSettings, progress: bool) -> Path:
+    """Trains the VAE, both halves."""
+    options, made = settings.autoencoder, Path(settings.out) / "model"
+    mesh = mesh_of(settings)
+    with open_checkpoint(settings.model) as checkpoint:
+        config = family_config(checkpoint)
+        network = _network(checkpoint, VAE, "vae", config.vae, settings, mesh, progress)
+        side = settings.data.resolution or config.unet.sample_size * config.vae.factor
+        if side < 1 or side % config.vae.factor:
+            raise ValueError(f"data.resolution is {side}; want a multiple of {config.vae.factor}")
+        load = RowLoader(side, settings.data.crop, settings.data.flip)
+
+        def losses(params: Any, batch: Any, step: jax.Array) -> Any:
+            model = network.merge(params)
+            posterior = model.encode(batch["picture"])
+            keys = step_keys(settings.seed, step, jnp.arange(len(batch["picture"])))
+            noise = draw_step(keys, posterior.mean.shape[1:]).posterior_noise
+            decoded = model.decode(posterior.sample(noise))
+            each = autoencoding_losses(
+                decoded,
+                batch["picture"],
+                posterior,
+                kl_weight=options.kl_weight,
+                gradient_weight=options.gradient_weight,
+                squared_weight=options.squared_weight,
+            )
+            return each, {"psnr": psnr(decoded, batch["picture"]).mean()}
+
+        held_out = rows_of(validation_records(settings.data), load, settings.seed)
+
+        @jax.jit
+        def quality(params: Any, picture: jax.Array) -> jax.Array:
+            model = network.merge(params)
+            return psnr(jnp.clip(model.decode(model.encode(picture).mean), -1, 1), picture)[0]
+
+        def validate(state: TrainState) -> dict[str, float]:
+            assert state.average is not None
+            pictures = [stacked([row])["picture"] for row in held_out]
+            values = [float(quality(state.average.params, picture)) for picture in pictures]
+            return {"loss": -float(np.mean(values)), "psnr": float(np.mean(values))}
+
+        state = run(
+            settings,
+            losses,
+            network.params,
+            training_records(settings.data),
+            load,
+            mesh,
+            progress,
+            validate=validate if held_out else None,
+        )
+        save_checkpoint(checkpoint, config, {"vae": averages(state)}, made)
+    return made
+
+
+def clip(settings: TrainSettings, progress: bool) -> Path:
+    """Trains both towers of a CLIP model on its own; or, on pairs of pictures, the vision tower alone."""
+    made, mesh, options = Path(settings.out) / "model", mesh_of(settings), settings.clip
+    with open_checkpoint(settings.model) as checkpoint:
+        config = checkpoint.config
+        if not isinstance(config, ClipConfig):
+            raise ValueError(f"model {settings.model}: task clip wants a CLIP model on its own")
+        vision = _network(checkpoint, VisionEncoder, "image_encoder", config.image_encoder, settings, mesh, progress)
+        text = _network(checkpoint, TextEncoder, "text_encoder", config.text_encoder, settings, mesh, progress)
+        params = {f"image_encoder.{name}": value for name, value in vision.params.items()}
+        params["logit_scale"] = jnp.asarray(checkpoint.params["similarity.logit_scale"].read(), jnp.float32)
+        pictures_only = options.pairs == "image-image"
+        if not pictures_only:
+            params |= {f"text_encoder.{name}": value for name, value in text.params.items()}
+        side, data = config.image_encoder.image_size, settings.data
+        records = training_records(data)
+        mates: dict[str, list[Record]] = defaultdict(list)
+        for record in records:
+            mates[record.text].append(record)
+
+        def pixels(record: Record, rng: np.random.Generator) -> np.ndarray:
+            picture = square(load_rgb(record), side, data.crop, rng)
+            picture = picture[:, ::-1] if data.flip and rng.random() < 0.5 else picture
+            return preprocess(np.ascontiguousarray(picture), "diffusers", side)
+
+        def load(record: Record, rng: np.random.Generator) -> dict[str, Any]:
+            row = {"pixel_values": pixels(record, rng), "label": np.uint32(zlib.crc32(record.text.encode()))}
+            if not pictures_only:
+                return {**row, "tokens": checkpoint.tokenizer([record.text])[0]}
+            others = [mate for mate in mates[record.text] if mate is not record] or [record]
+            return {**row, "other": pixels(others[rng.integers(len(others))], rng)}
+
+        def losses(params: Any, batch: Any, step: jax.Array) -> Any:
+            see = vision.merge(_part(params, "image_encoder"))
+            seen = see(batch["pixel_values"])
+            mate = (
+                see(batch["other"])
+                if pictures_only
+                else text.merge(_part(params, "text_encoder")).embed(batch["tokens"])
+            )
+            scale = jnp.minimum(params["logit_scale"], LARGEST_LOGIT_SCALE)
+            loss = contrastive_loss(seen, mate, scale, batch["label"])
+            return jnp.broadcast_to(loss, len(seen)), {"effective_rank": effective_rank(seen)}
+
+        state = run(settings, losses, params, records, load, mesh, progress)
+        trained = averages(state)
+        networks = {name: _part(trained, name) for name in ("image_encoder", "text_encoder")}
+        networks["similarity"] = {"logit_scale": np.minimum(trained["logit_scale"], np.float32(LARGEST_LOGIT_SCALE))}
+        save_checkpoint(checkpoint, config, networks, made)
+    return made
+
+
+def _network(
+    checkpoint: Any, cls: Any, name: str, config: Any, settings: TrainSettings, mesh: Any, progress: bool
+) -> Network:
+    """A network to train: float32, computing in the settings' dtype; from the checkpoint or from random weights."""
+    network = abstract_network(cls, config, jnp.dtype(settings.dtype), jnp.float32)
+    if settings.random_start:
+        return Network(network.graphdef, initial_network(cls, config, settings.seed).params)
+    return load_networks(checkpoint, {name: network}, mesh, progress)[name]
+
+
+def _part(params: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key.removeprefix(f"{name}."): value for key, value in params.items() if key.startswith(f"{name}.")}
+
+
+TASKS: dict[Task, Callable[[TrainSettings, bool], Path]] = {
+    "denoise": denoise,
+    "lora": lora,
+    "textual-inversion": textual_inversion,
+    "autoencoder": autoencoder,
+    "clip": clip,
+}
