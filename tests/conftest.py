@@ -1,6 +1,7 @@
 """What all tests share: exact arithmetic, four virtual devices, and live comparisons only when asked for."""
 
 import functools
+import json
 import os
 from pathlib import Path
 
@@ -9,10 +10,13 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import jax
+import numpy as np
 import pytest
 from hypothesis import settings
+from PIL import Image
 
 from convert.random import write_random_checkpoint
+from tests import small_models
 from tests.convert.diffusers_folder import random_tensors, write_folder
 from tests.golden_weights import GOLDEN, write_model
 from unclip_jax.distributed.mesh import local_mesh
@@ -82,3 +86,44 @@ def golden_pipeline(golden_files):
         return pipe
 
     return pipeline
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the family with 16x16 pictures and 8x8 latents; not to be written to."""
+    return small_models.write(small_models.SMALL, tmp_path_factory.mktemp("models") / "small")
+
+
+@pytest.fixture(scope="session")
+def small_text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without an image encoder; not to be written to."""
+    return small_models.write(small_models.TEXT_TO_IMAGE, tmp_path_factory.mktemp("models") / "text")
+
+
+@pytest.fixture(scope="session")
+def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP model on its own; not to be written to."""
+    return small_models.write(small_models.CLIP, tmp_path_factory.mktemp("models") / "clip")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen pictures of four things, with captions; not to be written to."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:32, :32]
+    things = {
+        "red circle": (220, 40, 40),
+        "blue square": (40, 40, 220),
+        "green circle": (40, 180, 40),
+        "yellow square": (230, 210, 40),
+    }
+    with (folder / "metadata.jsonl").open("w") as file:
+        for number in range(16):
+            name, color = list(things.items())[number % 4]
+            inside = np.hypot(x - 16, y - 16) < 11 if "circle" in name else np.maximum(abs(x - 16), abs(y - 16)) < 10
+            picture = np.where(inside[..., None], color, 255) + rng.integers(-12, 12, (32, 32, 3))
+            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"{number:02d}.png")
+            row = {"file_name": f"{number:02d}.png", "text": name, "p_unsafe": number / 16}
+            file.write(json.dumps(row) + "\n")
+    return folder

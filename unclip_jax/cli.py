@@ -90,7 +90,38 @@ def parser() -> argparse.ArgumentParser:
     t.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="instead of the file's, as run.total_steps=500"
     )
+    _add_evaluate(commands)
     return p
+
+
+def _add_evaluate(commands: Any) -> None:
+    e = commands.add_parser(
+        "evaluate",
+        help="measure checkpoints: FID, CLIP-FID, CMMD, CLIP score, retention, diversity",
+        description="Makes variations of pictures with their captions at several guidance scales, and without at "
+        "several noise levels, and measures them as the model card does. Writes results.json, tables and plots. One "
+        "that was interrupted goes on where it was.",
+    )
+    e.add_argument("models", nargs="*", metavar="MODEL", help="checkpoints; default the bundled one")
+    e.add_argument("--pictures", required=True, metavar="DIR", help="an image folder, captions in its metadata")
+    e.add_argument("--captions", type=Path, metavar="JSON", help="COCO's captions of these pictures instead")
+    e.add_argument("--count", type=int, metavar="N", help="so many pictures; default all")
+    e.add_argument("--clip", metavar="SRC", help="the CLIP model that judges; default the first checkpoint's own")
+    e.add_argument(
+        "--inception", type=Path, metavar="FILE", help="weights for FID, pt_inception-2015-12-05-6726825d.pth"
+    )
+    e.add_argument("--guidance-scale", type=float, nargs="*", metavar="G", help="default 1.5 2 3 4 5 6 7 8")
+    e.add_argument("--noise-levels", type=int, nargs="*", metavar="N", help="default 0 200 400 600 800 1000")
+    e.add_argument("--noise-level", type=int, default=0, metavar="N", help="of the pictures with prompts; default 0")
+    e.add_argument("--level-guidance", type=float, default=3.0, metavar="G", help="at the noise levels; default 3")
+    e.add_argument("--variations", type=int, default=4, metavar="N", help="a picture and noise level; default 4")
+    e.add_argument("--steps", type=int, default=50, metavar="N", help="default 50")
+    e.add_argument("--scheduler", default="ddim", metavar="S", help="default ddim")
+    e.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures at a time; default 8")
+    e.add_argument("--seed", type=int, default=0, metavar="K")
+    e.add_argument("--dtype", metavar="D", help="as for variations")
+    e.add_argument("--devices", type=int, metavar="N", help="as for variations")
+    e.add_argument("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="default ./evaluation")
 
 
 def _add_memory(command: argparse.ArgumentParser) -> None:
@@ -107,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = lambda message, *rest, **more: print(f"unclip-jax: warning: {message}", file=sys.stderr)
     try:
         with termination_interrupts():
-            {"variations": variations, "info": info, "train": train}[args.command](args)
+            _COMMANDS[args.command](args)
     except FloatingPointError as error:
         print(f"unclip-jax: {one_line(error)}", file=sys.stderr)
         return 1
@@ -217,6 +248,48 @@ def train(args: argparse.Namespace) -> None:
     print(run_training(read_settings(args.config, args.set)))
 
 
+def evaluate(args: argparse.Namespace) -> None:
+    """Measures checkpoints, and says where the report is."""
+    from unclip_jax.checkpoints.source import open_checkpoint
+    from unclip_jax.evaluation.features import clip_features, inception_features
+    from unclip_jax.evaluation.protocol import Judges, Protocol, coco_captions
+    from unclip_jax.evaluation.protocol import evaluate as measure
+    from unclip_jax.evaluation.report import write_report
+    from unclip_jax.pipelines.unclip import UnCLIPPipeline
+    from unclip_jax.training.data import image_folder
+
+    folder = Path(args.pictures)
+    records = image_folder(folder) if args.captions is None else coco_captions(args.captions, folder)
+    if args.count is not None and not 2 <= args.count <= len(records):
+        raise ValueError(f"--count {args.count}: want 2 to {len(records)}")
+    given = {"guidance_scales": args.guidance_scale, "noise_levels": args.noise_levels}
+    protocol = Protocol(
+        **{name: tuple(values) for name, values in given.items() if values is not None},
+        scheduler=args.scheduler,
+        steps=args.steps,
+        noise_level=args.noise_level,
+        level_guidance=args.level_guidance,
+        variations=args.variations,
+        seed=args.seed,
+        batch_size=args.batch_size,
+    )
+    mesh, models = _mesh(args.devices), args.models or [None]
+    inception = None
+    if args.inception is not None:
+        from convert.inception import open_inception
+
+        inception = inception_features(open_inception(args.inception), mesh, args.batch_size)
+    with open_checkpoint(args.clip or models[0]) as checkpoint:
+        judges = Judges(clip_features(checkpoint, mesh, args.batch_size), inception)
+    results = []
+    for model in models:
+        pipe = UnCLIPPipeline.from_pretrained(model, dtype=args.dtype, mesh=mesh)
+        pipe.progress = False
+        name = "demo" if model is None else Path(model).name
+        results.append(measure(name, pipe, records[: args.count], judges, protocol, args.out))
+    print("\n".join(map(str, write_report(results, args.out))))
+
+
 def _mesh(count: int | None) -> Any:
     import jax
 
@@ -282,6 +355,8 @@ def _next_run(folder: Path) -> int:
     runs = [int(m[1]) for p in folder.iterdir() if (m := re.match(r"(\d{4,})-(\d{3,}|sheet)\.png$", p.name))]
     return max(runs, default=0) + 1
 
+
+_COMMANDS = {"variations": variations, "info": info, "train": train, "evaluate": evaluate}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,0 +1,56 @@
+"""Small checkpoints of random weights, of which a step of training takes milliseconds."""
+
+import dataclasses
+
+from convert.random import TINY, _random
+from unclip_jax.checkpoints import directory
+from unclip_jax.checkpoints.checkpoint import Checkpoint
+from unclip_jax.checkpoints.config import ClipConfig
+from unclip_jax.checkpoints.networks import abstract_params
+from unclip_jax.conditioning.tokenizer import Tokenizer, open_clip_tokenizer_json
+from unclip_jax.models.clip import TextConfig, VisionConfig
+from unclip_jax.models.unet import UNetConfig
+from unclip_jax.models.vae import VAEConfig
+
+VISION = VisionConfig(32, 8, width=32, layers=1, heads=2, mlp_width=64, projection_dim=16)
+TEXT = TextConfig(514, 16, width=32, layers=1, heads=2, mlp_width=64, projection_dim=16)
+SMALL = dataclasses.replace(
+    TINY,
+    unet=UNetConfig(
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        attention_levels=(False, True),
+        num_heads=(1, 2),
+        cross_attention_dim=32,
+        only_cross_attention=(False, False),
+        class_embedding="projection",
+        class_embedding_size=32,
+        norm_groups=8,
+        sample_size=8,
+    ),
+    vae=VAEConfig(block_out_channels=(16, 16), layers_per_block=1, norm_groups=4),
+    text_encoder=TEXT,
+    image_encoder=VISION,
+    dialect="diffusers",
+    scheduler="ddim",
+    preprocess="diffusers",
+)
+
+
+def write(config, folder):
+    """A checkpoint of random weights."""
+    params = {name: _random(name, spec.shape, 0) for name, spec in abstract_params(config).items()}
+    length = config.text_encoder.context_length
+    dialect = "open_clip" if isinstance(config, ClipConfig) else config.tokenizer_dialect
+    tokenizer = Tokenizer.from_json(open_clip_tokenizer_json([]), dialect, length)
+    directory.save(Checkpoint(config, tokenizer, params, "random"), folder)
+    return folder
+
+
+TEXT_TO_IMAGE = dataclasses.replace(
+    SMALL,
+    unet=dataclasses.replace(SMALL.unet, class_embedding=None, class_embedding_size=None),
+    image_encoder=None,
+    image_noising=None,
+)
+CLIP = ClipConfig(TEXT, VISION, "open_clip")

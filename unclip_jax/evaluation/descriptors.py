@@ -1,0 +1,46 @@
+"""Colour and shape by plain arithmetic: a judge of variations that no network was trained for."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+SIDE = 64  # what is looked at, in pixels
+CELLS = 8
+ORIENTATIONS = 8
+
+
+def color_and_shape(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Describes pictures, (B, H, W, 3) uint8, by unit vectors (B, D): half the length is colour, half is shape.
+
+    Colour: mean lightness and two opponent colours of 8x8 cells. Shape: histograms of gradient directions in the same
+    cells, weighted by their strength (Dalal & Triggs 2005, without their blocks). Both less their mean over cells, so
+    that what is the same everywhere says nothing.
+    """
+    return np.stack([_describe(picture) for picture in pictures])
+
+
+def _describe(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
+    small = np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BOX), np.float64) / 255
+    red, green, blue = np.moveaxis(small, -1, 0)
+    light = (red + green + blue) / 3
+    opponents = np.stack([light, red - green, (red + green) / 2 - blue], axis=-1)
+    color = _cells(opponents).mean(axis=(1, 3))
+
+    down, across = np.gradient(light)
+    strength = np.hypot(down, across)
+    # Directions of edges, not of slopes: a light thing on dark is the shape that a dark one on light is.
+    direction = np.arctan2(down, across) % np.pi * (ORIENTATIONS / np.pi)
+    bins = np.eye(ORIENTATIONS)[direction.astype(int) % ORIENTATIONS] * strength[..., None]
+    shape = np.sqrt(_cells(bins).sum(axis=(1, 3)))
+    return np.concatenate([_unit(color - color.mean((0, 1))), _unit(shape - shape.mean((0, 1)))]) / np.sqrt(2)
+
+
+def _cells(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(SIDE, SIDE, C) -> (CELLS, SIDE / CELLS, CELLS, SIDE / CELLS, C)."""
+    step = SIDE // CELLS
+    return x.reshape(CELLS, step, CELLS, step, -1)
+
+
+def _unit(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    flat = x.ravel()
+    return flat / max(float(np.linalg.norm(flat)), 1e-12)

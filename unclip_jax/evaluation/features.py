@@ -1,0 +1,86 @@
+"""Networks that look at pictures, over all devices: what the metrics are computed of."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from numpy.typing import NDArray
+
+from unclip_jax.checkpoints.checkpoint import Checkpoint
+from unclip_jax.checkpoints.config import ClipConfig
+from unclip_jax.checkpoints.loading import load_networks
+from unclip_jax.checkpoints.networks import Network, abstract_network
+from unclip_jax.conditioning.image import Dialect, preprocess
+from unclip_jax.conditioning.tokenizer import Tokenizer
+from unclip_jax.distributed.mesh import batch_sharding, data_size, pad_batch, replicated
+from unclip_jax.models.clip import TextEncoder, VisionEncoder
+
+Pictures = Sequence[NDArray[np.uint8]]
+
+
+def over_devices(function: Callable[[Any, jax.Array], jax.Array], params: Any, mesh: Mesh, batch_size: int) -> Any:
+    """A function of a batch as one of any number of rows: (N, ...) -> (N, ...), in batches over the devices."""
+    compiled = jax.jit(function)
+    params = jax.device_put(params, replicated(mesh))
+    size = -(-batch_size // data_size(mesh)) * data_size(mesh)
+
+    def run(rows: NDArray[Any]) -> NDArray[Any]:
+        parts = []
+        for first in range(0, len(rows), size):
+            part = rows[first : first + size]
+            made = compiled(params, jax.device_put(pad_batch(part, size), batch_sharding(mesh)))
+            parts.append(np.asarray(made)[: len(part)])
+        return np.concatenate(parts)
+
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipFeatures:
+    """A CLIP model's two towers: pictures and texts -> embeddings (N, D), un-normalised."""
+
+    pictures: Callable[[Pictures], NDArray[np.float32]]
+    texts: Callable[[Sequence[str]], NDArray[np.float32]]
+
+
+def clip_features(checkpoint: Checkpoint, mesh: Mesh, batch_size: int = 32) -> ClipFeatures:
+    """The towers of an open checkpoint: a CLIP model, or one of the family whose towers have their projections.
+
+    Raises ValueError for a checkpoint without an image encoder, or whose text tower has no projection.
+    """
+    config = checkpoint.config
+    if config.image_encoder is None or config.text_encoder.projection_dim is None:
+        raise ValueError(f"{checkpoint.source}: no CLIP model with both its towers and their projections")
+    networks = {
+        "image_encoder": abstract_network(VisionEncoder, config.image_encoder),
+        "text_encoder": abstract_network(TextEncoder, config.text_encoder),
+    }
+    loaded = load_networks(checkpoint, networks, mesh)
+    vision, text = loaded["image_encoder"], loaded["text_encoder"]
+    dialect: Dialect = "diffusers" if isinstance(config, ClipConfig) else config.preprocess
+    size, tokenizer = config.image_encoder.image_size, checkpoint.tokenizer
+    see = over_devices(lambda params, x: vision.merge(params)(x), vision.params, mesh, batch_size)
+    read = over_devices(lambda params, tokens: text.merge(params).embed(tokens), text.params, mesh, batch_size)
+    return ClipFeatures(
+        lambda pictures: see(np.stack([preprocess(picture, dialect, size) for picture in pictures])),
+        lambda texts: read(_tokens(tokenizer, texts)),
+    )
+
+
+def _tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> NDArray[np.int32]:
+    return tokenizer(list(texts))
+
+
+def inception_features(network: Network, mesh: Mesh, batch_size: int = 32) -> Callable[[Pictures], NDArray[np.float32]]:
+    """Pictures of one size -> Inception's features (N, 2048), as FID wants them.
+
+    network: from `convert.inception.open_inception`.
+    """
+    run = over_devices(
+        lambda params, x: network.merge(params)(x.astype(jnp.float32) / 255), network.params, mesh, batch_size
+    )
+    return lambda pictures: run(np.stack(list(pictures)))
