@@ -32,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
     model = v.add_argument_group("model")
     model.add_argument(
-        "--model", metavar="SRC", help="checkpoint file, diffusers folder, converted directory or hub id"
+        "--model",
+        metavar="SRC",
+        help="checkpoint file, diffusers folder, converted directory or hub id; default: the demo",
     )
     model.add_argument("--config", metavar="YAML", help="the original's yaml, for unpublished architectures")
     model.add_argument("--clip-stats", metavar="FILE", help="statistics of the image embeddings, for ViT-L checkpoints")

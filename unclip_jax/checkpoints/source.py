@@ -9,12 +9,13 @@ from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
 from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_directory
 from unclip_jax.checkpoints.hub import download, is_hub_id
 from unclip_jax.conditioning.image import Dialect as PreprocessDialect
+from unclip_jax.demo import demo_model
 
 OPEN_CLIP = "open_clip:"
 
 
 def open_checkpoint(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | None = None,
     *,
     config: str | os.PathLike[str] | None = None,
     clip_stats: str | os.PathLike[str] | None = None,
@@ -27,7 +28,7 @@ def open_checkpoint(
 
     source: a converted directory, a diffusers folder, an original `.ckpt`/`.safetensors` file, or a hub id such as
         "sd2-community/stable-diffusion-2-1-unclip"; or a CLIP model on its own: open_clip's file, transformers' folder,
-        "open_clip:ViT-H-14/laion2b_s32b_b79k"
+        "open_clip:ViT-H-14/laion2b_s32b_b79k"; None is the bundled demo model
     config, clip_stats, ema: for original files, see `convert.source.open_original`
     variant: for diffusers folders and hub ids, such as "fp16"; revision: for hub ids
     preprocess: how pictures become pixel values, instead of the checkpoint's own way
@@ -36,6 +37,7 @@ def open_checkpoint(
     """
     if preprocess is not None and preprocess not in get_args(PreprocessDialect):
         raise ValueError(f"preprocess is {preprocess!r}; accepted: {', '.join(get_args(PreprocessDialect))}")
+    source = demo_model() if source is None else source
     if str(source).startswith(OPEN_CLIP):
         from convert.clip import open_open_clip
 

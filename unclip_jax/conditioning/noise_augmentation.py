@@ -22,7 +22,7 @@ def noise_image_embeddings(
     of the embeddings, which are normalised by them around the noising. Returns (B, 2 D) float32, the UNet's class
     label: [embedding | cos | sin]. Source: CLIPEmbeddingNoiseAugmentation of the original.
     """
-    alpha = alphas_cumprod[levels][:, None]
+    alpha = jnp.asarray(alphas_cumprod)[levels][:, None]
     scaled = (embeddings.astype(jnp.float32) - mean) / std
     noised = jnp.sqrt(alpha) * scaled + jnp.sqrt(1.0 - alpha) * noise
     return jnp.concatenate([noised * std + mean, timestep_embedding(levels, embeddings.shape[-1])], axis=-1)

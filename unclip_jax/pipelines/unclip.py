@@ -164,7 +164,8 @@ class UnCLIPPipeline:
     ) -> "UnCLIPPipeline":
         """Opens a checkpoint and puts its networks on the devices.
 
-        source: a converted directory, a diffusers folder, an original `.ckpt`/`.safetensors` file, or a hub id.
+        source: a converted directory, a diffusers folder, an original `.ckpt`/`.safetensors` file, or a hub id; None
+            for the demo model that comes with the package (64x64 drawings), see docs/demo-model.md.
         dtype: of weights and computation, "float32", "bfloat16" or "float16" (or a jnp dtype); None is float32 on CPU
             and bfloat16 on accelerators.
         mesh: None for all local devices along "data"; or a `jax.sharding.Mesh` with axes "data" and/or "model".
@@ -174,10 +175,6 @@ class UnCLIPPipeline:
 
         Raises FileNotFoundError when there is nothing at `source`, ValueError for a file or option that is refused.
         """
-        if source is None:
-            raise ValueError(
-                "source is None, and no model is bundled yet: give a checkpoint file, a folder or a hub id"
-            )
         known = ("config", "clip_stats", "preprocess", "variant", "revision", "ema")
         if unknown := overrides.keys() - set(known):
             raise ValueError(f"unknown overrides {', '.join(sorted(unknown))}; accepted: {', '.join(known)}")

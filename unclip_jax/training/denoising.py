@@ -126,7 +126,7 @@ def losses(
         class_labels = image_conditioning(embeds, levels, draws.embedding_noise, draws.keep_image, **frozen["noising"])
     added = None
     if "low_res" in encoded:
-        table = frozen["low_res_alphas_cumprod"]
+        table = jnp.asarray(frozen["low_res_alphas_cumprod"])
         class_labels = draws.levels * options.max_low_res_level // 1000
         added = add_noise(encoded["low_res"], draws.low_res_noise, table[class_labels])
     elif "masked_moments" in encoded:

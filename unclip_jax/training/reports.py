@@ -1,5 +1,6 @@
 """Where a run's numbers go beside its own `metrics.jsonl`: TensorBoard and Weights & Biases, if they are installed."""
 
+import atexit
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ def tensorboard(folder: Path) -> Report:
         from tensorboardX import SummaryWriter
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("reports: tensorboard needs tensorboardX: pip install tensorboardX") from error
-    writer = SummaryWriter(str(folder))
+    writer = SummaryWriter(str(folder), flush_secs=1)
+    atexit.register(writer.close)  # its thread writes what is left
 
     def report(step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             writer.add_scalar(name, value, step)
-        writer.flush()
 
     return report
 

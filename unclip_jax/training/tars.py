@@ -36,6 +36,8 @@ def _samples(path: Path) -> list[Record]:
                 stem, point, suffix = last.partition(".")
                 if member.isreg() and stem and point:
                     members.setdefault(f"{folder}/{stem}", {})[f".{suffix.lower()}"] = member
+            if path.stat().st_size - tar.offset < tarfile.BLOCKSIZE:  # of zeros, after the last member
+                raise tarfile.ReadError("cut off")
             found = [_record(path, file, key, parts) for key, parts in members.items()]
     except tarfile.TarError as error:
         raise ValueError(f"{path.name}: not an uncompressed tar: {error}") from error

@@ -1,0 +1,8 @@
+"""The demo model: a tiny Stable unCLIP of 64x64 drawings that comes with the package, made by scripts/train_demo."""
+
+from pathlib import Path
+
+
+def demo_model() -> Path:
+    """Where it is: a converted checkpoint, as any other."""
+    return Path(__file__).parent / "model"
