@@ -9,8 +9,10 @@ from unclip_jax.checkpoints.config import ClipConfig
 from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.conditioning.tokenizer import Tokenizer, open_clip_tokenizer_json
 from unclip_jax.models.clip import TextConfig, VisionConfig
+from unclip_jax.models.depth import DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.sampling.schedule import NoiseSchedule
 
 VISION = VisionConfig(32, 8, width=32, layers=1, heads=2, mlp_width=64, projection_dim=16)
 TEXT = TextConfig(514, 16, width=32, layers=1, heads=2, mlp_width=64, projection_dim=16)
@@ -52,5 +54,28 @@ TEXT_TO_IMAGE = dataclasses.replace(
     unet=dataclasses.replace(SMALL.unet, class_embedding=None, class_embedding_size=None),
     image_encoder=None,
     image_noising=None,
+)
+DEPTH = dataclasses.replace(
+    TEXT_TO_IMAGE,
+    unet=dataclasses.replace(TEXT_TO_IMAGE.unet, in_channels=5),
+    depth_estimator=DepthConfig(
+        image_size=64,
+        stem_width=16,
+        stage_widths=(32, 32, 32),
+        stage_depths=(1, 1, 1),
+        norm_groups=8,
+        width=32,
+        layers=2,
+        heads=2,
+        mlp_width=64,
+        taps=(0, 1),
+        reassemble_widths=(16, 16),
+        fusion_width=16,
+    ),
+)
+UPSCALE = dataclasses.replace(
+    TEXT_TO_IMAGE,
+    unet=dataclasses.replace(SMALL.unet, in_channels=7, class_embedding="table", class_embedding_size=1000),
+    image_noising=NoiseSchedule(beta_schedule="scaled_linear"),
 )
 CLIP = ClipConfig(TEXT, VISION, "open_clip")

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from tests import small_models
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.training.settings import TrainSettings, read_settings
 from unclip_jax.training.tasks import run_training
@@ -151,6 +152,29 @@ def test_inpainting_begins_as_the_base(make, small_text_model):
     run_training(plain, progress=False)
     np.testing.assert_allclose(losses(settings)[0], losses(plain)[0], rtol=1e-5)
     assert changed({k: v for k, v in before.items() if not k.startswith("unet")}, after) == set()
+
+
+@pytest.mark.parametrize("name", ["DEPTH", "UPSCALE"])
+def test_models_with_more_to_look_at(make, name, tmp_path):
+    """The depth estimator's map of each picture; a small picture, noised to a level of its own."""
+    model = small_models.write(getattr(small_models, name), tmp_path / "model")
+    settings = make("denoise", model, "run.total_steps=12", "run.sample_every=12", "samples.steps=3")
+    made = run_training(settings, progress=False)
+    before, after = weights(model)[0], weights(made)[0]
+    assert np.abs((after["unet.conv_in.kernel"] - before["unet.conv_in.kernel"])[:, :, 4:]).max() > 0
+    assert np.isfinite(losses(settings)).all()
+    assert (tmp_path / "run/samples/00000012.png").exists()
+
+
+def test_a_base_learns_to_look_at_anothers_depth(make, small_text_model, tmp_path):
+    other = small_models.write(small_models.DEPTH, tmp_path / "other")
+    options = ("objective.becomes=depth-to-image", f"objective.depth_model={other}", "run.total_steps=3")
+    made = run_training(make("denoise", small_text_model, *options), progress=False)
+    after, config = weights(made)
+    assert config.task == "depth-to-image"
+    assert config.depth_estimator == small_models.DEPTH.depth_estimator
+    theirs = weights(other)[0]
+    assert not changed({n: v for n, v in theirs.items() if n.startswith("depth_estimator.")}, after)
 
 
 def test_adapters(make, small_model, tmp_path):

@@ -54,6 +54,8 @@ class Denoiser:
         objective, dtype = settings.objective, jnp.dtype(settings.dtype)
         config = family_config(checkpoint)
         self.unet, filled = self._load_networks(checkpoint, config, dtype)
+        if "depth_estimator" in self.networks:  # perhaps another checkpoint's
+            config = dataclasses.replace(config, depth_estimator=filled["depth_estimator"].merge().config)
         if objective.becomes is not None:
             if config.task != "text-to-image":
                 raise ValueError(

@@ -80,7 +80,10 @@ def denoise(settings: TrainSettings, progress: bool) -> Path:
             raise ValueError(f"objective.trainable {settings.objective.trainable!r}: the UNet has no such parameter")
         fixed = {name: value for name, value in setup.unet.params.items() if name not in trained}
         state = setup.train(trained, fixed, lambda frozen, params: {"unet": {**frozen["unet"], **params}})
-        save_checkpoint(checkpoint, setup.config, {"unet": {**fixed, **averages(state)}}, made)
+        networks = {"unet": {**fixed, **averages(state)}}
+        if setup.config.depth_estimator is not None:  # perhaps another checkpoint's
+            networks["depth_estimator"] = setup.frozen["depth_estimator"]
+        save_checkpoint(checkpoint, setup.config, networks, made)
     return made
 
 
