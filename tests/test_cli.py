@@ -186,3 +186,47 @@ def test_help_answers_without_jax():
         "sys.exit('jax' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
+
+
+@pytest.fixture
+def training(small_model: Path, pictures: Path, tmp_path: Path) -> Path:
+    """Settings of a short run."""
+    path = tmp_path / "settings.yaml"
+    settings = {
+        "task": "lora",
+        "model": str(small_model),
+        "out": str(tmp_path / "run"),
+        "data": {"image_folder": str(pictures)},
+        "batch_size": 4,
+        "optimizer": {"warmup_steps": 0},
+        "run": {"total_steps": 2},
+    }
+    path.write_text(json.dumps(settings))
+    return path
+
+
+def test_train_says_what_it_made(training: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["train", str(training), "--set", "lora.rank=2"]) == 0
+    made = Path(capsys.readouterr().out.strip())
+    assert made == tmp_path / "run/pytorch_lora_weights.safetensors"
+    assert made.is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "status", "message"),
+    [
+        ("run.total_steps=0", 2, "total_steps is 0"),
+        ("nothing=1", 2, "unknown keys ['nothing']"),
+        ("model=/none", 2, "no such file"),
+        ("data.image_folder=/none", 2, "no such folder"),
+        ("optimizer.learning_rate=1e30", 1, "loss or gradient is not finite"),
+    ],
+)
+def test_train_refuses_in_one_line(
+    training: Path, override: str, status: int, message: str, capsys: pytest.CaptureFixture[str]
+):
+    options = ["--set", override, "--set", "optimizer.weight_decay=1", "--set", "run.report_every=1"]
+    if "learning_rate" in override:
+        options += ["--set", "run.total_steps=8"]
+    assert cli.main(["train", str(training), *options]) == status
+    assert message in capsys.readouterr().err.splitlines()[-1]

@@ -214,6 +214,17 @@ def test_autoencoders(make, small_model, pictures):
     assert found[-1] > found[0] + 0.5
 
 
+def test_an_autoencoder_for_the_eyes_of_another(make, small_model, tmp_path):
+    plain = make("autoencoder", small_model, f"out={tmp_path / 'plain'}", "run.total_steps=3")
+    judged = ("run.total_steps=3", f"autoencoder.perceptual_model={small_model}")
+    seen = make("autoencoder", small_model, f"out={tmp_path / 'seen'}", *judged)
+    for settings in (plain, seen):
+        run_training(settings, progress=False)
+    more = losses(seen)[0] - losses(plain)[0]
+    assert 0 < more <= 0.1 * 2
+    assert {name.split(".")[0] for name in changed(weights(small_model)[0], weights(seen.out + "/model")[0])} == {"vae"}
+
+
 @pytest.mark.parametrize(
     ("pairs", "parts"), [("image-text", {"image_encoder", "text_encoder"}), ("image-image", {"image_encoder"})]
 )

@@ -5,6 +5,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from unclip_jax.conditioning.image import CLIP_MEAN, CLIP_STD
+from unclip_jax.models.clip import VisionEncoder
+from unclip_jax.models.resize import resize_bilinear
 from unclip_jax.models.vae import Posterior
 
 Perceptual = Callable[[jax.Array, jax.Array], jax.Array]
@@ -54,6 +57,21 @@ def autoencoding_losses(
     if perceptual is not None:
         losses += perceptual_weight * perceptual(made, wanted)
     return losses
+
+
+def clip_distance(vision: VisionEncoder) -> Perceptual:
+    """A perceptual term: half the squared distance of two pictures' CLIP embeddings of unit length, 0 to 2.
+
+    It says of a picture as a whole what it shows, not which texture it has; weigh it lightly.
+    """
+    size = vision.config.image_size
+
+    def embed(pictures: jax.Array) -> jax.Array:
+        pixels = resize_bilinear(pictures.astype(jnp.float32) / 2 + 0.5, size, size, align_corners=False)
+        seen = vision((pixels - CLIP_MEAN) / CLIP_STD).astype(jnp.float32)
+        return seen / jnp.linalg.norm(seen, axis=-1, keepdims=True)
+
+    return lambda made, wanted: 0.5 * jnp.square(embed(made) - embed(wanted)).sum(axis=-1)
 
 
 def psnr(made: jax.Array, wanted: jax.Array) -> jax.Array:

@@ -121,11 +121,16 @@ class InversionSettings:
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderSettings:
-    """See `unclip_jax.training.autoencoding.autoencoding_losses`."""
+    """See `unclip_jax.training.autoencoding.autoencoding_losses`.
+
+    perceptual_model: a checkpoint with an image encoder, whose embeddings are compared; null for none.
+    """
 
     kl_weight: float = 1e-6
     gradient_weight: float = 0.0
     squared_weight: float = 0.0
+    perceptual_model: str | None = None
+    perceptual_weight: float = 0.1
 
 
 @dataclasses.dataclass(frozen=True)

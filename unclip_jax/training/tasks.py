@@ -27,7 +27,7 @@ from unclip_jax.compilation import use_compilation_cache
 from unclip_jax.conditioning.image import preprocess
 from unclip_jax.models.clip import TextEncoder, VisionEncoder
 from unclip_jax.models.vae import VAE
-from unclip_jax.training.autoencoding import autoencoding_losses, psnr
+from unclip_jax.training.autoencoding import autoencoding_losses, clip_distance, psnr
 from unclip_jax.training.contrastive import contrastive_loss, effective_rank
 from unclip_jax.training.data import Record, load_rgb
 from unclip_jax.training.denoiser import Denoiser
@@ -132,8 +132,9 @@ def autoencoder(settings: TrainSettings, progress: bool) -> Path:
         if side < 1 or side % config.vae.factor:
             raise ValueError(f"data.resolution is {side}; want a multiple of {config.vae.factor}")
         load = RowLoader(side, settings.data.crop, settings.data.flip)
+        judge, seeing = _judge(settings, mesh, progress)
 
-        def losses(params: Any, batch: Any, step: jax.Array) -> Any:
+        def losses(seeing: Any, params: Any, batch: Any, step: jax.Array) -> Any:
             model = network.merge(params)
             posterior = model.encode(batch["picture"])
             keys = step_keys(settings.seed, step, jnp.arange(len(batch["picture"])))
@@ -146,6 +147,8 @@ def autoencoder(settings: TrainSettings, progress: bool) -> Path:
                 kl_weight=options.kl_weight,
                 gradient_weight=options.gradient_weight,
                 squared_weight=options.squared_weight,
+                perceptual=None if judge is None else clip_distance(judge.merge(seeing)),
+                perceptual_weight=options.perceptual_weight,
             )
             return each, {"psnr": psnr(decoded, batch["picture"]).mean()}
 
@@ -164,7 +167,7 @@ def autoencoder(settings: TrainSettings, progress: bool) -> Path:
 
         state = run(
             settings,
-            losses,
+            jax.tree_util.Partial(losses, seeing),
             network.params,
             training_records(settings.data),
             load,
@@ -236,6 +239,19 @@ def _network(
     if settings.random_start:
         return Network(network.graphdef, initial_network(cls, config, settings.seed).params)
     return load_networks(checkpoint, {name: network}, mesh, progress)[name]
+
+
+def _judge(settings: TrainSettings, mesh: Any, progress: bool) -> tuple[Network | None, Any]:
+    """The image encoder whose eyes an autoencoder is trained for, and its weights; None without."""
+    source = settings.autoencoder.perceptual_model
+    if source is None:
+        return None, {}
+    with open_checkpoint(source) as checkpoint:
+        config = checkpoint.config.image_encoder
+        if config is None:
+            raise ValueError(f"autoencoder.perceptual_model: {source} has no image encoder")
+        network = abstract_network(VisionEncoder, config, jnp.dtype(settings.dtype))
+        return network, load_networks(checkpoint, {"image_encoder": network}, mesh, progress)["image_encoder"].params
 
 
 def _part(params: Mapping[str, Any], name: str) -> dict[str, Any]:
