@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from unclip_jax.models.attention import attend
-from unclip_jax.models.layers import layer_norm
+from unclip_jax.models.layers import gelu, layer_norm
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -93,7 +93,7 @@ class LayerConfig(Protocol):
 
 def activate(kind: Activation, x: jax.Array) -> jax.Array:
     """The MLP's non-linearity: the exact GELU, or OpenAI's sigmoid approximation of it."""
-    return x * jax.nn.sigmoid(1.702 * x) if kind == "quick_gelu" else jax.nn.gelu(x, approximate=False)
+    return x * jax.nn.sigmoid(1.702 * x) if kind == "quick_gelu" else gelu(x)
 
 
 class Layer(nnx.Module):

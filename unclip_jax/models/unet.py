@@ -22,6 +22,7 @@ from unclip_jax.models.layers import (
     Conv,
     GroupNorm,
     ResnetBlock,
+    gelu,
     layer_norm,
     upsample_nearest,
 )
@@ -127,7 +128,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         value, gate = jnp.split(self.proj_in(x), 2, axis=-1)
-        return self.proj_out(value * nnx.gelu(gate, approximate=False))
+        return self.proj_out(value * gelu(gate))
 
 
 class Transformer(nnx.Module):
