@@ -1,6 +1,10 @@
 """Settings from YAML: defaults, overrides, stages, and what is refused by name."""
 
+import re
+from pathlib import Path
+
 import pytest
+import yaml
 
 from unclip_jax.training.settings import read_settings
 
@@ -74,3 +78,19 @@ def test_files_that_are_no_settings(read, text):
 def test_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="CONFIG"):
         read_settings(tmp_path / "none.yaml")
+
+
+def test_the_pages_settings_are_settings(tmp_path):
+    """docs/training.md's own blocks: the first as it is, the others on top of it."""
+    page = (Path(__file__).parents[2] / "docs/training.md").read_text("utf-8")
+    whole, *more = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    base = yaml.safe_load(whole)
+    path = tmp_path / "settings.yaml"
+    path.write_text(whole)
+    assert read_settings(path).optimizer.accumulate == 4
+    assert len(more) == 2
+    cached, staged = (yaml.safe_load(block) for block in more)
+    for changes in (cached, staged):
+        path.write_text(yaml.safe_dump({**base, **changes}))
+        settings = read_settings(path)
+    assert [stage.data.resolution for stage in settings.each_stage()] == [256, 512, 768]

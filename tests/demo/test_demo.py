@@ -1,0 +1,78 @@
+"""The demo model as it ships: small enough, noticed, and good for what it is for, on drawings it has not seen."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import unclip_jax
+from unclip_jax import cli
+from unclip_jax.demo import demo_model
+from unclip_jax.evaluation.descriptors import color_and_shape
+from unclip_jax.evaluation.similarity import cosines, retrieval
+
+PICTURES = sorted((demo_model().parent / "pictures").glob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    made = unclip_jax.UnCLIPPipeline.from_pretrained()
+    made.progress = False
+    return made
+
+
+@pytest.fixture(scope="module")
+def sources():
+    return [np.asarray(Image.open(path).convert("RGB")) for path in PICTURES]
+
+
+@pytest.fixture(scope="module")
+def by_level(pipe, sources):
+    """Variations of every picture, at three noise levels."""
+    options = {"guidance_scale": 3.0, "num_inference_steps": 20}
+    made = {level: pipe(image=sources, noise_level=level, **options).images for level in (0, 600, 1000)}
+    return {level: [np.asarray(image) for image in images] for level, images in made.items()}
+
+
+def test_it_is_small_and_says_where_it_comes_from():
+    assert sum(path.stat().st_size for path in demo_model().rglob("*.safetensors")) <= 13_000_000
+    notices = (demo_model().parent / "NOTICES.md").read_text("utf-8")
+    for owner in ("Google", "Twitter", "Microsoft", "Unicode", "Miles Johnson"):
+        assert owner in notices
+    assert "held out" in (demo_model().parent / "MODEL_CARD.md").read_text("utf-8")
+    assert len(PICTURES) == 48
+
+
+def test_variations_are_found_again(pipe, sources, by_level):
+    """Among all 48, by the model's own embedding and by plain colour and shape; chance is one in 48."""
+    embeds, described = pipe.encode_images(sources), color_and_shape(np.stack(sources))
+    own = np.arange(len(sources))
+    by_clip = retrieval(pipe.encode_images(by_level[0]), embeds, own) == 0
+    by_eye = retrieval(color_and_shape(np.stack(by_level[0])), described, own) == 0
+    assert by_clip.mean() >= 0.8, by_clip.mean()
+    assert by_eye.mean() >= 0.3, by_eye.mean()
+
+
+def test_noise_takes_the_source_away(pipe, sources, by_level):
+    embeds = pipe.encode_images(sources)
+    kept = [cosines(pipe.encode_images(by_level[level]), embeds).mean() for level in (0, 600, 1000)]
+    assert kept[0] > kept[1] + 0.05 > kept[2] + 0.15
+    last = retrieval(pipe.encode_images(by_level[1000]), embeds, np.arange(len(sources))) == 0
+    assert last.mean() <= 0.1
+
+
+def test_prompts_steer_where_the_picture_says_nothing(pipe, sources):
+    colours = {"red": (214, 57, 57), "green": (92, 176, 92), "blue": (60, 110, 206), "black": (24, 24, 24)}
+    prompts = [f"red apple, {name} background" for name in colours for _ in range(3)]
+    made = pipe(image=[sources[0]] * len(prompts), prompt=prompts, noise_level=1000, guidance_scale=3.0).images
+    corners = np.stack([np.asarray(image)[:4].reshape(-1, 3) for image in made])
+    palette = np.array([*colours.values(), (255, 255, 255)])
+    nearest = np.square(np.median(corners, axis=1)[:, None] - palette).sum(-1).argmin(1)
+    assert (nearest == np.repeat(np.arange(4), 3)).mean() >= 0.75
+
+
+def test_the_command_uses_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["variations", str(PICTURES[0]), "--steps", "4", "--out", str(tmp_path), "--devices", "1"]) == 0
+    assert "0001-sheet.png" in capsys.readouterr().out
+    assert Image.open(tmp_path / "0001-000.png").size == (64, 64)
