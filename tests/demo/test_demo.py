@@ -64,7 +64,7 @@ def test_noise_takes_the_source_away(pipe, sources, by_level):
 
 def test_prompts_steer_where_the_picture_says_nothing(pipe, sources):
     colours = {"red": (214, 57, 57), "green": (92, 176, 92), "blue": (60, 110, 206), "black": (24, 24, 24)}
-    prompts = [f"red apple, {name} background" for name in colours for _ in range(3)]
+    prompts = [f"tomato, {name} background" for name in colours for _ in range(3)]
     made = pipe(image=[sources[0]] * len(prompts), prompt=prompts, noise_level=1000, guidance_scale=3.0).images
     corners = np.stack([np.asarray(image)[:4].reshape(-1, 3) for image in made])
     palette = np.array([*colours.values(), (255, 255, 255)])
