@@ -197,7 +197,7 @@ def variations(args: argparse.Namespace) -> None:
     common = {
         **settings,
         "scheduler": args.scheduler or pipe.config.scheduler,
-        "model": Path(args.model).name if Path(args.model).exists() else args.model,
+        "model": _name(args.model),
         "dtype": jax.numpy.dtype(pipe.dtype).name,
         "preprocess": pipe.config.preprocess,
         "version": __version__,
@@ -287,9 +287,15 @@ def evaluate(args: argparse.Namespace) -> None:
     for model in models:
         pipe = UnCLIPPipeline.from_pretrained(model, dtype=args.dtype, mesh=mesh)
         pipe.progress = False
-        name = "demo" if model is None else Path(model).name
-        results.append(measure(name, pipe, records[: args.count], judges, protocol, args.out))
+        results.append(measure(_name(model), pipe, records[: args.count], judges, protocol, args.out))
     print("\n".join(map(str, write_report(results, args.out))))
+
+
+def _name(model: str | None) -> str:
+    """What recipes and reports call a checkpoint: a file's or a folder's own name, a hub id, or the demo."""
+    if model is None:
+        return "the demo model"
+    return Path(model).name if Path(model).exists() else model
 
 
 def _mesh(count: int | None) -> Any:
