@@ -75,4 +75,5 @@ def test_prompts_steer_where_the_picture_says_nothing(pipe, sources):
 def test_the_command_uses_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["variations", str(PICTURES[0]), "--steps", "4", "--out", str(tmp_path), "--devices", "1"]) == 0
     assert "0001-sheet.png" in capsys.readouterr().out
-    assert Image.open(tmp_path / "0001-000.png").size == (64, 64)
+    with Image.open(tmp_path / "0001-000.png") as made:
+        assert made.size == (64, 64)
