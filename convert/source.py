@@ -39,7 +39,7 @@ def open_original(
         statistics = embedding_statistics(plan.config, clip_stats)
         parameters = engine.import_params(plan.rules, plan.params, plan.tensors, plan.read)
         for name, array in statistics.items():
-            parameters[name] = Parameter(array.shape, array.dtype, (functools.partial(np.asarray, array),))
+            parameters[name] = Parameter.of(array)
         length = plan.config.text_encoder.context_length
         tokenizer = Tokenizer.from_json(clip_tokenizer_json(), "open_clip", context_length=length)
         files = (*plan.files, *(p for p in (config, clip_stats) if p and str(p) not in presets.PRESETS))

@@ -1,6 +1,5 @@
 """A small diffusers folder written by hand, the way `save_pretrained` leaves one: for the tests of the converter."""
 
-import functools
 import json
 import math
 
@@ -143,7 +142,7 @@ def random_tensors(config=CONFIG):
     params = {}
     for name, spec in abstract_params(config).items():
         array = draw(name, spec.shape)
-        params[name] = Parameter(array.shape, array.dtype, (functools.partial(np.asarray, array),))
+        params[name] = Parameter.of(array)
     components = {}
     for name, tensor in export_tensors(diffusers.table(config, params).rules, params).items():
         component, _, tensor_name = name.partition("/")

@@ -1,7 +1,6 @@
 """CLIP models on their own, without torch: open_clip's files and transformers' folders, and what is refused."""
 
 import dataclasses
-import functools
 import json
 import sys
 import types
@@ -39,7 +38,7 @@ def parameters():
     arrays = {
         name: np.asarray(rng.standard_normal(spec.shape), np.float32) for name, spec in abstract_params(CONFIG).items()
     }
-    return {name: Parameter(a.shape, a.dtype, (functools.partial(np.asarray, a),)) for name, a in arrays.items()}
+    return {name: Parameter.of(a) for name, a in arrays.items()}
 
 
 def tensors(table, parameters):

@@ -1,7 +1,6 @@
 """Depth-to-image checkpoints through both layouts without torch, and what their descriptions may not say."""
 
 import dataclasses
-import functools
 import json
 
 import numpy as np
@@ -64,7 +63,7 @@ def folder(tmp_path_factory):
     params = {}
     for name, spec in abstract_params(CONFIG).items():
         array = rng.standard_normal(spec.shape, np.float32)
-        params[name] = Parameter(array.shape, array.dtype, (functools.partial(np.asarray, array),))
+        params[name] = Parameter.of(array)
     tokenizer = Tokenizer.from_json(clip_tokenizer_json(), "open_clip")
     path = tmp_path_factory.mktemp("depth") / "folder"
     save_diffusers(Checkpoint(CONFIG, tokenizer, params, "random"), path)

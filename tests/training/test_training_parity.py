@@ -122,10 +122,8 @@ def trained_tensors(both, params):
     from unclip_jax.checkpoints.checkpoint import Parameter
 
     with open_checkpoint(both[0]) as checkpoint:
-        everything = dict(checkpoint.params)
-        for name, value in params.items():
-            array = np.asarray(value)
-            everything[f"unet.{name}"] = Parameter(array.shape, array.dtype, (lambda array=array: array,))
+        new = {f"unet.{name}": Parameter.of(value) for name, value in params.items()}
+        everything = {**checkpoint.params, **new}
         tensors = export_tensors(diffusers.table(checkpoint.config, everything).rules, everything)
         return {
             name.removeprefix("unet/"): np.ascontiguousarray(tensor.read())

@@ -24,6 +24,12 @@ class Parameter:
     dtype: np.dtype
     pieces: tuple[Callable[[], np.ndarray], ...]
 
+    @classmethod
+    def of(cls, array: Any) -> "Parameter":
+        """One that is in memory."""
+        array = np.asarray(array)
+        return cls(array.shape, array.dtype, (lambda: array,))
+
     def read(self) -> np.ndarray:
         """The whole parameter; one piece is returned as it is (often a view of the file)."""
         if len(self.pieces) == 1:

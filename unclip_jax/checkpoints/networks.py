@@ -35,6 +35,11 @@ class Network:
         return nnx.merge(self.graphdef, nnx.from_flat_state([(_keys(k), nnx.Param(v)) for k, v in params.items()]))
 
 
+def part(params: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The parameters of one network of several, "name.parameter" -> value, under their own names."""
+    return {key.removeprefix(f"{name}."): value for key, value in params.items() if key.startswith(f"{name}.")}
+
+
 def _keys(path: str) -> tuple[Any, ...]:
     return tuple(int(part) if part.isdigit() else part for part in path.split("."))
 

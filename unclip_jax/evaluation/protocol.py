@@ -26,7 +26,7 @@ from unclip_jax.evaluation.similarity import cosines, diversity
 from unclip_jax.pipelines.unclip import UnCLIPPipeline
 from unclip_jax.progress import Progress
 from unclip_jax.sampling.noise import Branch, draw, image_keys
-from unclip_jax.training.data import Record, load_rgb
+from unclip_jax.training.data import Record, load_rgb, points_outside
 from unclip_jax.training.rows import square
 
 GUIDANCE_SCALES = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # the model card's
@@ -90,7 +90,7 @@ def coco_captions(path: Path, folder: Path) -> list[Record]:
         captions: dict[int, str] = {}
         for annotation in sorted(data["annotations"], key=lambda a: a["id"]):
             captions.setdefault(annotation["image_id"], annotation["caption"].strip())
-        outside = [name for name in names.values() if Path(name).is_absolute() or ".." in Path(name).parts]
+        outside = [name for name in names.values() if points_outside(name)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{Path(path).name}: not COCO's captions: {error!r}") from error
     if outside:
@@ -103,8 +103,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measures one checkpoint; returns JSON types: "guidance" and "noise_level", lists of rows.
 
-    records: pictures with their captions. folder: where what was counted is kept. Raises ValueError where it holds
-    something that was counted of other pictures or by another protocol.
+    records: pictures with their captions. folder: where what was counted is kept, apart for other pictures and another
+    protocol; not for other judges, which want a folder of their own.
     """
     side = pipe.config.unet.sample_size * pipe.config.vae.factor
     facts = {

@@ -13,7 +13,7 @@ from flax import nnx
 
 from unclip_jax.models.clip import MAX_LAYERS, Activation, run_layers, stack_layers
 from unclip_jax.models.convolution import convolve
-from unclip_jax.models.layers import Conv, GroupNorm, layer_norm
+from unclip_jax.models.layers import Conv, GroupNorm, gelu, layer_norm
 from unclip_jax.models.resize import resize_bilinear
 
 # Pixels a token of the transformer, along each side: the stem's and the stages' strides.
@@ -238,7 +238,7 @@ class DepthEstimator(nnx.Module):
         maps = []
         for x, readout, reassemble in zip(tapped, self.readouts, self.reassemble, strict=True):
             token = jnp.broadcast_to(x[:, :1], x[:, 1:].shape)
-            x = nnx.gelu(readout(jnp.concatenate([x[:, 1:], token], axis=-1)), approximate=False)
+            x = gelu(readout(jnp.concatenate([x[:, 1:], token], axis=-1)))
             maps.append(reassemble(x).reshape(b, h, w, -1))
         return [maps[0], self.reassemble_down(maps[1])]
 

@@ -16,7 +16,9 @@ from safetensors.numpy import save_file
 
 from unclip_jax.checkpoints.atomic import replaced_file
 from unclip_jax.checkpoints.strict_json import read_object
+from unclip_jax.distributed.mesh import pad_batch
 from unclip_jax.progress import Progress
+from unclip_jax.training.data import stacked
 
 T = TypeVar("T")
 FACTS = "cache.json"
@@ -65,8 +67,7 @@ def write_cache(
 
 
 def _encoded(rows: list[Mapping[str, Any]], encode: Any, batch_size: int) -> dict[str, np.ndarray]:
-    filled = [*rows, *[rows[-1]] * (batch_size - len(rows))]
-    batch = {name: np.stack([row[name] for row in filled]) for name in rows[0]}
+    batch = pad_batch(stacked(rows), batch_size)
     return {name: np.ascontiguousarray(np.asarray(value)[: len(rows)]) for name, value in encode(batch).items()}
 
 

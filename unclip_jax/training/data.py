@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import grain
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 T = TypeVar("T")
 
@@ -101,12 +101,17 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
             yield f"{path.name}, line {reader.line_num}", row
 
 
+def points_outside(name: str) -> bool:
+    """Whether a path that should lie in a folder does not."""
+    return Path(name).is_absolute() or ".." in Path(name).parts
+
+
 def _record(folder: Path, row: Any, where: str) -> Record:
     if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"]:
         raise ValueError(f"{where}: has no file_name")
     name = row["file_name"]
     path = folder / name
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    if points_outside(name):
         raise ValueError(f"{where}: file_name {name!r} points outside the folder")
     text = row.get("text") or ""
     if not isinstance(text, str):
@@ -144,6 +149,26 @@ def load_rgb(record: Record) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+def stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Rows as one batch."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def skipping(
+    load: Callable[[T, np.random.Generator], Mapping[str, Any]], skipped: Skipped
+) -> Callable[[T, np.random.Generator], Mapping[str, Any] | None]:
+    """`load`, but None for a picture that cannot be read, which `skipped` then names."""
+
+    def row(record: T, rng: np.random.Generator) -> Mapping[str, Any] | None:
+        try:
+            return load(record, rng)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            skipped.reasons[str(record)] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return None
+
+    return row
+
+
 def batches(
     records: Sequence[T],
     load: Callable[[T, np.random.Generator], Mapping[str, Any]],
@@ -170,14 +195,13 @@ def batches(
         raise ValueError(f"batch_size is {batch_size}; host {host} of {hosts} has {mine} pictures")
     skipped = Skipped() if skipped is None else skipped
 
+    load_or_skip = skipping(load, skipped)
+
     def row(record: T, rng: np.random.Generator) -> Mapping[str, Any] | None:
-        try:
-            return load(record, rng)
-        except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            skipped.reasons[str(record)] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            if len(skipped) >= len(records):
-                raise ValueError(f"no picture can be read; {record}: {error}") from error
-            return None
+        made = load_or_skip(record, rng)
+        if made is None and len(skipped) >= len(records):
+            raise ValueError(f"no picture can be read; {record}: {skipped.reasons[str(record)]}")
+        return made
 
     source = grain.MapDataset.source(list(records))[host::hosts]
     order = source.shuffle(seed=seed).repeat().seed(seed).random_map(row)

@@ -15,12 +15,13 @@ from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import NETWORKS, Network, abstract_network
 from unclip_jax.checkpoints.source import open_checkpoint
+from unclip_jax.distributed.mesh import pad_batch
 from unclip_jax.models.unet import UNet
 from unclip_jax.sampling.schedule import NoiseSchedule, alphas_cumprod
 from unclip_jax.sampling.solvers import make_solver
 from unclip_jax.training import denoising
 from unclip_jax.training.cache import CachedRows, write_cache
-from unclip_jax.training.data import Record
+from unclip_jax.training.data import Record, Skipped, skipping, stacked
 from unclip_jax.training.initial import initial_network
 from unclip_jax.training.rows import RowLoader
 from unclip_jax.training.samples import grid, sample_latents
@@ -30,7 +31,6 @@ from unclip_jax.training.setup import (
     mesh_of,
     rows_of,
     run,
-    stacked,
     training_records,
     validation_records,
 )
@@ -113,12 +113,14 @@ class Denoiser:
         self.networks = {
             name: abstract_network(NETWORKS[name], part, dtype) for name, part in parts.items() if part is not None
         }
-        unet = abstract_network(UNet, config.unet, dtype, self.stored, remat=s.remat)
-        wanted = self.networks if s.random_start else {**self.networks, "unet": unet}
-        filled = load_networks(checkpoint, wanted, self.mesh, self.progress)
+        options = {"dtype": dtype, "param_dtype": self.stored, "remat": s.remat}
         if s.random_start:
-            filled["unet"] = Network(unet.graphdef, initial_network(UNet, config.unet, s.seed).params)
-        unet = filled.pop("unet")
+            unet = initial_network(UNet, config.unet, s.seed, **options)
+            filled = load_networks(checkpoint, self.networks, self.mesh, self.progress)
+        else:
+            wanted = {**self.networks, "unet": abstract_network(UNet, config.unet, **options)}
+            filled = load_networks(checkpoint, wanted, self.mesh, self.progress)
+            unet = filled.pop("unet")
         if s.objective.depth_model is not None:
             with open_checkpoint(s.objective.depth_model) as other:
                 estimator = family_config(other).depth_estimator
@@ -177,7 +179,9 @@ class Denoiser:
             assert state.average is not None
             size = settings.batch_size
             parts = [held_out[first : first + size] for first in range(0, len(held_out), size)]
-            values = [score(frozen, state.average.params, stacked(_filled(part, size)))[: len(part)] for part in parts]
+            values = [
+                score(frozen, state.average.params, pad_batch(stacked(part), size))[: len(part)] for part in parts
+            ]
             return {"loss": float(np.concatenate(values).mean())}
 
         return run(
@@ -196,31 +200,20 @@ class Denoiser:
         """What the frozen networks say of every picture, from the cache, which is written where it is not there."""
         settings = self.settings
         folder = Path(settings.data.cache or "")
-        skipped: list[str] = []
-
-        def load(record: Record) -> Mapping[str, Any] | None:
-            try:
-                return self.load(record, np.random.default_rng(settings.seed))
-            except (OSError, ValueError) as error:
-                skipped.append(f"{record}: {error}")
-                return None
-
-        facts = {
-            "model": str(settings.model),
-            "resolution": getattr(self.load, "resolution", 0),
-            "dtype": settings.dtype,
-        }
+        skipped = Skipped()
+        load = skipping(self.load, skipped)
+        facts = {"model": str(settings.model), "resolution": self.side, "dtype": settings.dtype}
         write_cache(
             folder,
             records,
-            load,
+            lambda record: load(record, np.random.default_rng(settings.seed)),
             lambda batch: encode(self.frozen, batch),
             facts,
             batch_size=settings.batch_size,
             progress=self.progress,
         )
         if skipped:
-            print(f"{len(skipped)} pictures could not be read and are not in the cache: {skipped[0]} …")
+            print(f"{len(skipped)} pictures could not be read and are not in the cache: {min(skipped.reasons)} …")
         rows = CachedRows(folder)
         return rows, lambda row, rng: row
 
@@ -261,10 +254,6 @@ def widened(base: Network, wider: Network) -> Network:
         raise ValueError(f"objective.becomes: the UNet reads {kernel.shape[2]} channels; want fewer than {wanted[2]}")
     params["conv_in.kernel"] = jnp.pad(kernel, ((0, 0), (0, 0), (0, missing), (0, 0)))
     return Network(wider.graphdef, params)
-
-
-def _filled(rows: list[Mapping[str, Any]], size: int) -> list[Mapping[str, Any]]:
-    return [*rows, *[rows[-1]] * (size - len(rows))]
 
 
 def _schedule(diffusion: Mapping[str, Any]) -> NoiseSchedule:

@@ -9,8 +9,9 @@ from flax import nnx
 from unclip_jax.checkpoints.networks import Network, abstract_network
 from unclip_jax.models.unet import UNet
 
-# The end of every residual branch of the UNet, and its last convolution: at first each block passes on what it gets.
-_ZERO = re.compile(r"(.*\.)?(conv2|proj_out|conv_out)\.(kernel|bias)")
+# The end of every residual branch of the UNet but the feed-forward's, and its last convolution: at first each block
+# passes on what it gets.
+_ZERO = re.compile(r"(?!.*\.ff\.)(.*\.)?(conv2|proj_out|conv_out)\.(kernel|bias)")
 
 
 def initial_network(cls: Any, config: Any, seed: int, **options: Any) -> Network:
@@ -24,9 +25,5 @@ def initial_network(cls: Any, config: Any, seed: int, **options: Any) -> Network
     _, state = nnx.split(cls(config, rngs=nnx.Rngs(seed)))
     params = {".".join(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(state)}
     if cls is UNet:
-        feed_forward = re.compile(r".*\.ff\.proj_out\..*")  # which the original leaves as it is
-        params = {
-            name: jnp.zeros_like(value) if _ZERO.fullmatch(name) and not feed_forward.fullmatch(name) else value
-            for name, value in params.items()
-        }
+        params = {name: jnp.zeros_like(v) if _ZERO.fullmatch(name) else v for name, v in params.items()}
     return Network(network.graphdef, params)

@@ -50,11 +50,6 @@ def rows_of(records: Sequence[Record], load: Load, seed: int) -> list[Mapping[st
     return [load(record, np.random.default_rng([seed, number])) for number, record in enumerate(records)]
 
 
-def stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Rows as one batch."""
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-
 def mesh_of(settings: TrainSettings) -> Mesh:
     """The devices of a run. Raises ValueError for more than there are, and a batch that they cannot share evenly."""
     devices = jax.devices()
@@ -141,10 +136,8 @@ def save_checkpoint(
     """Writes a checkpoint with these networks' weights in the place of the base's; not over one that is there."""
     if destination.exists():
         return
-    params = dict(base.params)
-    for part, weights in networks.items():
-        for name, value in weights.items():
-            array = np.asarray(value)
-            params[f"{part}.{name}"] = Parameter(array.shape, array.dtype, (lambda array=array: array,))  # type: ignore[misc]
-    trained = Checkpoint(config, base.tokenizer, params, base.source)
+    new = {
+        f"{part}.{name}": Parameter.of(value) for part, weights in networks.items() for name, value in weights.items()
+    }
+    trained = Checkpoint(config, base.tokenizer, {**base.params, **new}, base.source)
     directory.save(trained, destination, provenance={"trained_from": Path(base.source).name})

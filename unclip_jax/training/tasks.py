@@ -8,7 +8,7 @@ import dataclasses
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from convert.export.textual_inversion import save_textual_inversion
 from unclip_jax.checkpoints.checkpoint import family_config
 from unclip_jax.checkpoints.config import ClipConfig
 from unclip_jax.checkpoints.loading import load_networks
-from unclip_jax.checkpoints.networks import Network, abstract_network
+from unclip_jax.checkpoints.networks import Network, abstract_network, part
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.compilation import use_compilation_cache
 from unclip_jax.conditioning.image import preprocess
@@ -29,7 +29,7 @@ from unclip_jax.models.clip import TextEncoder, VisionEncoder
 from unclip_jax.models.vae import VAE
 from unclip_jax.training.autoencoding import autoencoding_losses, clip_distance, psnr
 from unclip_jax.training.contrastive import contrastive_loss, effective_rank
-from unclip_jax.training.data import Record, load_rgb
+from unclip_jax.training.data import Record, load_rgb, stacked
 from unclip_jax.training.denoiser import Denoiser
 from unclip_jax.training.draws import draw_step, step_keys
 from unclip_jax.training.initial import initial_network
@@ -42,7 +42,6 @@ from unclip_jax.training.setup import (
     rows_of,
     run,
     save_checkpoint,
-    stacked,
     training_records,
     validation_records,
 )
@@ -212,12 +211,12 @@ def clip(settings: TrainSettings, progress: bool) -> Path:
             return {**row, "other": pixels(others[rng.integers(len(others))], rng)}
 
         def losses(params: Any, batch: Any, step: jax.Array) -> Any:
-            see = vision.merge(_part(params, "image_encoder"))
+            see = vision.merge(part(params, "image_encoder"))
             seen = see(batch["pixel_values"])
             mate = (
                 see(batch["other"])
                 if pictures_only
-                else text.merge(_part(params, "text_encoder")).embed(batch["tokens"])
+                else text.merge(part(params, "text_encoder")).embed(batch["tokens"])
             )
             scale = jnp.minimum(params["logit_scale"], LARGEST_LOGIT_SCALE)
             loss = contrastive_loss(seen, mate, scale, batch["label"])
@@ -225,7 +224,7 @@ def clip(settings: TrainSettings, progress: bool) -> Path:
 
         state = run(settings, losses, params, records, load, mesh, progress)
         trained = averages(state)
-        networks = {name: _part(trained, name) for name in ("image_encoder", "text_encoder")}
+        networks = {name: part(trained, name) for name in ("image_encoder", "text_encoder")}
         networks["similarity"] = {"logit_scale": np.minimum(trained["logit_scale"], np.float32(LARGEST_LOGIT_SCALE))}
         save_checkpoint(checkpoint, config, networks, made)
     return made
@@ -235,9 +234,10 @@ def _network(
     checkpoint: Any, cls: Any, name: str, config: Any, settings: TrainSettings, mesh: Any, progress: bool
 ) -> Network:
     """A network to train: float32, computing in the settings' dtype; from the checkpoint or from random weights."""
-    network = abstract_network(cls, config, jnp.dtype(settings.dtype), jnp.float32)
+    options = {"dtype": jnp.dtype(settings.dtype), "param_dtype": jnp.float32}
     if settings.random_start:
-        return Network(network.graphdef, initial_network(cls, config, settings.seed).params)
+        return initial_network(cls, config, settings.seed, **options)
+    network = abstract_network(cls, config, **options)
     return load_networks(checkpoint, {name: network}, mesh, progress)[name]
 
 
@@ -252,10 +252,6 @@ def _judge(settings: TrainSettings, mesh: Any, progress: bool) -> tuple[Network 
             raise ValueError(f"autoencoder.perceptual_model: {source} has no image encoder")
         network = abstract_network(VisionEncoder, config, jnp.dtype(settings.dtype))
         return network, load_networks(checkpoint, {"image_encoder": network}, mesh, progress)["image_encoder"].params
-
-
-def _part(params: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key.removeprefix(f"{name}."): value for key, value in params.items() if key.startswith(f"{name}.")}
 
 
 TASKS: dict[Task, Callable[[TrainSettings, bool], Path]] = {
