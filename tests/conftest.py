@@ -38,9 +38,11 @@ def pytest_ignore_collect(collection_path, config: pytest.Config) -> bool | None
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory):
-    """Compiled programs are shared within a run and left nowhere else."""
-    folder = os.environ.get("UNCLIP_JAX_TEST_CACHE") or str(tmp_path_factory.mktemp("compiled"))
-    jax.config.update("jax_compilation_cache_dir", folder)
+    """Compiled programs are shared by the processes of a run and left nowhere else."""
+    run = tmp_path_factory.getbasetemp()
+    folder = (run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "compiled"
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("UNCLIP_JAX_TEST_CACHE", str(folder)))
+    jax.config.update("jax_compilation_cache_max_size", 8 * 2**30)  # with a limit, JAX locks the folder
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 

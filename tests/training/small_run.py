@@ -1,5 +1,10 @@
-"""A run of training of milliseconds a step, for tests that interrupt it; also a program: small_run.py FOLDER."""
+"""A run of training of milliseconds a step, for tests that interrupt it; also a program.
 
+small_run.py slow FOLDER: with time to be killed in. small_run.py full FOLDER: on a disk that is full after step 12.
+"""
+
+import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -57,10 +62,23 @@ def small_run(folder, devices=1, *, load=load, losses=losses, reports=(), valida
     )
 
 
+def slow_load(index, rng):
+    time.sleep(0.002)
+    return load(index, rng)
+
+
+def fill_the_disk(step, metrics):
+    """Once the checkpoint of step 10 is complete. A limit on the size of files stands in for the disk."""
+    if step == 12:
+        while not Path(folder, "checkpoints/10").exists():
+            time.sleep(0.005)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40, 40))
+
+
 if __name__ == "__main__":
-
-    def slow_load(index, rng):
-        time.sleep(0.002)  # long enough to be killed in
-        return load(index, rng)
-
-    small_run(sys.argv[1], load=slow_load, save_every=3)
+    how, folder = sys.argv[1:]
+    if how == "slow":
+        small_run(folder, load=slow_load, save_every=3)
+    else:
+        small_run(folder, reports=[fill_the_disk], report_every=12)
