@@ -281,8 +281,9 @@ def evaluate(args: argparse.Namespace) -> None:
         from convert.inception import open_inception
 
         inception = inception_features(open_inception(args.inception), mesh, args.batch_size)
+    names = (_name(args.clip or models[0]), *([] if args.inception is None else [_name(args.inception)]))
     with open_checkpoint(args.clip or models[0]) as checkpoint:
-        judges = Judges(clip_features(checkpoint, mesh, args.batch_size), inception)
+        judges = Judges(names, clip_features(checkpoint, mesh, args.batch_size), inception)
     results = []
     for model in models:
         pipe = UnCLIPPipeline.from_pretrained(model, dtype=args.dtype, mesh=mesh)

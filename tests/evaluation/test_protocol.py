@@ -30,9 +30,7 @@ def judged(small_model):
     pipe = UnCLIPPipeline.from_pretrained(small_model, mesh=mesh)
     pipe.progress = False
     with open_checkpoint(small_model) as checkpoint:
-        return pipe, Judges(
-            clip_features(checkpoint, mesh), lambda made: np.stack(made)[:, ::8, ::8, 0].reshape(len(made), -1) / 255
-        )
+        return pipe, Judges(("small", "coarse"), clip_features(checkpoint, mesh), coarse)
 
 
 def rounded(result):
@@ -65,6 +63,15 @@ def test_an_evaluation_goes_on_where_it_was(judged, pictures, tmp_path, monkeypa
     assert again == whole
     monkeypatch.setattr(protocols._States, "write", lambda *args: pytest.fail("counted twice"))
     assert evaluate("small", pipe, records, judges, SHORT, tmp_path / "parts") == whole
+
+
+def test_other_judges_count_anew(judged, pictures, tmp_path):
+    pipe, judges = judged
+    blind = dataclasses.replace(judges, names=("blind",), inception=None)
+    short = Protocol((2.0,), (300,), steps=2, variations=2)
+    records = image_folder(pictures)[:4]
+    assert "fid" not in evaluate("small", pipe, records, blind, short, tmp_path)["guidance"][0]
+    assert "fid" in evaluate("small", pipe, records, judges, short, tmp_path)["guidance"][0]
 
 
 def test_batches_make_no_difference(judged, pictures, tmp_path):

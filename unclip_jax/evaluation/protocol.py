@@ -58,8 +58,9 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class Judges:
-    """Who looks at the pictures: a CLIP model; Inception, or None for no FID."""
+    """Who looks at the pictures: a CLIP model; Inception, or None for no FID. names tell them from others."""
 
+    names: tuple[str, ...]
     clip: ClipFeatures
     inception: Callable[[Pictures], NDArray[np.float32]] | None = None
 
@@ -103,12 +104,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measures one checkpoint; returns JSON types: "guidance" and "noise_level", lists of rows.
 
-    records: pictures with their captions. folder: where what was counted is kept, apart for other pictures and another
-    protocol; not for other judges, which want a folder of their own.
+    records: pictures with their captions. folder: where what was counted is kept, apart for other pictures, judges and
+    protocols.
     """
     side = pipe.config.unet.sample_size * pipe.config.vae.factor
     facts = {
         "model": name,
+        "judges": list(judges.names),
         "pictures": _digest(str(record) + record.text for record in records),
         **{k: v for k, v in dataclasses.asdict(protocol).items() if k in ("scheduler", "steps", "noise_level", "seed")},
     }
