@@ -4,9 +4,9 @@ The largest difference of the final picture, in 0..1, must be at most 1e-3; meas
 """
 
 import functools
+import sys
 
 import diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img as reference_module
-import diffusers.schedulers.scheduling_ddim as ddim_module
 import jax
 import numpy as np
 import pytest
@@ -16,6 +16,12 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LMSDiscreteScheduler,
     PNDMScheduler,
     StableUnCLIPImg2ImgPipeline,
     UNet2DConditionModel,
@@ -34,11 +40,12 @@ from transformers import (
 from tests.references import disturbed, write_tokenizer
 from unclip_jax import UnCLIPPipeline
 from unclip_jax.distributed.mesh import local_mesh
-from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER
+from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER, make_solver
 
 pytestmark = [
     pytest.mark.parity,
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # within diffusers
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),  # there too
 ]
 
 TOLERANCE = 1e-3
@@ -47,6 +54,13 @@ SCHEDULERS = {
     "pndm": (PNDMScheduler, {}),
     "dpm++2m": (DPMSolverMultistepScheduler, {}),
     "dpm++2m-karras": (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+    "ddpm": (DDPMScheduler, {}),
+    "euler": (EulerDiscreteScheduler, {}),
+    "euler-ancestral": (EulerAncestralDiscreteScheduler, {}),
+    "heun-karras": (HeunDiscreteScheduler, {"use_karras_sigmas": True}),
+    "lms-exponential": (LMSDiscreteScheduler, {"use_exponential_sigmas": True}),
+    "dpm2-beta": (KDPM2DiscreteScheduler, {"use_beta_sigmas": True}),
+    "dpm2-ancestral": (KDPM2AncestralDiscreteScheduler, {}),
 }
 # The two published forms, small: activations of the towers, statistics, widths.
 FORMS = {
@@ -138,17 +152,24 @@ def both(monkeypatch, theirs, ours, *, pictures=1, repeats=1, scheduler="pndm", 
     batch, (height, width) = pictures * repeats, size
     latents = rng.standard_normal((batch, height // 2, width // 2, 4), np.float32)
     image_noise = rng.standard_normal((pictures, theirs.image_normalizer.config.embedding_dim), np.float32)
-    step_noise = rng.standard_normal((settings["num_inference_steps"], *latents.shape), np.float32)
+    solver = make_solver(scheduler, ours.config.scheduler_config, settings["num_inference_steps"], eta)
+    step_noise = rng.standard_normal((solver.calls, *latents.shape), np.float32)
     settings |= {"height": height, "width": width, "num_images_per_prompt": repeats, "eta": eta, "output_type": "np"}
-    draws = iter(map(torch_order, step_noise))
+    # DPM2's ancestral form draws at the second call of each step.
+    draws = iter(map(torch_order, step_noise[1::2] if scheduler == "dpm2-ancestral" else step_noise))
     kind, changes = SCHEDULERS[scheduler]
     with monkeypatch.context() as patch:
         patch.setattr(reference_module, "randn_tensor", lambda shape, **options: torch.from_numpy(image_noise))
-        patch.setattr(ddim_module, "randn_tensor", lambda shape, **options: next(draws))
-        patch.setattr(theirs, "scheduler", kind.from_config(theirs.scheduler.config, **changes))
+        module = sys.modules[kind.__module__]
+        patch.setattr(module, "randn_tensor", lambda shape, **options: next(draws), raising=False)
+        reference = kind.from_config(theirs.scheduler.config, **changes)
+        patch.setattr(theirs, "scheduler", reference)
+        # What it draws it multiplies by this, and what it is given it does not.
+        reference.set_timesteps(settings["num_inference_steps"])
+        noise = torch_order(latents) * reference.init_noise_sigma
         in_torch = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in settings.items()}
-        wanted = theirs(latents=torch_order(latents), **in_torch).images
-    given = {"latents": latents, "image_noise": image_noise, "step_noise": step_noise if eta else None}
+        wanted = theirs(latents=noise, **in_torch).images
+    given = {"latents": latents, "image_noise": image_noise, "step_noise": step_noise if solver.stochastic else None}
     return wanted, ours(scheduler=scheduler, **given, **settings).images
 
 
@@ -169,6 +190,13 @@ CASES = {
     "dpm++, many steps": {"scheduler": "dpm++2m", "num_inference_steps": 30, "guidance_scale": 1.0},
     "karras": {"scheduler": "dpm++2m-karras"},
     "karras, few steps": {"scheduler": "dpm++2m-karras", "num_inference_steps": 5, "noise_level": 500},
+    "ddpm": {"scheduler": "ddpm", "noise_level": 300},
+    "euler": {"scheduler": "euler"},
+    "euler, ancestral": {"scheduler": "euler-ancestral", "num_inference_steps": 30},
+    "heun": {"scheduler": "heun-karras", "num_inference_steps": 10},
+    "linear multistep": {"scheduler": "lms-exponential"},
+    "dpm2": {"scheduler": "dpm2-beta", "num_inference_steps": 10},
+    "dpm2, ancestral": {"scheduler": "dpm2-ancestral", "num_inference_steps": 10},
     "negative prompt": {"prompt": "Two cats, 3 dogs & a café!", "negative_prompt": "blurry; ugly!!"},
     "wide": {"size": (32, 64), "scheduler": "ddim", "num_inference_steps": 5},
     "several pictures, several of each": {"pictures": 2, "repeats": 2, "scheduler": "ddim", "num_inference_steps": 5},

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.sampling.trajectories import DIFFERENT
 from unclip_jax.sampling import (
     PUBLISHED_UNCLIP_SCHEDULER,
-    SCHEDULERS,
     Branch,
     advance,
     draw,
@@ -32,7 +32,7 @@ def solver_of(name, steps=6, eta=1.0):
     return make_solver(name, PUBLISHED_UNCLIP_SCHEDULER, steps, eta)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", DIFFERENT)
 def test_pure_under_transformations(name):
     solver, keys = solver_of(name), image_keys(7, jnp.arange(SHAPE[0]))
     run = lambda x, keys: sample(denoise, solver, x, keys=keys)  # noqa: E731
@@ -45,7 +45,7 @@ def test_pure_under_transformations(name):
     np.testing.assert_allclose(one, want[1:2], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", DIFFERENT)
 def test_gradients_agree_with_finite_differences(name):
     solver, keys = solver_of(name), image_keys(7, jnp.arange(SHAPE[0]))
     run = jax.jit(lambda x: sample(jax.checkpoint(denoise), solver, x, keys=keys).sum())
@@ -55,7 +55,7 @@ def test_gradients_agree_with_finite_differences(name):
     np.testing.assert_allclose(gradient, difference, rtol=2e-2, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", DIFFERENT)
 def test_steps_one_by_one_are_the_same_run(name):
     solver, keys = solver_of(name), image_keys(7, jnp.arange(SHAPE[0]))
     carry = start(solver, latents())

@@ -1,5 +1,6 @@
 """Solvers against recorded trajectories, exact solutions and their own contracts."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.sampling.trajectories import BIAS, PUBLISHED, SHAPE, network, rows, run
+from tests.sampling.trajectories import BIAS, DIFFERENT, PUBLISHED, SHAPE, network, rows, run
 from unclip_jax.sampling.solvers import (
     PUBLISHED_UNCLIP_SCHEDULER,
     SCHEDULERS,
@@ -123,6 +124,42 @@ def test_order_of_convergence(name, order, counts):
 
 
 @pytest.mark.parametrize(
+    ("name", "order", "counts"),
+    [
+        ("euler-karras", 1, (32, 64, 128, 256)),
+        ("heun-karras", 2, (16, 32, 64, 128)),
+        ("dpm2-karras", 2, (16, 32, 64, 128)),
+        ("lms-karras", 3.6, (16, 32, 64, 128)),  # of order 4 but for its first three steps
+    ],
+)
+def test_order_of_convergence_over_noise_levels(name, order, counts):
+    """Down to the lowest noise level: the last step, to none at all, has an error that more steps do not make less."""
+    x, errors = np.linspace(-2, 2, 9, dtype=np.float32).reshape(1, 3, 3, 1), []
+    for count in counts:
+        solver = make_solver(name, {**PUBLISHED, "prediction_type": "epsilon", "timestep_spacing": "linspace"}, count)
+        begin, end = (np.float64(solver.grid["alpha_cumprod"][i]) for i in (0, -1))
+        solver = dataclasses.replace(solver, grid={key: column[:-1] for key, column in solver.grid.items()})
+        exact = _flow(x.astype(np.float64) * solver.scale, begin, end)
+        errors.append(np.abs(run(solver, x, predict=_perfect_noise) - exact).max())
+    assert _slope(errors, counts) == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "euler-ancestral", "dpm2-ancestral"])
+def test_what_draws_noise_ends_in_the_right_distribution(name):
+    """Of a hundred thousand numbers; what is off is the methods' error at 999 steps: at most 2.6 % of the variance."""
+    rng = np.random.default_rng(0)
+    solver = make_solver(name, {**PUBLISHED, "prediction_type": "epsilon"}, 999, eta=1.0)
+    x, state = jnp.asarray(rng.standard_normal((1, 100, 1000, 1), np.float32)) * solver.scale, None
+    state = solver.init(x)
+    step = jax.jit(solver.step, static_argnums=0)
+    for row in rows(solver):
+        noise = rng.standard_normal(x.shape, np.float32)
+        x, state = step(solver.prediction_type, state, x, _perfect_noise(x, row), row, noise)
+    assert float(x.mean()) == pytest.approx(MEAN, abs=0.01)
+    assert float(x.var()) == pytest.approx(VARIANCE, rel=0.03)
+
+
+@pytest.mark.parametrize(
     ("order", "heun", "slope"),
     [(1, False, 1.0), (2, False, 2.0), (2, True, 2.0), (3, False, 2.25)],  # measured 1.00, 2.05, 1.97, 2.25
 )
@@ -142,7 +179,7 @@ def test_order_of_the_multistep_weights(order, heun, slope):
         x = exact[start]
         for i in range(start, count):
             x = columns["x"][i] * x + columns["x0"][i] * known[i]
-            x += columns["x0_before"][i] * known[i - 1] + columns["x0_earlier"][i] * known[i - 2]
+            x += columns["memory"][i] * known[i - 1] + columns["memory_2"][i] * known[i - 2]
         errors.append(abs(x - exact[-1]))
     assert _slope(errors, counts) == pytest.approx(slope, abs=0.15)
 
@@ -162,7 +199,7 @@ def test_pndm_beats_ddim():
 # --- Structure ---
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", DIFFERENT)
 @given(data=st.data())
 @settings(deadline=None, max_examples=60)
 def test_every_count_works_or_is_refused(name, data):
@@ -192,8 +229,8 @@ def test_every_count_works_or_is_refused(name, data):
     assert grid["index"].dtype == np.int32
     assert grid["timestep"].min() >= 0
     assert grid["timestep"].max() < 1000
-    if name != "pndm":  # which goes back for its first steps
-        assert (np.diff(grid["timestep"]) <= 0).all()
+    if name != "pndm":  # which goes back for its first steps; dpm2 rounds some timesteps and not those between
+        assert (np.diff(grid["timestep"]) <= (1 if name.startswith("dpm2") else 0)).all()
     assert (grid["alpha_cumprod"] >= 0).all()
     assert (grid["alpha_cumprod"] < 1).all()
 
@@ -242,7 +279,7 @@ def test_runge_kutta_start_takes_four_calls_a_step():
 
 def test_the_last_step_of_dpm_returns_its_prediction():
     grid = dpmpp_2m(PUBLISHED, 20).grid
-    assert [float(grid[key][-1]) for key in ("x", "x0", "x0_before", "x0_earlier")] == [0, 1, 0, 0]
+    assert [float(grid[key][-1]) for key in ("x", "x0", "memory", "memory_2")] == [0, 1, 0, 0]
 
 
 def test_steps_at_one_noise_level_count_as_one():
@@ -250,11 +287,11 @@ def test_steps_at_one_noise_level_count_as_one():
     grid = dpmpp_2m(PUBLISHED, 1000).grid
     assert np.count_nonzero(np.diff(grid["timestep"]) == 0) == 1
     twice = int(np.argmin(np.abs(np.diff(grid["timestep"]))))
-    assert [float(grid[key][twice]) for key in ("x", "x0", "x0_before")] == [1, 0, 0]
+    assert [float(grid[key][twice]) for key in ("x", "x0", "memory")] == [1, 0, 0]
     assert np.isfinite(run(dpmpp_2m(PUBLISHED, 1000), np.ones(SHAPE, np.float32))).all()
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", DIFFERENT)
 def test_solvers_are_pytrees_that_scan_without_recompiling(name):
     """The compiled loop takes the grid as an argument: another eta or threshold is not another program."""
     traces = 0
@@ -279,7 +316,7 @@ def test_solvers_are_pytrees_that_scan_without_recompiling(name):
     assert bool((ends[0] == ends[1]).all()) != (name in ("ddim", "ldm-ddim"))
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", DIFFERENT)
 def test_scanned_and_stepped_loops_agree(name):
     solver, x = make_solver(name, PUBLISHED, 6), np.linspace(-1, 1, np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
 
@@ -288,13 +325,13 @@ def test_scanned_and_stepped_loops_agree(name):
         out = jnp.tanh(0.8 * carry[0] + BIAS * (row["timestep"] / 1000))
         return solver.step(solver.prediction_type, carry[1], carry[0], out, row, noise), None
 
-    (scanned, _), _ = jax.lax.scan(body, (jnp.asarray(x), solver.init(x)), solver.grid)
+    (scanned, _), _ = jax.lax.scan(body, (jnp.asarray(x) * solver.scale, solver.init(x)), solver.grid)
     np.testing.assert_allclose(scanned, run(solver, x), rtol=0, atol=2e-6)
 
 
-def test_only_ddim_takes_noise():
+def test_who_takes_noise():
     stochastic = {name for name in SCHEDULERS if make_solver(name, PUBLISHED, 4).stochastic}
-    assert stochastic == {"ddim", "ldm-ddim"}
+    assert stochastic == {"ddim", "ddpm", "ldm-ddim"} | {name for name in SCHEDULERS if "ancestral" in name}
     solver, x = make_solver("ddim", PUBLISHED, 4), jnp.ones(SHAPE)
     with pytest.raises(ValueError, match="noise is None"):
         solver.step("epsilon", (), x, x, rows(solver)[0], None)
@@ -323,16 +360,17 @@ def test_the_published_configuration_names_pndm():
     assert scheduler_name({"_class_name": "DPMSolverMultistepScheduler"}) == "dpm++2m"
     karras = {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}
     assert scheduler_name(karras) == "dpm++2m-karras"
-    for kind in ("EulerDiscreteScheduler", None):
-        with pytest.raises(ValueError, match=f"{kind}.*accepted: DDIMScheduler, PNDMScheduler, DPMSolverMultistep"):
+    assert scheduler_name({"_class_name": "HeunDiscreteScheduler", "use_beta_sigmas": True}) == "heun-beta"
+    for kind in ("RePaintScheduler", None):
+        with pytest.raises(ValueError, match=f"{kind}.*accepted: DDIMScheduler, DDPMScheduler, PNDMScheduler"):
             scheduler_name({"_class_name": kind})
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"), [("ddmi", "ddim"), ("DDIM", "ddim"), ("dpm++2m_karras", "dpm++2m-karras"), ("plms-ldm", None)]
+    ("name", "meant"), [("ddiim", "ddim"), ("DDIM", "ddim"), ("dpm++2m_karras", "dpm++2m-karras"), ("plms-ldm", "lms")]
 )
 def test_unknown_names_suggest_the_nearest(name, meant):
-    with pytest.raises(ValueError, match=r"unknown scheduler .*accepted: ddim, pndm, dpm\+\+2m") as error:
+    with pytest.raises(ValueError, match=r"unknown scheduler .*accepted: ddim, ddpm, pndm, dpm\+\+2m") as error:
         make_solver(name, PUBLISHED, 5)
     assert meant is None or f"did you mean {meant!r}?" in str(error.value)
 

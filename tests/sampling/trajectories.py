@@ -7,9 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER, Solver
+from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER, SCHEDULERS, Solver
+from unclip_jax.sampling.solvers.sigmas import SPACINGS
 
 PUBLISHED = {key: value for key, value in PUBLISHED_UNCLIP_SCHEDULER.items() if not key.startswith("_")}
+# Of the solvers that differ in the spacing of their noise levels alone, each spacing once.
+DIFFERENT = [name for name in SCHEDULERS if not name.endswith(SPACINGS) or name in ("dpm++2m-karras", "euler-karras")]
+DIFFERENT += ["heun-exponential", "lms-beta"]
 SHAPE = (2, 5, 3, 4)  # (B, H, W, C)
 BIAS = np.cos(np.arange(np.prod(SHAPE), dtype=np.float64) * 1.7).reshape(SHAPE).astype(np.float32)
 
@@ -31,7 +35,7 @@ def run(
 ) -> np.ndarray:
     """The end of a trajectory from x; noise: (calls, ...), read by stochastic solvers only."""
     step = jax.jit(solver.step, static_argnums=0)
-    latents, state = jnp.asarray(x), solver.init(jnp.asarray(x))
+    latents, state = jnp.asarray(x) * solver.scale, solver.init(jnp.asarray(x))
     for i, row in enumerate(rows(solver)):
         out = predict(latents, row) if predict else network(latents, row["timestep"], jnp, BIAS)
         draw = (np.zeros_like(x) if noise is None else noise[i]) if solver.stochastic else None

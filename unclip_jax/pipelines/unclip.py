@@ -247,7 +247,8 @@ class UnCLIPPipeline:
         eta: 0..1, how stochastic DDIM is
         seed: 0..2**32 - 1; image i's noise comes from (seed, i) alone
         image_weights: one a picture: mix them all, sum(w e) / sum(w); mix_noise_level: noise the mix once more
-        latents: (B, H/f, W/f, 4) initial noise; image_noise: (B, D) or (pictures, D), mixing (B, K, D) or (B, K + 1, D)
+        latents: (B, H/f, W/f, 4) initial noise, standard normal for every solver
+        image_noise: (B, D) or (pictures, D), mixing (B, K, D) or (B, K + 1, D)
         step_noise: (network calls, B, H/f, W/f, 4) for stochastic solvers
         batch_size: images a compiled call; None is all at once
         output_type: "pil", "np" (B, H, W, 3) float32 0..1, "latent"

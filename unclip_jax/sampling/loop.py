@@ -23,7 +23,7 @@ class Carry(NamedTuple):
 
 def start(solver: Solver, latents: jax.Array) -> Carry:
     """A run before its first step. latents: standard normal noise (B, ...)."""
-    latents = latents.astype(jnp.float32)
+    latents = latents.astype(jnp.float32) * solver.scale
     return Carry(latents, solver.init(latents), latents)
 
 

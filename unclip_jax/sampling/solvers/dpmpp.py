@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from unclip_jax.sampling.schedule import alphas_cumprod, to_x0_eps
+from unclip_jax.sampling.schedule import alphas_cumprod
+from unclip_jax.sampling.solvers import linear
 from unclip_jax.sampling.solvers.settings import (
     SCHEDULE_DEFAULTS,
     THRESHOLDING_DEFAULTS,
@@ -17,8 +16,8 @@ from unclip_jax.sampling.solvers.settings import (
     read_settings,
     trailing_timesteps,
 )
-from unclip_jax.sampling.solvers.solver import Row, Solver, make_grid
-from unclip_jax.sampling.solvers.thresholding import threshold, threshold_columns
+from unclip_jax.sampling.solvers.solver import Solver, make_grid
+from unclip_jax.sampling.solvers.thresholding import threshold_columns
 
 DEFAULTS = {
     **SCHEDULE_DEFAULTS,
@@ -89,8 +88,8 @@ def dpmpp_2m(config: Mapping[str, Any], num_inference_steps: int, karras: bool =
     return Solver(
         grid=make_grid(timesteps, alpha[:-1] ** 2, **columns, **threshold_columns(settings)),
         prediction_type=settings["prediction_type"],
-        init=init,
-        step=thresholded_step if settings["thresholding"] else step,
+        init=linear.remember(2),
+        step=linear.step,
         stochastic=False,
     )
 
@@ -159,33 +158,5 @@ def multistep_columns(
         curve = (slope - older) / reach
         quadratic = alpha[i + 1] * ((np.expm1(-h) + h) / h**2 - 0.5)
         weights[i, 1:] += linear * (slope + curve * steps[i - 1] / h) - quadratic * curve
-    return {"x": weights[:, 0], "x0": weights[:, 1], "x0_before": weights[:, 2], "x0_earlier": weights[:, 3]}
-
-
-def init(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The last two predictions of x0, newest first."""
-    return (jnp.zeros(x.shape, jnp.float32),) * 2
-
-
-def step(
-    prediction_type: str, state: tuple[jax.Array, jax.Array], x: jax.Array, out: jax.Array, row: Row, noise: Any
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """One DPM-Solver++ step. See `Solver.step`."""
-    x0, _ = to_x0_eps(prediction_type, out, x, row["alpha_cumprod"])
-    return _move(state, x, x0, row)
-
-
-def thresholded_step(
-    prediction_type: str, state: tuple[jax.Array, jax.Array], x: jax.Array, out: jax.Array, row: Row, noise: Any
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """One DPM-Solver++ step with x0 dynamically thresholded. See `Solver.step`."""
-    x0, _ = to_x0_eps(prediction_type, out, x, row["alpha_cumprod"])
-    return _move(state, x, threshold(x0, row), row)
-
-
-def _move(
-    state: tuple[jax.Array, jax.Array], x: jax.Array, x0: jax.Array, row: Row
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    before, earlier = state
-    x = row["x"] * x.astype(jnp.float32)
-    return x + row["x0"] * x0 + row["x0_before"] * before + row["x0_earlier"] * earlier, (x0, before)
+    names = ("x", "x0", "memory", "memory_2")
+    return {**dict(zip(names, weights.T, strict=True)), "keep_x0": np.ones(len(orders))}

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from unclip_jax.sampling.schedule import NoiseSchedule, alphas_cumprod, torch_linspace
-from unclip_jax.sampling.solvers import dpmpp
-from unclip_jax.sampling.solvers.ddim import clipped_step, ddim_columns, no_state
+from unclip_jax.sampling.solvers import dpmpp, linear
+from unclip_jax.sampling.solvers.ddim import ddim_columns
 from unclip_jax.sampling.solvers.settings import (
     SCHEDULE_DEFAULTS,
     check_eta,
@@ -44,10 +44,10 @@ def ldm_ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0
     there = table[np.append(timesteps[1:], 0)].astype(np.float64)
     sigma = eta * np.sqrt((1 - there) / (1 - here) * (1 - here / there))
     return Solver(
-        grid=make_grid(timesteps, here, **ddim_columns(there, sigma), clip=np.inf),
+        grid=make_grid(timesteps, here, **ddim_columns(there, sigma)),
         prediction_type=settings["prediction_type"],
-        init=no_state,
-        step=clipped_step,
+        init=linear.remember(0),
+        step=linear.step,
         stochastic=True,
     )
 
@@ -85,8 +85,8 @@ def ldm_dpm(config: Mapping[str, Any], num_inference_steps: int) -> Solver:
     return Solver(
         grid=make_grid(timesteps[:-1], np.exp(2 * log_alpha[:-1]), **columns),
         prediction_type=settings["prediction_type"],
-        init=dpmpp.init,
-        step=dpmpp.step,
+        init=linear.remember(2),
+        step=linear.step,
         stochastic=False,
     )
 

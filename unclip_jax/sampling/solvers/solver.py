@@ -16,7 +16,7 @@ Step = Callable[[str, State, jax.Array, jax.Array, Row, jax.Array | None], tuple
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["grid"],
+    data_fields=["grid", "scale"],
     meta_fields=["prediction_type", "init", "step", "stochastic"],
 )
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,7 @@ class Solver:
         network's output for it, of any float dtype; row: the call's row of the grid, scalars; noise: standard normal
         like x, or None unless `stochastic`. Pure and traceable, float32 inside.
     stochastic: whether every step takes noise
+    scale: what the initial noise is multiplied by, for solvers that begin at a noise level without a picture's share
     """
 
     grid: Mapping[str, jax.Array | np.ndarray]
@@ -39,6 +40,7 @@ class Solver:
     init: Init
     step: Step
     stochastic: bool
+    scale: jax.Array | np.floating = np.float32(1)  # noqa: RUF009
 
     @property
     def calls(self) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from unclip_jax.sampling.solvers.solver import Row
 
@@ -18,6 +19,15 @@ def threshold(x0: jax.Array, row: Row) -> jax.Array:
     bound = jnp.clip(jnp.quantile(magnitudes, row["threshold_ratio"], axis=1), 1, row["threshold_max"])
     bound = bound.reshape(-1, *(1,) * (x0.ndim - 1))
     return jnp.clip(x0, -bound, bound) / bound
+
+
+def limits(settings: Mapping[str, Any]) -> dict[str, float]:
+    """The columns by which `linear.step` limits x0 where the file says so. Raises ValueError out of range."""
+    if settings["thresholding"]:
+        return threshold_columns(settings)
+    if not settings["clip_sample_range"] > 0:
+        raise ValueError(f"scheduler config: clip_sample_range is {settings['clip_sample_range']!r}; want above 0")
+    return {"clip": settings["clip_sample_range"] if settings["clip_sample"] else np.inf}
 
 
 def threshold_columns(settings: Mapping[str, Any]) -> dict[str, float]:

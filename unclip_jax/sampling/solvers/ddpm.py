@@ -1,0 +1,63 @@
+"""Ancestral sampling as in DDPM (Ho et al. 2020, arXiv:2006.11239), as diffusers' DDPMScheduler runs it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from unclip_jax.sampling.schedule import alphas_cumprod
+from unclip_jax.sampling.solvers import linear
+from unclip_jax.sampling.solvers.settings import (
+    SCHEDULE_DEFAULTS,
+    THRESHOLDING_DEFAULTS,
+    check_steps,
+    noise_schedule,
+    read_settings,
+    spaced_timesteps,
+)
+from unclip_jax.sampling.solvers.solver import Solver, make_grid
+from unclip_jax.sampling.solvers.thresholding import limits
+
+DEFAULTS = {
+    **SCHEDULE_DEFAULTS,
+    **THRESHOLDING_DEFAULTS,
+    "rescale_betas_zero_snr": False,
+    "variance_type": "fixed_small",
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+}
+# The first two are one variance, which diffusers computes in two ways.
+CHOICES = {"variance_type": ("fixed_small", "fixed_small_log", "fixed_large")}
+
+
+def ddpm(config: Mapping[str, Any], num_inference_steps: int) -> Solver:
+    """DDPM with `num_inference_steps` network calls, 1 to the number of training timesteps; noise at every step.
+
+    config: a diffusers scheduler_config.json (DDPMScheduler); models that predict their variance are refused. Raises
+    ValueError.
+    """
+    settings = read_settings(config, DEFAULTS, CHOICES)
+    table = alphas_cumprod(noise_schedule(settings), "diffusers")
+    timesteps = spaced_timesteps(settings, check_steps(num_inference_steps, len(table)))
+    here = table[timesteps].astype(np.float64)
+    there = np.append(here[1:], 1.0)
+    if settings["prediction_type"] == "epsilon" and not here.all():
+        raise ValueError("scheduler config: prediction_type 'epsilon' cannot start from a zero signal-to-noise ratio")
+    share = here / there
+    variance = 1 - share if settings["variance_type"] == "fixed_large" else (1 - there) / (1 - here) * (1 - share)
+    return Solver(
+        grid=make_grid(
+            timesteps,
+            here,
+            x=np.sqrt(share) * (1 - there) / (1 - here),
+            x0=np.sqrt(there) * (1 - share) / (1 - here),
+            noise=np.where(timesteps > 0, np.sqrt(np.maximum(variance, 1e-20)), 0),
+            **limits(settings),
+        ),
+        prediction_type=settings["prediction_type"],
+        init=linear.remember(0),
+        step=linear.step,
+        stochastic=True,
+    )

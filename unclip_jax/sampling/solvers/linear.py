@@ -1,0 +1,52 @@
+"""The step of every solver whose next x is a weighted sum, the weights being its grid: all but PNDM.
+
+A solver of this kind is a table. In each call
+
+    next x      = sum over what there is of row[name] * value
+    next memory = sum over what there is of row["keep_" + name] * value, before what was kept earlier
+
+where a value is "x", "x0" and "eps" (what the network says of it), "noise", or "memory", "memory_2", ..., newest first.
+Columns that a solver does not have cost nothing.
+"""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from unclip_jax.sampling.schedule import to_x0_eps
+from unclip_jax.sampling.solvers.solver import Init, Row
+from unclip_jax.sampling.solvers.thresholding import threshold
+
+Memory = tuple[jax.Array, ...]
+
+
+@functools.cache
+def remember(count: int) -> Init:
+    """The `Solver.init` of a solver that keeps `count` arrays like x, zeros at first."""
+    return lambda x: (jnp.zeros(x.shape, jnp.float32),) * count
+
+
+def step(
+    prediction_type: str, state: Memory, x: jax.Array, out: jax.Array, row: Row, noise: jax.Array | None
+) -> tuple[jax.Array, Memory]:
+    """One step. See `Solver.step`. x0 is clamped to +-row["clip"] or dynamically thresholded where the row has that."""
+    x0, eps = to_x0_eps(prediction_type, out, x, row["alpha_cumprod"])
+    if "clip" in row:
+        x0 = jnp.clip(x0, -row["clip"], row["clip"])
+    if "threshold_ratio" in row:
+        x0 = threshold(x0, row)
+    values = {"x": x.astype(jnp.float32), "x0": x0, "eps": eps}
+    values |= {"memory" if i == 0 else f"memory_{i + 1}": kept for i, kept in enumerate(state)}
+    if "noise" in row:
+        if noise is None:
+            raise ValueError("noise is None; this solver takes noise at every step (zeros for none)")
+        values["noise"] = noise
+    kept = (_weighted(values, row, "keep_"), *state[:-1]) if state else ()
+    return _weighted(values, row, ""), kept
+
+
+def _weighted(values: Mapping[str, jax.Array], row: Row, prefix: str) -> jax.Array:
+    terms = [row[prefix + name] * value for name, value in values.items() if prefix + name in row]
+    return functools.reduce(jnp.add, terms)

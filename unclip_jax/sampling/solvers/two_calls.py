@@ -1,0 +1,94 @@
+"""Solvers of second order with two network calls a step, and one for the last: Heun's and DPM-Solver-2 ("DPM2").
+
+Karras et al. 2022 (arXiv:2206.00364), algorithm 1 and k-diffusion, as diffusers runs them. One array is remembered.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from unclip_jax.sampling.solvers import linear
+from unclip_jax.sampling.solvers.euler import ancestral, toward
+from unclip_jax.sampling.solvers.settings import read_settings
+from unclip_jax.sampling.solvers.sigmas import DEFAULTS, K_DIFFUSION_BETAS, Spacing, alpha_of, noise_levels
+from unclip_jax.sampling.solvers.solver import Solver, make_grid
+
+DPM2 = {**DEFAULTS, **K_DIFFUSION_BETAS}
+HEUN = {**DPM2, "clip_sample": False}
+
+
+def heun(config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None) -> Solver:
+    """Heun's method: Euler's step, and again with the mean of the slopes at both its ends.
+
+    config: a diffusers scheduler_config.json (HeunDiscreteScheduler). 2 * num_inference_steps - 1 network calls.
+    spacing: see `sigmas.noise_levels`. Raises ValueError.
+    """
+    settings = read_settings(config, HEUN, {"clip_sample": (False,)})
+    levels = noise_levels(settings, num_inference_steps, spacing)
+    sigmas, alphas = levels.sigmas, levels.alphas
+    here, there, alpha, next_alpha = sigmas[:-1], sigmas[1:], alphas[:-1], alphas[1:]
+    half = (there - here) / 2
+    # What is kept is x with half the step done by the first slope, which is what the network says of the noise.
+    first = toward(here, alpha, there, next_alpha) | {"eps": 0 * here, "memory": 0 * here}
+    second = {"eps": half[:-1] * next_alpha[:-1], "memory": next_alpha[:-1]}
+    kept = {"keep_x": 1 / alpha, "keep_eps": half}
+    return Solver(
+        grid=make_grid(
+            _between(levels.timesteps, levels.timesteps[1:]),
+            _between(alpha, next_alpha[:-1]) ** 2,
+            **_both_calls({**first, **kept}, second),
+        ),
+        prediction_type=settings["prediction_type"],
+        init=linear.remember(1),
+        step=linear.step,
+        stochastic=False,
+        scale=levels.scale,
+    )
+
+
+def dpm2(
+    config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, ancestral_steps: bool = False
+) -> Solver:
+    """DPM-Solver-2: the slope halfway, in the logarithm of the noise level, is taken for the whole step.
+
+    config: a diffusers scheduler_config.json (KDPM2DiscreteScheduler or KDPM2AncestralDiscreteScheduler).
+    2 * num_inference_steps - 1 network calls. spacing: see `sigmas.noise_levels`. ancestral_steps: each step goes below
+    the next noise level, and noise leads up to it. Raises ValueError.
+    """
+    settings = read_settings(config, DPM2)
+    levels = noise_levels(settings, num_inference_steps, spacing)
+    sigmas, alphas = levels.sigmas, levels.alphas
+    here, there, alpha, next_alpha = sigmas[:-1], sigmas[1:], alphas[:-1], alphas[1:]
+    target, up = ancestral(sigmas) if ancestral_steps else (there, 0 * there)
+    middle = np.append(np.sqrt(here * target)[:-1], 0)  # the last step is Euler's, to no noise at all
+    first = toward(here, alpha, middle, alpha_of(middle)) | {"eps": 0 * here, "memory": 0 * here, "keep_x": 1 / alpha}
+    second = {"eps": ((target - here) * next_alpha)[:-1], "memory": next_alpha[:-1]}
+    if ancestral_steps:
+        first["noise"] = 0 * here
+        second["noise"] = (up * next_alpha)[:-1]
+    timesteps = levels.timesteps.round() if spacing == "karras" else levels.timesteps
+    return Solver(
+        grid=make_grid(
+            _between(timesteps, levels.timestep_of(middle[:-1])),
+            _between(alpha, alpha_of(middle[:-1])) ** 2,
+            **_both_calls(first, second),
+        ),
+        prediction_type=settings["prediction_type"],
+        init=linear.remember(1),
+        step=linear.step,
+        stochastic=ancestral_steps,
+        scale=levels.scale,
+    )
+
+
+def _between(steps: np.ndarray, halves: np.ndarray) -> np.ndarray:
+    """A column of both kinds of calls, taking turns: (steps,) and (steps - 1,) -> (2 steps - 1,)."""
+    both = np.empty(2 * len(steps) - 1)
+    both[::2], both[1::2] = steps, halves
+    return both
+
+
+def _both_calls(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns of both kinds of calls; what the second does not have is 0 there."""
+    return {name: _between(column, second.get(name, 0 * column[1:])) for name, column in first.items()}
