@@ -401,7 +401,7 @@ def test_an_upscaler_unet(tmp_path):
         ("feature_extractor/preprocessor_config.json", "resample", 2, ["resample is 2"]),
         ("feature_extractor/preprocessor_config.json", "do_normalize", False, ["do_normalize is False"]),
         ("feature_extractor/preprocessor_config.json", "image_mean", [0.5, 0.5, 0.5], ["image_mean"]),
-        ("scheduler/scheduler_config.json", "_class_name", "EulerDiscreteScheduler", ["EulerDiscreteScheduler"]),
+        ("scheduler/scheduler_config.json", "_class_name", "RePaintScheduler", ["EulerDiscreteScheduler"]),
     ],
 )  # fmt: skip
 def test_folders_that_describe_something_else(tmp_path, file, key, value, words):
