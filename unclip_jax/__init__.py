@@ -1,19 +1,28 @@
-"""Stable Diffusion 2.1 unCLIP in pure JAX: image variations, numerically equal to the PyTorch original."""
+"""Stable Diffusion 2.1 unCLIP and its family in pure JAX, numerically equal to the PyTorch original."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["UnCLIPOutput", "UnCLIPPipeline", "__version__"]
+# Where each public name is: imported when first used, so that the command line answers --help and refuses bad usage
+# without waiting for JAX.
+_MODULES = {
+    "PipelineOutput": "pipelines.pipeline",
+    "TextToImagePipeline": "pipelines.text_to_image",
+    "UnCLIPPipeline": "pipelines.unclip",
+    "from_pretrained": "pipelines.choose",
+}
+__all__ = ["PipelineOutput", "TextToImagePipeline", "UnCLIPPipeline", "__version__", "from_pretrained"]
 
 if TYPE_CHECKING:
-    from unclip_jax.pipelines.unclip import UnCLIPOutput, UnCLIPPipeline
+    from unclip_jax.pipelines.choose import from_pretrained
+    from unclip_jax.pipelines.pipeline import PipelineOutput
+    from unclip_jax.pipelines.text_to_image import TextToImagePipeline
+    from unclip_jax.pipelines.unclip import UnCLIPPipeline
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when first used: the command line answers --help and refuses bad usage without waiting for JAX.
-    if name in ("UnCLIPOutput", "UnCLIPPipeline"):
-        from unclip_jax.pipelines import unclip
-
-        return getattr(unclip, name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"unclip_jax.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

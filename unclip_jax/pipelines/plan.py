@@ -9,16 +9,20 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from unclip_jax.checkpoints.checkpoint import Checkpoint
+from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
+from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.distributed import mesh as placement
-from unclip_jax.pipelines.arguments import check_integer, check_size
+from unclip_jax.pipelines.arguments import check_integer
+from unclip_jax.pipelines.choose import pipeline_for
 from unclip_jax.pipelines.memory import Memory
-from unclip_jax.pipelines.unclip import DEFAULT_MEMORY, UnCLIPPipeline
+from unclip_jax.pipelines.pipeline import DEFAULT_MEMORY, Pipeline
+from unclip_jax.pipelines.request import check_latent_shape
 from unclip_jax.progress import Progress
 from unclip_jax.sampling.solvers import make_solver
 
 STAGES = [
     ("image_encoder", "encoding pictures"),
+    ("depth_estimator", "estimating depth"),
     ("text_encoder", "encoding prompts"),
     ("unet", "sampling"),
     ("vae", "decoding"),
@@ -47,29 +51,27 @@ def plan(
     mesh: Mesh | None = None,
     memory: Memory = DEFAULT_MEMORY,
 ) -> list[Stage]:
-    """The stages of making `batch` guided images at once, in order; arguments as for `UnCLIPPipeline`.
+    """The stages of making `batch` guided images at once, in order; arguments as for the checkpoint's pipeline.
 
     The programs are compiled and nothing is run, nor are weights read. What the process needs beside its arrays is not
     in it: Python, JAX, the programs themselves. Raises ValueError for arguments that the pipeline refuses.
     """
     mesh = placement.local_mesh() if mesh is None else placement.check_mesh(mesh)
     abstract = dataclasses.replace(memory, free_networks=True)
-    pipe = UnCLIPPipeline.from_checkpoint(checkpoint, dtype, mesh, abstract)
-    config = pipe.config
-    unit, default = config.vae.factor * config.unet.size_multiple, config.unet.sample_size * config.vae.factor
-    height, width = check_size("height", height, unit, default), check_size("width", width, unit, default)
+    config = family_config(checkpoint)
+    pipe = pipeline_for(config).from_checkpoint(checkpoint, dtype, mesh, abstract)
+    latent_shape = check_latent_shape(config, height, width)
     batch = check_integer("batch", batch, 1, 1 << 20)
-    return _stages(pipe, height, width, batch, memory.free_networks)
+    return _stages(pipe, latent_shape, batch, memory.free_networks)
 
 
-def _stages(pipe: UnCLIPPipeline, height: int, width: int, batch: int, free_networks: bool) -> list[Stage]:
+def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, free_networks: bool) -> list[Stage]:
     config, mesh, programs = pipe.config, pipe.mesh, pipe.programs
-    assert config.image_encoder is not None
     one, many = placement.replicated(mesh), placement.batch_sharding(mesh)
     group = placement.data_size(mesh)
     rows = -(-batch // group) * group
     factor, text = config.vae.factor, config.text_encoder
-    latent_shape = (height // factor, width // factor, config.vae.latent_channels)
+    picture = (1, factor * latent_shape[0], factor * latent_shape[1], 3)
     weights = {
         part: {
             name: _array(spec.shape, placement.parameter_sharding(mesh, f"{part}.{name}", spec.shape), spec.dtype)
@@ -89,17 +91,29 @@ def _stages(pipe: UnCLIPPipeline, height: int, width: int, batch: int, free_netw
         bar.update()
         return made
 
-    with Progress("compiling the programs", 6, unit="program", enabled=pipe.progress) as bar:
+    # The networks that look at a given picture, and its size.
+    looks: dict[str, tuple[str, Any, tuple[int, ...]]] = {}
+    if config.image_encoder is not None:
         side = config.image_encoder.image_size
-        pixels, tokens = _array((1, side, side, 3), one), _array((1, text.context_length), one, np.int32)
-        count("image_encoder", programs.embed_images.lower(weights["image_encoder"], pixels), pixels)
+        looks["encoding pictures"] = ("image_encoder", programs.embed_images, (1, side, side, 3))
+    if config.depth_estimator is not None:
+        side = config.depth_estimator.image_size
+        looks["estimating depth"] = ("depth_estimator", programs.estimate_depth, (1, side, side, 3))
+    if config.task in ("depth-to-image", "inpaint"):
+        looks["encoding"] = ("vae", programs.encode_pictures, picture)
+
+    with Progress("compiling the programs", 5 + len(looks), unit="program", enabled=pipe.progress) as bar:
+        for part, program, shape in looks.values():
+            count(part, program.lower(weights[part], _array(shape, one)), _array(shape, one))
+        tokens = _array((1, text.context_length), one, np.int32)
         count("text_encoder", programs.embed_text.lower(weights["text_encoder"], tokens), tokens)
 
         solver = make_solver(config.scheduler, config.scheduler_config, 20, 0.0)
         grid = {name: np.asarray(column) for name, column in solver.grid.items()}
         states = _array((rows, text.context_length, text.width), many)
-        labels = _array((rows, 2 * config.image_encoder.projection_dim), many)
-        given = (states, states, labels, _array(grid["timestep"].shape, one))
+        extra = config.unet.in_channels - latent_shape[-1]
+        channels = _array((rows, *latent_shape[:2], extra), many) if extra else None
+        given = (states, states, _labels(config, rows, many), _array(grid["timestep"].shape, one), channels, None)
         prepare = count("unet", programs.prepare.lower(weights["unet"], *given, guided=True), given)
         start = count("unet", programs.start.lower(solver, _array((rows, *latent_shape), many)), ())
         columns = {name: _array((1, *column.shape[1:]), one, column.dtype) for name, column in grid.items()}
@@ -119,13 +133,20 @@ def _stages(pipe: UnCLIPPipeline, height: int, width: int, batch: int, free_netw
     # On a CPU the device's memory is the host's, where each parameter is, for a moment, also as it was read.
     on_host = mesh.devices.flat[0].platform == "cpu"
     sizes = {part: [_bytes(array) for array in arrays.values()] for part, arrays in weights.items()}
+    stages = [(part, name) for part, name in STAGES if part in held]
     if free_networks:
         loading = {part: _loading(sizes[part]) - held[part] if on_host else 0 for part in held}
-        return [Stage(name, held[part], max(beside[part], loading[part])) for part, name in STAGES]
+        return [Stage(name, held[part], max(beside[part], loading[part])) for part, name in stages]
     total = sum(held.values())
     every = [size for part in pipe.networks for size in sizes[part]]
     first = [Stage("loading weights", total, max(0, _loading(every) - total))] if on_host else []
-    return [*first, *(Stage(name, total, beside[part]) for part, name in STAGES)]
+    return [*first, *(Stage(name, total, beside[part]) for part, name in stages)]
+
+
+def _labels(config: CheckpointConfig, rows: int, sharding: Any) -> jax.ShapeDtypeStruct | None:
+    if config.image_encoder is not None:
+        return _array((rows, 2 * config.image_encoder.projection_dim), sharding)
+    return None if config.unet.class_embedding is None else _array((rows,), sharding, np.int32)
 
 
 def _loading(sizes: list[int]) -> int:

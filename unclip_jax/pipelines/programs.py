@@ -1,21 +1,45 @@
-"""The compiled programs of the unCLIP pipeline: pure functions of weights and arrays, each compiled once a shape."""
+"""The compiled programs of a pipeline: pure functions of weights and arrays, each compiled once a shape."""
 
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import Network
+from unclip_jax.conditioning.latents import latents_from_moments
 from unclip_jax.conditioning.noise_augmentation import mix_conditions, noise_image_embeddings
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.sampling.guidance import double, guide, interleave
-from unclip_jax.sampling.loop import Carry, advance, start
+from unclip_jax.sampling.loop import Carry, advance, start, start_from
 from unclip_jax.sampling.noise import Branch, draw, image_keys
+from unclip_jax.sampling.schedule import add_noise
 from unclip_jax.sampling.solvers import Solver
+
+
+class Known(NamedTuple):
+    """A part of the picture that is given: where `mask` (B, h, w, 1) is 0, `latents` (B, h, w, 4) noised by `noise`."""
+
+    mask: jax.Array
+    latents: jax.Array
+    noise: jax.Array
+
+
+class Constants(NamedTuple):
+    """What stays the same over the loop, rows doubled where it is guided.
+
+    text: every cross-attention's keys and values. times: every call's embedding, (calls, C). classes: (rows, C), to be
+    added to it. channels: (rows, h, w, c), what the UNet reads beside the latents. known: of B images. None: not there.
+    """
+
+    text: Any
+    times: jax.Array
+    classes: jax.Array | None
+    channels: jax.Array | None
+    known: Known | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +47,16 @@ class Programs:
     """In the order of a run. Where a program runs a network, its first argument are that network's parameters."""
 
     embed_images: Any
+    encode_pictures: Any
+    estimate_depth: Any
     embed_text: Any
     condition: Any
-    draw_latents: Any
+    draw: Any
+    latents_of: Any
+    add_noise: Any
     prepare: Any
     start: Any
+    start_from: Any
     advance: Any
     decode: Any
 
@@ -35,24 +64,36 @@ class Programs:
 def make_programs(config: CheckpointConfig, networks: Mapping[str, Network], memory: Memory) -> Programs:
     """The programs for networks of these structures; their parameters are not touched.
 
-    Raises ValueError for a tile that does not fit the VAE.
+    Programs of networks that the checkpoint does not have are not to be called. Raises ValueError for a tile that does
+    not fit the VAE.
     """
     # The structures are closed over: as static arguments they would be hashed at every call.
-    unet, vision, text = (networks[name] for name in ("unet", "image_encoder", "text_encoder"))
+    unet, vae, text = (networks[name] for name in ("unet", "vae", "text_encoder"))
     tile = memory.check_tile(config.vae.factor, config.unet.sample_size * config.vae.factor)
-    decode = functools.partial(_decode, networks["vae"], memory, tile)
+
+    def apply(name: str) -> Any:
+        return jax.jit(lambda params, x: networks[name].merge(params)(x))
+
     return Programs(
-        embed_images=jax.jit(lambda params, x: vision.merge(params)(x)),
+        embed_images=apply("image_encoder"),
+        encode_pictures=jax.jit(lambda params, x: vae.merge(params).moments(x)),
+        estimate_depth=apply("depth_estimator"),
         embed_text=jax.jit(lambda params, tokens: text.merge(params)(tokens)),
         condition=jax.jit(_condition, static_argnames=("mixed", "width")),
-        draw_latents=jax.jit(
-            lambda seed, indices, shape: draw(image_keys(seed, indices), Branch.LATENTS, shape), static_argnums=2
-        ),
+        draw=jax.jit(_draw, static_argnames=("branch", "shape", "number")),
+        latents_of=jax.jit(functools.partial(latents_from_moments, scaling_factor=config.vae.scaling_factor)),
+        add_noise=jax.jit(add_noise),
         prepare=jax.jit(functools.partial(_prepare, unet), static_argnames="guided"),
         start=jax.jit(start),
+        start_from=jax.jit(start_from),
         advance=jax.jit(functools.partial(_advance, unet), static_argnames="guided", donate_argnames="carry"),
-        decode=jax.jit(decode),
+        decode=jax.jit(functools.partial(_decode, vae, memory, tile)),
     )
+
+
+def _draw(seed: jax.Array, indices: jax.Array, *, branch: Branch, shape: tuple[int, ...], number: int) -> jax.Array:
+    """Standard normal noise for B images: (B, *shape)."""
+    return draw(image_keys(seed, indices), branch, shape, number)
 
 
 def _condition(
@@ -91,19 +132,28 @@ def _prepare(
     params: Mapping[str, jax.Array],
     text: jax.Array,
     negative: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     timesteps: jax.Array,
+    channels: jax.Array | None,
+    known: Known | None,
     *,
     guided: bool,
-) -> tuple[Any, jax.Array, jax.Array]:
-    """What stays the same over the loop: the text's keys and values, the class embedding, every step's embedding."""
+) -> Constants:
+    """The constants of a run of B images.
+
+    text, negative: (B, T, C). labels: (B, 2 D) of unCLIP, (B,) int of an upscaler. channels: (B, h, w, c).
+    """
     model = unet.merge(params)
     if guided:
         assert negative is not None
         text = interleave(negative, text)
-        # The unconditional label is a vector of zeros, level and all, and it goes through the embedding's biases.
-        labels = interleave(jnp.zeros_like(labels), labels)
-    return model.encode_context(text), model.embed_class(labels), model.embed_time(timesteps)
+        if labels is not None:
+            # unCLIP's unconditional label is a vector of zeros, level and all, and it goes through the embedding's
+            # biases; the noise level of an upscaler is the same in both rows.
+            labels = double(labels) if labels.ndim == 1 else interleave(jnp.zeros_like(labels), labels)
+        channels = None if channels is None else double(channels)
+    classes = None if labels is None else model.embed_class(labels)
+    return Constants(model.encode_context(text), model.embed_time(timesteps), classes, channels, known)
 
 
 def _advance(
@@ -112,7 +162,7 @@ def _advance(
     solver: Solver,
     carry: Carry,
     rows: Mapping[str, jax.Array],
-    constants: tuple[Any, jax.Array, jax.Array],
+    constants: Constants,
     seed: jax.Array,
     indices: jax.Array,
     *,
@@ -120,14 +170,22 @@ def _advance(
 ) -> Carry:
     """Some steps of the loop."""
     model = unet.merge(params)
-    text, classes, times = constants
+    text, times, classes, channels, known = constants
 
     def denoise(x: jax.Array, row: Mapping[str, jax.Array]) -> jax.Array:
-        emb = classes + times[row["index"]]
-        out = model.denoise(double(x) if guided else x, emb, text)
+        emb = times[row["index"]][None]
+        x = double(x) if guided else x
+        x = x if channels is None else jnp.concatenate([x, channels], axis=-1)
+        out = model.denoise(x, emb if classes is None else emb + classes, text)
         return guide(out, row["guidance_scale"]) if guided else out.astype(jnp.float32)
 
-    return advance(denoise, solver, carry, rows, image_keys(seed, indices) if solver.stochastic else None)
+    def put_known(x: jax.Array, row: Mapping[str, jax.Array]) -> jax.Array:
+        assert known is not None
+        noised = add_noise(known.latents, known.noise, row["known_alpha_cumprod"])
+        return known.mask * x + (1 - known.mask) * noised
+
+    keys = image_keys(seed, indices) if solver.stochastic else None
+    return advance(denoise, solver, carry, rows, keys, None if known is None else put_known)
 
 
 def _decode(vae: Network, memory: Memory, tile: int, params: Mapping[str, jax.Array], latents: jax.Array) -> jax.Array:

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from unclip_jax.sampling.noise import Branch, draw
-from unclip_jax.sampling.schedule import to_x0_eps
+from unclip_jax.sampling.schedule import add_noise, to_x0_eps
 from unclip_jax.sampling.solvers.solver import Row, Solver, State
 
 Denoise = Callable[[jax.Array, Row], jax.Array]
+Between = Callable[[jax.Array, Row], jax.Array]
 
 
 class Carry(NamedTuple):
@@ -27,14 +28,29 @@ def start(solver: Solver, latents: jax.Array) -> Carry:
     return Carry(latents, solver.init(latents), latents)
 
 
+def start_from(solver: Solver, latents: jax.Array, noise: jax.Array) -> Carry:
+    """A run that begins with a picture, noised as the solver's first step expects it.
+
+    latents: of the picture, scaled; noise: standard normal; (B, ...) each.
+    """
+    latents = add_noise(latents, noise, solver.start_alpha_cumprod)
+    return Carry(latents, solver.init(latents), latents)
+
+
 def advance(
-    denoise: Denoise, solver: Solver, carry: Carry, rows: Mapping[str, jax.Array], keys: jax.Array | None = None
+    denoise: Denoise,
+    solver: Solver,
+    carry: Carry,
+    rows: Mapping[str, jax.Array],
+    keys: jax.Array | None = None,
+    between: Between | None = None,
 ) -> Carry:
     """Runs the steps of `rows`, a slice of the solver's grid, under one `lax.scan`.
 
     denoise: (latents, row) -> prediction of the solver's type, where row holds one call's "timestep" (float32) and
         "index" (int32) among other scalars
     keys: (B,), one an image, for stochastic solvers; or rows has a column "step_noise" (calls, B, ...), which wins
+    between: (next latents, row) -> what the next step is given in their place
 
     Raises ValueError when a stochastic solver gets neither.
     """
@@ -49,6 +65,8 @@ def advance(
             noise = draw(keys, Branch.STEP, x.shape[1:], row["index"])
         x0, _ = to_x0_eps(solver.prediction_type, out, x, row["alpha_cumprod"])
         x, state = solver.step(solver.prediction_type, state, x, out, row, noise)
+        if between is not None:
+            x = between(x, row)
         return Carry(x, state, x0), None
 
     return jax.lax.scan(body, carry, dict(rows))[0]

@@ -12,6 +12,8 @@ class Branch(IntEnum):
     IMAGE = 0  # noise on the image embedding; folds in the picture's number, too
     LATENTS = 1  # where the sampling starts
     STEP = 2  # noise of stochastic solvers; folds in the network call's number, too
+    POSTERIOR = 3  # of the VAE's encoding of a given picture; folds in the picture's number, too
+    LOW_RESOLUTION = 4  # on the small picture of an upscaler
 
 
 def image_keys(seed: jax.Array | int, indices: jax.Array) -> jax.Array:

@@ -1,0 +1,33 @@
+"""Which pipeline a checkpoint is for."""
+
+import os
+from typing import Any
+
+from jax.sharding import Mesh
+
+from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.pipelines.memory import Memory
+from unclip_jax.pipelines.pipeline import DEFAULT_MEMORY, Pipeline, open_pipeline
+from unclip_jax.pipelines.text_to_image import TextToImagePipeline
+from unclip_jax.pipelines.unclip import UnCLIPPipeline
+
+_PIPELINES: dict[str, type[Pipeline]] = {
+    "variations": UnCLIPPipeline,
+    "text-to-image": TextToImagePipeline,
+}
+
+
+def pipeline_for(config: CheckpointConfig) -> type[Pipeline]:
+    """The pipeline for what the checkpoint was trained for."""
+    return _PIPELINES[config.task]
+
+
+def from_pretrained(
+    source: str | os.PathLike[str] | None = None,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    memory: Memory = DEFAULT_MEMORY,
+    **overrides: Any,
+) -> Pipeline:
+    """Opens a checkpoint with the pipeline for what it was trained for; arguments as `Pipeline.from_pretrained`."""
+    return open_pipeline(pipeline_for, source, dtype, mesh, memory, overrides)

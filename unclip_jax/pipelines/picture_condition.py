@@ -1,0 +1,111 @@
+"""The pictures that an unCLIP checkpoint is conditioned by: their embeddings, each noised to a level, or mixed."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.conditioning.image import load_image
+from unclip_jax.pipelines import arguments as check
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PictureCondition:
+    """One picture an image, or all of them mixed into one condition.
+
+    images: (H, W, 3) uint8 each, or image_embeds: (pictures, D). noise_level: (pictures,). weights: (pictures,) of the
+    mix, None without. image_noise: (B, draws, D), a draw for each picture of an image and one for a mix noised again.
+    """
+
+    pictures: int
+    images: list[np.ndarray] | None
+    image_embeds: np.ndarray | None
+    noise_level: np.ndarray
+    weights: np.ndarray | None = None
+    mix_noise_level: int | None = None
+    image_noise: np.ndarray | None = None
+
+
+def check_condition(config: CheckpointConfig, a: Mapping[str, Any]) -> PictureCondition:
+    """The condition in a call's arguments `a`, the noise given for it being checked as for one image a picture.
+
+    Arguments that a pipeline does not have need not be there. Raises ValueError, FileNotFoundError.
+    """
+    vision = config.image_encoder
+    assert vision is not None
+    images, embeds = None, None
+    if (a["image"] is None) == (a["image_embeds"] is None):
+        raise ValueError(
+            "give one of image and image_embeds, " + ("not both" if a["image"] is not None else "got neither")
+        )
+    if a["image"] is not None:
+        images = load_images("image", a["image"])
+        if config.preprocess.startswith("original"):
+            for picture in images:
+                if min(picture.shape[:2]) < 64:
+                    raise ValueError(
+                        f"image is {picture.shape[1]}x{picture.shape[0]}; the {config.preprocess!r} preprocessing "
+                        "needs sides of at least 64 pixels"
+                    )
+    else:
+        embeds = check.check_array("image_embeds", a["image_embeds"], (None, vision.projection_dim))
+    pictures = len(images) if images is not None else len(embeds)  # type: ignore[arg-type]
+    if pictures == 0:
+        raise ValueError("image_embeds has no rows")
+
+    weights, mix_level = None, None
+    if a.get("image_weights") is not None:
+        weights = check.check_weights(a["image_weights"], pictures)
+        if a["mix_noise_level"] is not None:
+            mix_level = int(check.check_noise_levels(a["mix_noise_level"], 1)[0])
+    elif a.get("mix_noise_level") is not None:
+        raise ValueError("mix_noise_level is given without image_weights: there is no mix to noise")
+    levels = check.check_noise_levels(a["noise_level"], pictures)
+
+    repeats = check.check_integer("num_images_per_prompt", a["num_images_per_prompt"], 1, 1 << 20)
+    noise, d = a["image_noise"], vision.projection_dim
+    if noise is not None and weights is None:
+        batch = pictures * repeats
+        noise = check.check_array("image_noise", noise, (batch, d), (pictures, d))
+        noise = (noise if len(noise) == batch else np.repeat(noise, repeats, axis=0))[:, None]
+    elif noise is not None:
+        noise = check.check_array("image_noise", noise, (repeats, pictures + (mix_level is not None), d))
+    return PictureCondition(
+        pictures=pictures,
+        images=images,
+        image_embeds=embeds,
+        noise_level=levels,
+        weights=weights,
+        mix_noise_level=mix_level,
+        image_noise=noise,
+    )
+
+
+def check_own_condition(config: CheckpointConfig, a: Mapping[str, Any], prompts: int) -> PictureCondition | None:
+    """The same for pipelines that begin with `image`: an unCLIP checkpoint is conditioned by it, or by `image_embeds`.
+
+    None for other checkpoints. One picture stands for all prompts. Raises ValueError for what is given in vain, too.
+    """
+    if config.image_encoder is None:
+        given = [name for name in ("image_embeds", "image_noise") if a[name] is not None]
+        given += ["noise_level"] if np.any(a["noise_level"]) else []
+        if given:
+            raise ValueError(f"{given[0]} is given, but this checkpoint has no image encoder: it is not an unCLIP one")
+        return None
+    own = {**a, "image": a["image"] if a["image_embeds"] is None else None}
+    if prompts > 1 and a["image_embeds"] is None and not isinstance(a["image"], list | tuple):
+        own["image"] = [a["image"]] * prompts
+    condition = check_condition(config, own)
+    if condition.pictures != prompts:
+        raise ValueError(f"image_embeds has {condition.pictures} rows; want {prompts}, one a picture")
+    return condition
+
+
+def load_images(name: str, value: Any) -> list[np.ndarray]:
+    """A picture or a list of them, see `load_image` -> (H, W, 3) uint8 each. Raises ValueError, FileNotFoundError."""
+    images = [load_image(image) for image in (value if isinstance(value, list | tuple) else [value])]
+    if not images:
+        raise ValueError(f"{name} is an empty list")
+    return images

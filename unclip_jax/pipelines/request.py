@@ -1,0 +1,116 @@
+"""A checked call of a pipeline: what every one of B images is made from, as host arrays."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.pipelines import arguments as check
+from unclip_jax.pipelines.picture_condition import PictureCondition
+from unclip_jax.pipelines.start_picture import StartPicture
+from unclip_jax.sampling.solvers import Solver, make_solver
+
+OutputType = Literal["pil", "np", "latent"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What all pipelines are asked. B = prompts * repeats, prompt-major; see `Pipeline` for the arguments.
+
+    condition: the pictures that condition an unCLIP checkpoint. start: the pictures that the run begins with.
+    """
+
+    solver: Solver
+    guided: bool
+    guidance_scale: np.ndarray  # (calls, B)
+    seed: int
+    batch: int
+    repeats: int
+    latent_shape: tuple[int, int, int]
+    prompts: list[str]
+    negative_prompts: list[str]
+    prompt_embeds: np.ndarray | None
+    negative_prompt_embeds: np.ndarray | None
+    latents: np.ndarray | None
+    step_noise: np.ndarray | None
+    batch_size: int
+    output_type: OutputType
+    condition: PictureCondition | None = None
+    start: StartPicture | None = None
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """The images' indices, `batch_size` at a time."""
+        for first in range(0, self.batch, self.batch_size):
+            yield np.arange(first, min(first + self.batch_size, self.batch))
+
+
+def check_latent_shape(config: CheckpointConfig, height: Any, width: Any) -> tuple[int, int, int]:
+    """(h, w, channels) of pictures of this size in pixels, None being the checkpoint's own. Raises ValueError."""
+    factor, unit = config.vae.factor, config.vae.factor * config.unet.size_multiple
+    default = config.unet.sample_size * factor
+    height, width = check.check_size("height", height, unit, default), check.check_size("width", width, unit, default)
+    return height // factor, width // factor, config.vae.latent_channels
+
+
+def check_request(
+    config: CheckpointConfig,
+    a: Mapping[str, Any],
+    latent_shape: tuple[int, int, int],
+    prompts: int | None = None,
+    strength: Any = None,
+) -> dict[str, Any]:
+    """The fields of `Request` but `condition` and `start`, from a call's arguments `a`.
+
+    prompts: how many there must be, as many as pictures; None: as many as are given. strength: of pipelines that begin
+    with a picture, which then leave out the first steps. Raises ValueError.
+    """
+    steps = check.check_integer("num_inference_steps", a["num_inference_steps"], 1, 1000)
+    repeats = check.check_integer("num_images_per_prompt", a["num_images_per_prompt"], 1, 1 << 20)
+    seed = check.check_integer("seed", a["seed"], 0, check.MAX_SEED)
+    if a["output_type"] not in get_args(OutputType):
+        raise ValueError(f"output_type is {a['output_type']!r}; accepted: 'pil', 'np', 'latent'")
+    name = config.scheduler if a["scheduler"] is None else a["scheduler"]
+    if isinstance(name, Solver):
+        solver, name = name, "solver"
+    elif isinstance(name, str):
+        solver = make_solver(name, config.scheduler_config, steps, a["eta"])
+    else:
+        raise ValueError(f"scheduler is {name!r}; want None, a name or a Solver")
+
+    text = (config.text_encoder.context_length, config.text_encoder.width)
+    embeds = {key: a[key] for key in ("prompt_embeds", "negative_prompt_embeds")}
+    if prompts is None:
+        given = (
+            a["prompt"]
+            if embeds["prompt_embeds"] is None
+            else check.check_array("prompt_embeds", embeds["prompt_embeds"], (None, *text))
+        )
+        prompts = 1 if isinstance(given, str) or not hasattr(given, "__len__") else len(given)
+        if prompts == 0:
+            raise ValueError("prompt is an empty list")
+    embeds = {
+        key: value if value is None else check.check_array(key, value, (1, *text), (prompts, *text))
+        for key, value in embeds.items()
+    }
+    batch = prompts * repeats
+    guided, scale = check.check_guidance(a["guidance_scale"], name, solver, batch)
+    shapes = {"latents": (batch, *latent_shape), "step_noise": (solver.calls, batch, *latent_shape)}
+    arrays = {k: None if a.get(k) is None else check.check_array(k, a[k], shape) for k, shape in shapes.items()}
+    size = batch if a["batch_size"] is None else check.check_integer("batch_size", a["batch_size"], 1, 1 << 20)
+    return {
+        "solver": solver,
+        "guided": guided,
+        "guidance_scale": scale,
+        "seed": seed,
+        "batch": batch,
+        "repeats": repeats,
+        "latent_shape": latent_shape,
+        "prompts": check.check_prompts("prompt", a["prompt"], prompts),
+        "negative_prompts": check.check_prompts("negative_prompt", a["negative_prompt"], prompts),
+        **embeds,
+        **arrays,
+        "batch_size": min(size, batch),
+        "output_type": a["output_type"],
+    }
