@@ -31,24 +31,28 @@ REFUSED_FORMATS = ("EPS", "WMF")
 LARGEST_ASPECT_RATIO = 100
 
 
-def load_image(source: PictureSource) -> NDArray[np.uint8]:
+def load_image(source: PictureSource, name: str = "image") -> NDArray[np.uint8]:
     """Decodes a picture to uint8 (H, W, 3) RGB.
 
     source: a PIL image, the path of a picture file, or an array (H, W, 3), (H, W, 4), (H, W, 1) or (H, W) of uint8 or
         of floats from 0 to 1
+    name: what messages call it
 
     The EXIF orientation is applied, transparency is composited on white, 16-bit gray is scaled to 8 bits, other colour
     modes are converted as Pillow does (colour profiles are not applied). Of an animation the first frame is taken.
 
     Raises FileNotFoundError when the file does not exist, ValueError (one line) for anything else that is no picture.
     """
-    if isinstance(source, Image.Image):
-        return _from_picture(source, "image")
-    if isinstance(source, str | os.PathLike):
-        return _from_file(os.fspath(source))
+    if isinstance(source, Image.Image | str | os.PathLike):
+        return _rgb(*_opened(source, name))
     if hasattr(source, "__array__"):
-        return _from_array(np.asarray(source), "image")
-    raise ValueError(f"image is a {type(source).__name__}; want a PIL image, a path, or an array (H, W, 3)")
+        return _from_array(np.asarray(source), name)
+    raise ValueError(f"{name} is a {type(source).__name__}; want a PIL image, a path, or an array (H, W, 3)")
+
+
+def open_picture(source: Image.Image | str | os.PathLike[str], name: str) -> Image.Image:
+    """A picture decoded and upright, but in its own colour mode. Raises as `load_image` does."""
+    return _opened(source, name)[0]
 
 
 def preprocess(image: NDArray[np.uint8], dialect: Dialect, size: int = 224) -> NDArray[np.float32]:
@@ -81,8 +85,12 @@ def preprocess(image: NDArray[np.uint8], dialect: Dialect, size: int = 224) -> N
     return (pixels - CLIP_MEAN) / CLIP_STD
 
 
-def _from_file(path: str) -> NDArray[np.uint8]:
-    name = f"image {path!r}"
+def _opened(source: Image.Image | str | os.PathLike[str], name: str) -> tuple[Image.Image, str]:
+    """The picture, and what messages call it: a file is named with its path."""
+    if isinstance(source, Image.Image):
+        return _upright(source, name), name
+    path = os.fspath(source)
+    name = f"{name} {path!r}"
     Image.init()  # all of Pillow's formats, so that some can be left out
     try:
         picture = Image.open(path, formats=[format for format in Image.ID if format not in REFUSED_FORMATS])
@@ -95,10 +103,10 @@ def _from_file(path: str) -> NDArray[np.uint8]:
     except Exception as error:  # on broken files Pillow raises whatever it stumbles over
         raise ValueError(f"{name}: cannot be read: {_line(error)}") from error
     with picture:
-        return _from_picture(picture, name)
+        return _upright(picture, name), name
 
 
-def _from_picture(picture: Image.Image, name: str) -> NDArray[np.uint8]:
+def _upright(picture: Image.Image, name: str) -> Image.Image:
     try:
         picture.load()
     except Exception as error:
@@ -108,8 +116,11 @@ def _from_picture(picture: Image.Image, name: str) -> NDArray[np.uint8]:
     orientation = None
     with contextlib.suppress(Exception):  # a broken EXIF block does not spoil a picture: it is taken as it is stored
         orientation = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    if orientation is not None:
-        picture = picture.transpose(orientation)
+    # The copy outlives the file.
+    return picture.copy() if orientation is None else picture.transpose(orientation)
+
+
+def _rgb(picture: Image.Image, name: str) -> NDArray[np.uint8]:
     if picture.mode == "F":
         return _from_array(np.asarray(picture), name)
     if picture.mode.startswith("I"):
@@ -147,7 +158,7 @@ def _from_array(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
     elif array.dtype != np.uint8:
         raise ValueError(f"{name} has dtype {array.dtype}; want uint8, or float16, float32 or float64 from 0 to 1")
     if array.shape[2] == 4:
-        return _from_picture(Image.fromarray(np.ascontiguousarray(array)), name)
+        return _rgb(Image.fromarray(np.ascontiguousarray(array)), name)
     return np.array(np.broadcast_to(array, (*array.shape[:2], 3)))
 
 

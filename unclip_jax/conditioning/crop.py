@@ -1,0 +1,137 @@
+"""Repainting a part of a picture at full resolution: which part, how it is cut out, and how it is put back."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from unclip_jax.conditioning.masks import NAME, Mask, binarized, gray_mask
+from unclip_jax.conditioning.pixels import FILTERS, Resample, to_pixels
+
+
+class Box(NamedTuple):
+    """A part of a picture in pixels; right and bottom are the first ones outside."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def crop_region(mask: Mask, height: int, width: int, padding: int) -> Box:
+    """The part of a picture around everything that is not black in its mask, in the proportions of the output.
+
+    height, width: of the output. padding: pixels that are kept around the mask. The shorter side of what results is
+    lengthened to the output's proportions, on both sides alike and within the picture, as far as that reaches.
+
+    Raises ValueError for a mask that is black and for a negative padding. Source: diffusers'
+    VaeImageProcessor.get_crop_region, number for number.
+    """
+    if not isinstance(padding, int | np.integer) or isinstance(padding, bool) or padding < 0:
+        raise ValueError(f"padding_mask_crop is {padding!r}; want an integer from 0")
+    marked = np.asarray(gray_mask(mask)) > 0
+    if not marked.any():
+        raise ValueError(f"{NAME} has nothing white, so there is nothing to repaint; white is what is painted anew")
+    (top, bottom), (left, right) = (_extent(marked.any(axis=axis), int(padding)) for axis in (1, 0))
+    proportions = width / height
+    if (right - left) / (bottom - top) > proportions:
+        top, bottom = _lengthened(top, bottom, (right - left) / proportions, marked.shape[0])
+    else:
+        left, right = _lengthened(left, right, (bottom - top) * proportions, marked.shape[1])
+    return Box(left, top, right, bottom)
+
+
+def _extent(marked: NDArray[np.bool_], padding: int) -> tuple[int, int]:
+    places = np.flatnonzero(marked)
+    return max(int(places[0]) - padding, 0), min(int(places[-1]) + 1 + padding, len(marked))
+
+
+def _lengthened(first: int, end: int, length: float, limit: int) -> tuple[int, int]:
+    """The interval [first, end), made `length` long around its middle, then moved and cut to lie in [0, limit)."""
+    more = int(length - (end - first))
+    first, end = first - more // 2, end + more - more // 2
+    over = max(end - limit, 0)
+    first, end = first - over, end - over
+    if first < 0:
+        first, end = 0, end - first
+    return first, min(end, limit)
+
+
+def cropped_pixels(
+    image: NDArray[np.uint8], box: Box, height: int, width: int, resample: Resample = "lanczos"
+) -> NDArray[np.float32]:
+    """A part of a picture, uint8 (H, W, 3), fitted into the output's size: (height, width, 3) float32 in -1..1.
+
+    Where the part has other proportions it is centred, and its outermost pixels fill the rest. Source: diffusers'
+    VaeImageProcessor.preprocess with `resize_mode="fill"`, bit for bit.
+    """
+    return to_pixels(np.asarray(_filled(Image.fromarray(image).crop(box), height, width, resample)))
+
+
+def cropped_mask(mask: Mask, box: Box, height: int, width: int, resample: Resample = "lanczos") -> NDArray[np.float32]:
+    """The same part of the mask, as `unclip_jax.conditioning.masks.binary_mask` gives it: (height, width, 1)."""
+    part = (mask if isinstance(mask, Image.Image) else gray_mask(mask)).crop(box)
+    return binarized(np.asarray(_filled(part, height, width, resample).convert("L"), np.float32) / np.float32(255))
+
+
+def _filled(part: Image.Image, height: int, width: int, resample: Resample) -> Image.Image:
+    wider = width / height < part.width / part.height
+    across = width if wider else max(part.width * height // part.height, 1)
+    down = max(part.height * width // part.width, 1) if wider else height
+    fitted = part.resize((across, down), FILTERS[resample])
+    left, top = width // 2 - across // 2, height // 2 - down // 2
+    out = Image.new("RGB", (width, height))
+    out.paste(fitted, (left, top))
+    # An edge is stretched out of a strip of no width, for which Pillow extrapolates: what it makes is the reference.
+    if wider and top > 0:
+        for place, edge in ((0, 0), (top + down, down)):
+            out.paste(fitted.resize((width, top), box=(0, edge, width, edge)), (0, place))
+    elif not wider and left > 0:
+        for place, edge in ((0, 0), (left + across, across)):
+            out.paste(fitted.resize((left, height), box=(edge, 0, edge, height)), (place, 0))
+    return out
+
+
+def paste_back(
+    painted: NDArray[np.uint8],
+    image: NDArray[np.uint8],
+    mask: Mask,
+    box: Box | None = None,
+    resample: Resample = "lanczos",
+) -> NDArray[np.uint8]:
+    """The picture with what was painted where the mask is not black: uint8 (H, W, 3), as large as the picture.
+
+    painted: uint8 (h, w, 3); it is fitted into `box`, or is of the picture's size where there is none. image: uint8
+    (H, W, 3), kept bit for bit where the mask is black. mask: of the picture's size; its grays mix the two, so a
+    blurred mask has no seam.
+
+    Raises ValueError where sizes differ. Source: diffusers' VaeImageProcessor.apply_overlay, bit for bit.
+    """
+    gray = gray_mask(mask)
+    height, width = image.shape[:2]
+    sizes = {NAME: (gray.height, gray.width)} | ({"the painted picture": painted.shape[:2]} if box is None else {})
+    for name, size in sizes.items():
+        if size != (height, width):
+            raise ValueError(f"{name} is {size[1]}x{size[0]} pixels, image is {width}x{height}; want the same size")
+    under = Image.fromarray(painted)
+    if box is not None:
+        part, under = under, Image.new("RGB", (width, height))
+        under.paste(_covering(part, box.bottom - box.top, box.right - box.left, resample), (box.left, box.top))
+    under = under.convert("RGBA")
+    # Through premultiplied colours, as the reference goes: grays of the mask are rounded there.
+    kept = Image.new("RGBa", (width, height))
+    kept.paste(Image.fromarray(image).convert("RGBA").convert("RGBa"), mask=ImageOps.invert(gray))
+    under.alpha_composite(kept.convert("RGBA"))
+    return np.asarray(under.convert("RGB"))
+
+
+def _covering(picture: Image.Image, height: int, width: int, resample: Resample) -> Image.Image:
+    """Resized so that it covers the size in its own proportions; what stands out on both sides is cut off."""
+    wider = width / height > picture.width / picture.height
+    across = width if wider else picture.width * height // picture.height
+    down = picture.height * width // picture.width if wider else height
+    out = Image.new("RGB", (width, height))
+    fitted = picture.resize((max(across, 1), max(down, 1)), FILTERS[resample])
+    out.paste(fitted, (width // 2 - across // 2, height // 2 - down // 2))
+    return out

@@ -1,0 +1,108 @@
+"""What to repaint: a mask, white where the model paints, at the picture's size and on the latents' grid.
+
+The random masks that an inpainting model learns from are `unclip_jax.training.masks`.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from unclip_jax.conditioning.image import PictureSource, load_image, open_picture
+from unclip_jax.conditioning.pixels import FILTERS, Resample, resize_nearest
+
+Mask = Image.Image | NDArray[np.float32]
+NAME = "mask_image"
+
+
+def load_mask(source: PictureSource) -> Mask:
+    """A mask as a PIL image in its own colour mode, upright, or as float32 (H, W) in 0..1 where it is one of numbers.
+
+    source: a PIL image, the path of a picture file, an array of uint8 (H, W), (H, W, 1) or (H, W, 3), or an array
+        (H, W) or (H, W, 1) of floats from 0 to 1 or of booleans; white, 255, 1 or True is repainted
+
+    Transparency is ignored, as diffusers does. Raises FileNotFoundError and ValueError as `load_image` does.
+    """
+    if isinstance(source, Image.Image | str | os.PathLike):
+        picture = open_picture(source, NAME)
+        if picture.mode == "F":
+            return load_mask(np.asarray(picture))
+        if picture.mode.startswith("I"):  # Pillow would clip 16-bit gray at 255
+            return Image.fromarray(load_image(picture, NAME)[..., 0])
+        return picture
+    if not hasattr(source, "__array__"):
+        raise ValueError(f"{NAME} is a {type(source).__name__}; want a PIL image, a path, or an array (H, W)")
+    array = np.asarray(source)
+    if array.dtype == np.uint8:
+        if array.ndim == 3 and array.shape[2] == 1:
+            array = array[..., 0]
+        if array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+            return Image.fromarray(np.ascontiguousarray(array))
+    elif array.dtype == np.bool_ or np.issubdtype(array.dtype, np.floating):
+        load_image(array.astype(np.float32), NAME)  # refuses shapes and values
+        if array.ndim == 2 or array.shape[2] == 1:
+            return array.reshape(array.shape[:2]).astype(np.float32)
+    else:
+        raise ValueError(f"{NAME} has dtype {array.dtype}; want uint8, bool, or floats from 0 to 1")
+    raise ValueError(f"{NAME} has shape {array.shape}; want (H, W), not empty")
+
+
+def mask_size(mask: Mask) -> tuple[int, int]:
+    """Height and width."""
+    return (mask.height, mask.width) if isinstance(mask, Image.Image) else (mask.shape[0], mask.shape[1])
+
+
+def check_same_size(mask: Mask, image: NDArray[Any]) -> None:
+    """Raises ValueError where mask and picture, (H, W, ...), differ in size.
+
+    The original's demos draw the mask on the picture; diffusers resizes both to one size, whatever they had, but needs
+    them equal where it crops.
+    """
+    height, width = mask_size(mask)
+    if (height, width) != image.shape[:2]:
+        raise ValueError(
+            f"{NAME} is {width}x{height} pixels, image is {image.shape[1]}x{image.shape[0]}; want the same size"
+        )
+
+
+def gray_mask(mask: Mask) -> Image.Image:
+    """The mask as a PIL image of mode L."""
+    if isinstance(mask, Image.Image):
+        return mask.convert("L")
+    return Image.fromarray(np.rint(mask * 255).astype(np.uint8))
+
+
+def binary_mask(mask: Mask, height: int, width: int, resample: Resample = "lanczos") -> NDArray[np.float32]:
+    """What is repainted: (height, width, 1) float32 of 0 and 1, 1 from half white on.
+
+    resample: Pillow's filter for pictures; arrays of floats are resized to the nearest. Raises ValueError where nothing
+    is white: such a mask is a mistake. One that is white everywhere repaints the whole picture. Source: the mask
+    processor of diffusers' inpainting pipeline; at the mask's own size the original's demos do the same.
+    """
+    if isinstance(mask, Image.Image):
+        resized = mask if mask.size == (width, height) else mask.resize((width, height), FILTERS[resample])
+        return binarized(np.asarray(resized.convert("L"), np.float32) / np.float32(255))
+    return binarized(resize_nearest(mask, height, width))
+
+
+def binarized(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(H, W) in 0..1 -> (H, W, 1) of 0 and 1. Raises ValueError where there is no 1."""
+    white = values >= 0.5
+    if not white.any():
+        raise ValueError(f"{NAME} has nothing white, so there is nothing to repaint; white is what is painted anew")
+    return white[..., None].astype(np.float32)
+
+
+def masked_picture(pixels: NDArray[np.float32], mask: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The picture with mid gray, 0, where it is repainted. pixels: (..., H, W, 3) in -1..1; mask: (..., H, W, 1)."""
+    return pixels * (mask < 0.5)
+
+
+def latent_mask(mask: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    """A mask on the latents' grid: (H, W, 1) -> (H // factor, W // factor, 1), each cell its upper left pixel.
+
+    Both references resize masks so; what is thinner than a cell may vanish.
+    """
+    return resize_nearest(mask, mask.shape[0] // factor, mask.shape[1] // factor)
