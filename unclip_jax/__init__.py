@@ -8,18 +8,36 @@ __version__ = "0.1.0"
 # Where each public name is: imported when first used, so that the command line answers --help and refuses bad usage
 # without waiting for JAX.
 _MODULES = {
+    "DepthToImagePipeline": "pipelines.depth_to_image",
+    "ImageToImagePipeline": "pipelines.image_to_image",
+    "InpaintPipeline": "pipelines.inpaint",
     "PipelineOutput": "pipelines.pipeline",
     "TextToImagePipeline": "pipelines.text_to_image",
     "UnCLIPPipeline": "pipelines.unclip",
+    "UpscalePipeline": "pipelines.upscale",
     "from_pretrained": "pipelines.choose",
 }
-__all__ = ["PipelineOutput", "TextToImagePipeline", "UnCLIPPipeline", "__version__", "from_pretrained"]
+__all__ = [
+    "DepthToImagePipeline",
+    "ImageToImagePipeline",
+    "InpaintPipeline",
+    "PipelineOutput",
+    "TextToImagePipeline",
+    "UnCLIPPipeline",
+    "UpscalePipeline",
+    "__version__",
+    "from_pretrained",
+]
 
 if TYPE_CHECKING:
     from unclip_jax.pipelines.choose import from_pretrained
+    from unclip_jax.pipelines.depth_to_image import DepthToImagePipeline
+    from unclip_jax.pipelines.image_to_image import ImageToImagePipeline
+    from unclip_jax.pipelines.inpaint import InpaintPipeline
     from unclip_jax.pipelines.pipeline import PipelineOutput
     from unclip_jax.pipelines.text_to_image import TextToImagePipeline
     from unclip_jax.pipelines.unclip import UnCLIPPipeline
+    from unclip_jax.pipelines.upscale import UpscalePipeline
 
 
 def __getattr__(name: str) -> Any:

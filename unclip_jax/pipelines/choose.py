@@ -6,14 +6,20 @@ from typing import Any
 from jax.sharding import Mesh
 
 from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.pipelines.depth_to_image import DepthToImagePipeline
+from unclip_jax.pipelines.inpaint import InpaintPipeline
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.pipeline import DEFAULT_MEMORY, Pipeline, open_pipeline
 from unclip_jax.pipelines.text_to_image import TextToImagePipeline
 from unclip_jax.pipelines.unclip import UnCLIPPipeline
+from unclip_jax.pipelines.upscale import UpscalePipeline
 
 _PIPELINES: dict[str, type[Pipeline]] = {
     "variations": UnCLIPPipeline,
     "text-to-image": TextToImagePipeline,
+    "depth-to-image": DepthToImagePipeline,
+    "inpaint": InpaintPipeline,
+    "upscale": UpscalePipeline,
 }
 
 

@@ -290,8 +290,7 @@ class Pipeline:
             latents = self._latents(request, encoded["start"], chunk)
             noise = self._noise(request.start.noise, Branch.LATENTS, request.latent_shape, chunk)
             return self.programs.start_from(request.solver, latents, noise)
-        noise = self._noise(request.latents, Branch.LATENTS, request.latent_shape, chunk)
-        return self.programs.start(request.solver, noise)
+        return self._from_noise(request, chunk)
 
     def _known(self, request: Request, encoded: Mapping[str, np.ndarray], chunk: Chunk) -> Known | None:
         """The part of the picture that is given."""
@@ -306,6 +305,10 @@ class Pipeline:
         if given is not None:
             return chunk.split(given[chunk.rows])
         return self.programs.draw(chunk.seed, chunk.indices, branch=branch, shape=shape, number=number)
+
+    def _from_noise(self, request: Request, chunk: Chunk) -> Carry:
+        noise = self._noise(request.latents, Branch.LATENTS, request.latent_shape, chunk)
+        return self.programs.start(request.solver, noise)
 
     def _latents(self, request: Request, moments: np.ndarray, chunk: Chunk, number: int = 0) -> jax.Array:
         """Scaled latents (rows, h, w, 4) of encoded pictures, one a prompt or one for all.

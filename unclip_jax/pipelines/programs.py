@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import Network
+from unclip_jax.conditioning.depth import depth_condition
 from unclip_jax.conditioning.latents import latents_from_moments
 from unclip_jax.conditioning.noise_augmentation import mix_conditions, noise_image_embeddings
 from unclip_jax.pipelines.memory import Memory
@@ -49,6 +50,7 @@ class Programs:
     embed_images: Any
     encode_pictures: Any
     estimate_depth: Any
+    depth_condition: Any
     embed_text: Any
     condition: Any
     draw: Any
@@ -78,6 +80,7 @@ def make_programs(config: CheckpointConfig, networks: Mapping[str, Network], mem
         embed_images=apply("image_encoder"),
         encode_pictures=jax.jit(lambda params, x: vae.merge(params).moments(x)),
         estimate_depth=apply("depth_estimator"),
+        depth_condition=jax.jit(depth_condition, static_argnums=(1, 2)),
         embed_text=jax.jit(lambda params, tokens: text.merge(params)(tokens)),
         condition=jax.jit(_condition, static_argnames=("mixed", "width")),
         draw=jax.jit(_draw, static_argnames=("branch", "shape", "number")),

@@ -10,7 +10,7 @@ from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.pipelines import arguments as check
 from unclip_jax.pipelines.picture_condition import PictureCondition
 from unclip_jax.pipelines.start_picture import StartPicture
-from unclip_jax.sampling.solvers import Solver, make_solver
+from unclip_jax.sampling.solvers import Solver, first_step, make_solver
 
 OutputType = Literal["pil", "np", "latent"]
 
@@ -46,6 +46,12 @@ class Request:
             yield np.arange(first, min(first + self.batch_size, self.batch))
 
 
+def follows_original(config: CheckpointConfig, a: Mapping[str, Any]) -> bool:
+    """Whether a call follows the original's procedure, which the solver's name says, or diffusers'."""
+    name = config.scheduler if a["scheduler"] is None else a["scheduler"]
+    return isinstance(name, str) and name.startswith("ldm-")
+
+
 def check_latent_shape(config: CheckpointConfig, height: Any, width: Any) -> tuple[int, int, int]:
     """(h, w, channels) of pictures of this size in pixels, None being the checkpoint's own. Raises ValueError."""
     factor, unit = config.vae.factor, config.vae.factor * config.unet.size_multiple
@@ -60,11 +66,12 @@ def check_request(
     latent_shape: tuple[int, int, int],
     prompts: int | None = None,
     strength: Any = None,
+    depth: bool = False,
 ) -> dict[str, Any]:
     """The fields of `Request` but `condition` and `start`, from a call's arguments `a`.
 
     prompts: how many there must be, as many as pictures; None: as many as are given. strength: of pipelines that begin
-    with a picture, which then leave out the first steps. Raises ValueError.
+    with a picture, which then leave out the first steps; depth: of depth to image, see `first_step`. Raises ValueError.
     """
     steps = check.check_integer("num_inference_steps", a["num_inference_steps"], 1, 1000)
     repeats = check.check_integer("num_images_per_prompt", a["num_images_per_prompt"], 1, 1 << 20)
@@ -75,7 +82,9 @@ def check_request(
     if isinstance(name, Solver):
         solver, name = name, "solver"
     elif isinstance(name, str):
-        solver = make_solver(name, config.scheduler_config, steps, a["eta"])
+        train = config.scheduler_config.get("num_train_timesteps", 1000)
+        begin = 0 if strength is None else first_step(name, steps, strength, train, depth)
+        solver = make_solver(name, config.scheduler_config, steps, a["eta"], begin)
     else:
         raise ValueError(f"scheduler is {name!r}; want None, a name or a Solver")
 

@@ -1,0 +1,102 @@
+"""Upscaling by four: a small picture, noised a little, is a part of what the UNet reads.
+
+small picture -> noised to `noise_level` ----------> three channels beside the latents --+
+noise_level   -> class label ------------------------------------------------------------+-> loop -> VAE -> images
+prompt        -> text encoder ---------------------> text states ------------------------+
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from unclip_jax.conditioning.pixels import start_pixels
+from unclip_jax.pipelines import arguments as check
+from unclip_jax.pipelines.pipeline import Chunk, ImageInput, Pipeline, PipelineOutput
+from unclip_jax.pipelines.request import OutputType, Request, check_request
+from unclip_jax.pipelines.start_picture import count_prompts, load_pictures
+from unclip_jax.sampling.noise import Branch
+from unclip_jax.sampling.solvers import Solver
+
+MAX_NOISE_LEVEL = 350  # what x4-upscaling was trained with
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UpscaleRequest(Request):
+    """pixels: (pictures, h, w, 3) in -1..1, at the latents' size. noise_level: (B,). low_res_noise: (B, h, w, 3)."""
+
+    pixels: np.ndarray
+    noise_level: np.ndarray
+    low_res_noise: np.ndarray | None
+
+
+class UpscalePipeline(Pipeline):
+    """Makes pictures four times as large."""
+
+    tasks = ("upscale",)
+
+    def __call__(
+        self,
+        image: ImageInput | Sequence[ImageInput] | None = None,
+        prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] = "",
+        noise_level: int | Sequence[int] = 20,
+        num_inference_steps: int = 75,
+        guidance_scale: Any = 9.0,
+        num_images_per_prompt: int = 1,
+        scheduler: str | Solver | None = None,
+        eta: float = 0.0,
+        seed: int = 0,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        latents: Any = None,
+        low_res_noise: Any = None,
+        step_noise: Any = None,
+        batch_size: int | None = None,
+        output_type: OutputType = "pil",
+    ) -> PipelineOutput:
+        """Makes `num_images_per_prompt` pictures of each picture, one prompt a picture (or several for one picture).
+
+        image: PIL picture, path, uint8 (h, w, 3), float 0..1 (h, w, 3), or a list of them of one size; sides are
+            rounded down to multiples of 8
+        noise_level: 0..350, how much noise the small picture gets, an int or one a picture: more leaves more to invent
+        latents: (B, h, w, 4) initial noise, standard normal for every solver; low_res_noise: (B, h, w, 3)
+
+        The other arguments and what is raised: see `Pipeline`.
+        """
+        return self._make(self._check(**{k: v for k, v in locals().items() if k != "self"}))
+
+    def _check(self, **a: Any) -> UpscaleRequest:
+        multiple = self.config.unet.size_multiple
+        pixels = [start_pixels(p, multiple=multiple, resample="bicubic") for p in load_pictures(a["image"])]
+        if len({array.shape for array in pixels}) > 1:
+            raise ValueError("image: the pictures are of several sizes; want one size")
+        height, width = pixels[0].shape[:2]
+        shape, prompts = (height, width, self.config.vae.latent_channels), count_prompts(a, len(pixels))
+        common = check_request(self.config, a, shape, prompts)
+        noise = a["low_res_noise"]
+        if noise is not None:
+            noise = check.check_array("low_res_noise", noise, (common["batch"], height, width, 3))
+        levels = a["noise_level"] if isinstance(a["noise_level"], Sequence) else [a["noise_level"]] * prompts
+        if isinstance(levels, str) or len(levels) != prompts:
+            raise ValueError(f"noise_level is {levels!r}; want an integer, or one a picture, {prompts}")
+        levels = [check.check_integer("noise_level", level, 0, MAX_NOISE_LEVEL) for level in levels]
+        return UpscaleRequest(
+            **common,
+            pixels=np.stack(pixels),
+            noise_level=np.repeat(np.asarray(levels, np.int32), common["repeats"]),
+            low_res_noise=noise,
+        )
+
+    def _labels(self, request: Request, encoded: Mapping[str, np.ndarray], chunk: Chunk) -> jax.Array | None:
+        assert isinstance(request, UpscaleRequest)
+        return chunk.split(request.noise_level[chunk.rows])
+
+    def _channels(self, request: Request, encoded: Mapping[str, np.ndarray], chunk: Chunk) -> jax.Array | None:
+        assert isinstance(request, UpscaleRequest)
+        pixels = request.pixels[np.minimum(chunk.parts, len(request.pixels) - 1)]
+        noise = self._noise(request.low_res_noise, Branch.LOW_RESOLUTION, pixels.shape[1:], chunk)
+        levels = self._noising["alphas_cumprod"][request.noise_level[chunk.rows]]
+        return self.programs.add_noise(chunk.split(pixels), noise, levels)
