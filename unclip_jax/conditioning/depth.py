@@ -11,6 +11,7 @@ from PIL import Image
 
 from unclip_jax.conditioning.image import PictureSource, load_image, open_picture
 from unclip_jax.conditioning.pixels import to_pixels
+from unclip_jax.conditioning.resize_8bit import resize_bicubic_8bit
 from unclip_jax.models.resize import cubic_weights, resize_bicubic
 
 Dialect = Literal["diffusers", "original"]
@@ -25,19 +26,17 @@ def estimator_pixels(image: NDArray[Any], dialect: Dialect, side: int = SIDE) ->
     """What the depth estimator reads of a picture: float32 (h, w, 3), about -1..1, h and w multiples of 32.
 
     image: uint8 (H, W, 3), or float32 (H, W, 3) in 0..1.
-    dialect "diffusers": squeezed into (side, side), 8 bits to 8 bits by Pillow's bicubic filter, bit for bit as
-    transformers' DPTImageProcessorPil. "original": scaled in its proportions by that side's ratio to `side` which
-    changes it less, each length rounded to a multiple of 32, by bicubic interpolation without antialiasing as OpenCV's;
-    the caller gives it the picture in the size that is painted.
+    dialect "diffusers": squeezed into (side, side), bit for bit as transformers' DPTImageProcessor, which torchvision
+    serves. "original": scaled in its proportions by that side's ratio to `side` which changes it less, each length
+    rounded to a multiple of 32, by bicubic interpolation without antialiasing as OpenCV's; the caller gives it the
+    picture in the size that is painted.
 
     Raises ValueError for another dialect. Source of "original": MiDaS' transform for `dpt_hybrid`.
     """
     if dialect == "diffusers":
         if image.dtype != np.uint8:
             image = np.rint(np.asarray(image, np.float32) * 255).astype(np.uint8)
-        resized = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
-        unit = (resized * (1 / 255)).astype(np.float32)  # transformers multiplies in float64
-        return (unit - np.float32(0.5)) / np.float32(0.5)
+        return (resize_bicubic_8bit(image, side, side).astype(np.float32) - np.float32(127.5)) / np.float32(127.5)
     if dialect != "original":
         raise ValueError(f"dialect is {dialect!r}; accepted: {', '.join(get_args(Dialect))}")
     unit = (to_pixels(image) + np.float32(1)) * np.float32(0.5)
