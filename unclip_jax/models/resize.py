@@ -18,13 +18,13 @@ def resize_bilinear(x: jax.Array, height: int, width: int, *, align_corners: boo
 def resize_bicubic(x: jax.Array, height: int, width: int) -> jax.Array:
     """x: (B, H, W, C) -> (B, height, width, C), by cubic convolution with a = -0.75, the edges repeated."""
     rows, columns = (
-        _cubic_weights(old, new).astype(x.dtype) for old, new in zip(x.shape[1:3], (height, width), strict=True)
+        cubic_weights(old, new).astype(x.dtype) for old, new in zip(x.shape[1:3], (height, width), strict=True)
     )
     return jnp.einsum("bhwc,yh,xw->byxc", x, rows, columns)
 
 
-def _cubic_weights(old: int, new: int) -> np.ndarray:
-    """(new, old): each new pixel's weights over its four neighbours along one axis."""
+def cubic_weights(old: int, new: int) -> np.ndarray:
+    """(new, old) float64: each new pixel's weights over its four neighbours along one axis, see `resize_bicubic`."""
     place = (np.arange(new) + 0.5) * (old / new) - 0.5
     first = np.floor(place).astype(int) - 1
     weights = np.zeros((new, old))
