@@ -1,28 +1,62 @@
-"""Guidance against plain numpy."""
+"""Guidance against plain numpy, and inside the loop."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unclip_jax.sampling import double, guide, interleave
+from unclip_jax.sampling import (
+    PUBLISHED_UNCLIP_SCHEDULER,
+    Guidance,
+    advance_remembering,
+    double,
+    guidance_memory,
+    guidance_rows,
+    guide,
+    guided,
+    interleave,
+    limit_interval,
+    make_solver,
+    sample,
+    start,
+)
+from unclip_jax.sampling.guidance import project, rescale
+from unclip_jax.sampling.schedule import PREDICTION_TYPES
 
 RNG = np.random.default_rng(0)
-UNCONDITIONAL, CONDITIONAL = RNG.standard_normal((2, 3, 4, 5, 6)).astype(np.float32)
+UNCONDITIONAL, CONDITIONAL, PERTURBED, X = RNG.standard_normal((4, 3, 4, 5, 6)).astype(np.float32)
+AXES = (1, 2, 3)
+# One value an image, or one for all.
+SCALE, PAG_SCALE = np.array([0, 1, 10], np.float32), np.float32(2.5)
+APG = {
+    "apg_eta": np.array([0, 1, 0.3], np.float32),
+    "apg_threshold": np.float32(2),
+    "apg_momentum": np.float32(-0.5),
+}
+NEUTRAL = {"apg_eta": np.float32(1), "apg_threshold": np.float32(np.inf), "apg_momentum": np.float32(0)}
 
 
-def test_both_rows_of_an_image_are_neighbours():
+def column(value):
+    return np.reshape(value, (-1, 1, 1, 1)).astype(np.float64)
+
+
+def test_the_rows_of_an_image_are_neighbours():
     rows = interleave(jnp.asarray(UNCONDITIONAL), jnp.asarray(CONDITIONAL))
     assert rows.shape == (6, 4, 5, 6)
     np.testing.assert_array_equal(rows[0::2], UNCONDITIONAL)
     np.testing.assert_array_equal(rows[1::2], CONDITIONAL)
     np.testing.assert_array_equal(double(jnp.asarray(CONDITIONAL)), np.repeat(CONDITIONAL, 2, axis=0))
+    three = guidance_rows(Guidance(perturbed=True), jnp.asarray(UNCONDITIONAL), jnp.asarray(CONDITIONAL))
+    for place, want in enumerate((UNCONDITIONAL, CONDITIONAL, CONDITIONAL)):
+        np.testing.assert_array_equal(three[place::3], want)
+    alone = guidance_rows(Guidance(unconditional=False), None, jnp.asarray(CONDITIONAL))
+    np.testing.assert_array_equal(alone, CONDITIONAL)
 
 
 @pytest.mark.parametrize("scale", [np.float32(7.5), np.float32(-1), np.array([0, 1, 10], np.float32)])
 def test_guidance_extrapolates(scale):
     out = guide(interleave(jnp.asarray(UNCONDITIONAL), jnp.asarray(CONDITIONAL)), jnp.asarray(scale))
-    weight = scale.reshape(-1, 1, 1, 1).astype(np.float64)
-    want = UNCONDITIONAL + weight * (CONDITIONAL.astype(np.float64) - UNCONDITIONAL)
+    want = UNCONDITIONAL + column(scale) * (CONDITIONAL.astype(np.float64) - UNCONDITIONAL)
     np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-5)
 
 
@@ -32,3 +66,178 @@ def test_half_precision_is_combined_in_float32():
     assert out.dtype == jnp.float32
     low, high = (np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in (UNCONDITIONAL, CONDITIONAL))
     np.testing.assert_allclose(out, low + 10 * (high - low), rtol=1e-5, atol=1e-5)
+
+
+def plain_rescale(out, conditional, amount):
+    ratio = conditional.std(AXES, ddof=1, keepdims=True) / out.std(AXES, ddof=1, keepdims=True)
+    return column(amount) * out * ratio + (1 - column(amount)) * out
+
+
+def plain_projection(conditional, unconditional, average, apg):
+    """arXiv:2410.02416, one image at a time."""
+    eta, threshold, momentum = (np.broadcast_to(value, len(conditional)).astype(np.float64) for value in apg.values())
+    average = conditional - unconditional + column(momentum) * average
+    updates = []
+    for c, d, e, r in zip(conditional, average, eta, threshold, strict=True):
+        d = d * min(1, r / np.linalg.norm(d))
+        unit = c / np.linalg.norm(c)
+        parallel = (d * unit).sum() * unit
+        updates.append(d - parallel + e * parallel)
+    return np.stack(updates), average
+
+
+@pytest.mark.parametrize("amount", [np.float32(0.7), np.array([0, 0.5, 1], np.float32)])
+def test_rescaled_deviation(amount):
+    out = 3 * CONDITIONAL + UNCONDITIONAL
+    got = rescale(jnp.asarray(out), jnp.asarray(CONDITIONAL), jnp.asarray(amount))
+    want = plain_rescale(out.astype(np.float64), CONDITIONAL.astype(np.float64), amount)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(rescale(jnp.asarray(out), jnp.asarray(CONDITIONAL), jnp.float32(0)), out)
+    np.testing.assert_allclose(rescale(out, CONDITIONAL, 1.0).std(AXES), CONDITIONAL.std(AXES), rtol=1e-5)
+    assert np.isfinite(rescale(jnp.ones_like(out), jnp.asarray(CONDITIONAL), jnp.float32(0.5))).all()
+
+
+def test_projection_with_momentum():
+    average, plain = jnp.zeros_like(CONDITIONAL), np.zeros(CONDITIONAL.shape)
+    for call in range(3):
+        c, u = CONDITIONAL * (call + 1), UNCONDITIONAL + call
+        update, average = project(c, u, average, *APG.values())
+        want, plain = plain_projection(c.astype(np.float64), u.astype(np.float64), plain, APG)
+        np.testing.assert_allclose(average, plain, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(update, want, rtol=1e-5, atol=1e-5)
+        assert (np.sqrt((np.asarray(update) ** 2).sum(AXES)) < 2.0001).all()
+        assert abs((np.asarray(update) * c)[0].sum()) < 1e-4  # eta 0: orthogonal to the conditional prediction
+    nothing, _ = project(jnp.zeros_like(c), jnp.zeros_like(c), jnp.zeros_like(c), *APG.values())
+    np.testing.assert_array_equal(nothing, np.zeros_like(c))
+
+
+def predictions(x, row, perturbed):
+    """A network whose answer depends on the row of the batch, not on x."""
+    parts = [UNCONDITIONAL, CONDITIONAL] if perturbed is None else [UNCONDITIONAL, CONDITIONAL, PERTURBED]
+    assert x.shape[0] == 3 * len(parts)
+    return interleave(*map(jnp.asarray, parts))
+
+
+def to_x0(kind, out, a):
+    return {
+        "epsilon": (X - np.sqrt(1 - a) * out) / np.sqrt(a),
+        "v_prediction": np.sqrt(a) * X - np.sqrt(1 - a) * out,
+        "sample": out,
+    }[kind].astype(np.float64)
+
+
+def from_x0(kind, x0, a):
+    eps = (X - np.sqrt(a) * x0) / np.sqrt(1 - a)
+    return {"epsilon": eps, "v_prediction": np.sqrt(a) * eps - np.sqrt(1 - a) * x0, "sample": x0}[kind]
+
+
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+@pytest.mark.parametrize("a", [0.005, 0.6, 0.999])
+def test_everything_at_once(kind, a):
+    """Projected, perturbed and rescaled, in this order, of every type of prediction; then with neutral strengths."""
+    row = {"alpha_cumprod": a, "guidance_scale": SCALE, "pag_scale": PAG_SCALE, "guidance_rescale": 0.7, **APG}
+    row = {name: jnp.asarray(value, jnp.float32) for name, value in row.items()}
+    guidance = Guidance(projected=True, perturbed=True, rescaled=True)
+    denoise = jax.jit(guided(predictions, guidance, kind))
+    x, (u, c, p) = jnp.asarray(X), (part.astype(np.float64) for part in (UNCONDITIONAL, CONDITIONAL, PERTURBED))
+    got, memory = denoise(x, row, guidance_memory(guidance, x))
+    update, average = plain_projection(to_x0(kind, c, a), to_x0(kind, u, a), 0, APG)
+    out = from_x0(kind, to_x0(kind, c, a) + (column(SCALE) - 1) * update, a)
+    want = plain_rescale(out + column(PAG_SCALE) * (c - p), c, 0.7)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(memory, average, rtol=1e-4, atol=1e-4)
+
+    neutral = {**row, **NEUTRAL, "pag_scale": 0.0, "guidance_rescale": 0.0}
+    got, _ = denoise(x, neutral, guidance_memory(guidance, x))
+    plain, _ = guided(predictions, Guidance(), kind)(x, row, ())
+    np.testing.assert_array_equal(plain, guide(predictions(jnp.zeros(6), row, None), SCALE))
+    np.testing.assert_allclose(got, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_perturbed_attention_alone():
+    def network(x, row, perturbed):
+        np.testing.assert_array_equal(perturbed, [False, True] * 3)
+        return jnp.where(perturbed[:, None, None, None], 0.5, 2) * x
+
+    guidance = Guidance(unconditional=False, perturbed=True)
+    out, _ = guided(network, guidance, "epsilon")(jnp.asarray(X), {"pag_scale": jnp.float32(3)}, ())
+    np.testing.assert_allclose(out, 2 * X + 3 * 1.5 * X, rtol=1e-6)
+
+
+def test_interval_of_noise_levels():
+    sigma = np.array([np.inf, 14, 5.42, 3, 0.28, 0.1])
+    share = 1 / (1 + sigma**2)
+    np.testing.assert_array_equal(limit_interval(7.5, share, (0.28, 5.43)), [1, 1, 7.5, 7.5, 1, 1])
+    np.testing.assert_array_equal(limit_interval(3, share, (5, np.inf), outside=0), [3, 3, 3, 0, 0, 0])
+    by_image = np.arange(12, dtype=np.float32).reshape(6, 2)
+    limited = limit_interval(by_image, share, (0.2, 4))
+    np.testing.assert_array_equal(limited[3:5], by_image[3:5])
+    assert (limited[[0, 1, 2, 5]] == 1).all()
+    np.testing.assert_array_equal(limit_interval(by_image[:, 0], share, (0, np.inf)), by_image[:, 0])
+
+
+@pytest.mark.parametrize("interval", [(1, 1), (-1, 2), (3, 2), (np.nan, 2), (0, np.nan)])
+def test_intervals_that_are_none(interval):
+    with pytest.raises(ValueError, match="guidance interval is"):
+        limit_interval(7.5, np.array([0.5]), interval)
+
+
+def test_parts_without_what_they_need():
+    with pytest.raises(ValueError, match="projected needs unconditional"):
+        Guidance(unconditional=False, projected=True, perturbed=True)
+    with pytest.raises(ValueError, match="rescaled needs"):
+        Guidance(unconditional=False, rescaled=True)
+
+
+def network(x, row, perturbed):
+    """Rows differ, as they do with conditions."""
+    shift = jnp.tile(jnp.array([-0.4, 0.3, 0.2]), x.shape[0] // 3)[:, None, None, None]
+    return jnp.tanh(0.8 * x + shift + row["timestep"] / 1000)
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun"])
+def test_in_the_loop(name):
+    """Cut anywhere it is the same run; an image's neighbours do not matter; strengths compile nothing anew."""
+    solver = make_solver(name, PUBLISHED_UNCLIP_SCHEDULER, 4, 0.0)
+    noise, guidance = jnp.asarray(X[..., :4]), Guidance(projected=True, perturbed=True, rescaled=True)
+    keys = jax.random.split(jax.random.key(0), 3)
+    traces = []
+
+    @jax.jit
+    def run(carry, rows, keys):
+        traces.append(1)
+        return advance_remembering(guided(network, guidance, solver.prediction_type), solver, carry, rows, keys)
+
+    def rows(momentum=-0.5, pag_scale=1.5):
+        strengths = {"guidance_scale": 5, "apg_eta": 0.5, "apg_threshold": 9, "apg_momentum": momentum}
+        strengths |= {"pag_scale": pag_scale, "guidance_rescale": 0.5}
+        columns = {k: jnp.full(solver.calls, v, jnp.float32) for k, v in strengths.items()}
+        return columns | {k: jnp.asarray(v) for k, v in solver.grid.items()}
+
+    begin = lambda x: start(solver, x, guidance_memory(guidance, x))  # noqa: E731
+    whole = run(begin(noise), rows(), keys)
+    for other in (rows(momentum=0), rows(pag_scale=0)):
+        assert np.abs(run(begin(noise), other, keys).latents - whole.latents).max() > 1e-2
+    assert len(traces) == 1
+
+    carry = begin(noise)
+    for call in range(solver.calls):
+        carry = run(carry, {k: v[call : call + 1] for k, v in rows().items()}, keys)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), carry, whole)
+    alone = run(begin(noise[1:2]), rows(), keys[1:2])
+    np.testing.assert_allclose(alone.latents, whole.latents[1:2], rtol=1e-5, atol=1e-5)
+
+
+def test_plain_guidance_is_the_run_without_memory():
+    solver = make_solver("dpm++2m", PUBLISHED_UNCLIP_SCHEDULER, 4, 0.0)
+    noise = jnp.asarray(X[..., :4])
+    columns = {k: jnp.asarray(v) for k, v in solver.grid.items()}
+    columns["guidance_scale"] = jnp.full((solver.calls, 3), 4.0)
+
+    def two(x, row, perturbed):
+        return jnp.tanh(0.8 * x + jnp.tile(jnp.array([-0.4, 0.3]), 3)[:, None, None, None])
+
+    plain = guided(two, Guidance(), solver.prediction_type)
+    got = advance_remembering(plain, solver, start(solver, noise), columns).latents
+    want = sample(lambda x, row: guide(two(double(x), row, None), jnp.float32(4)), solver, noise)
+    np.testing.assert_array_equal(got, want)

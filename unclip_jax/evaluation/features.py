@@ -71,6 +71,35 @@ def clip_features(checkpoint: Checkpoint, mesh: Mesh, batch_size: int = 32) -> C
     )
 
 
+def embed_texts(
+    checkpoint: Checkpoint, texts: Sequence[str], mesh: Mesh, *, normalize: bool = False
+) -> NDArray[np.float32]:
+    """Texts in the joint space of an open CLIP checkpoint, whose text tower alone is read: (texts, D) float32.
+
+    The pictures' counterpart is an unCLIP pipeline's `encode_images`, if its image encoder is of the same CLIP model:
+    OpenCLIP's ViT-H/14 (laion2b_s32b_b79k) for Stable Diffusion's unCLIP H, OpenAI's ViT-L/14 for L. A text's embedding
+    does not depend on its company. normalize: to length 1.
+
+    Raises ValueError for a text tower without its projection, as Stable Diffusion checkpoints have it, no texts, and
+    tokens outside the tower's vocabulary.
+    """
+    config = checkpoint.config.text_encoder
+    if config.projection_dim is None:
+        raise ValueError(
+            f"{checkpoint.source}: its text encoder has no projection into CLIP's joint space; open the CLIP model itself"
+        )
+    if isinstance(texts, str) or not len(texts):
+        raise ValueError(f"texts is {texts!r}; want a list of at least one string")
+    tokens = checkpoint.tokenizer(list(texts))
+    if tokens.max() >= config.vocab_size:
+        raise ValueError(f"texts: token id {tokens.max()} is outside the text encoder's {config.vocab_size}")
+    abstract = abstract_network(TextEncoder, config)
+    text = load_networks(checkpoint, {"text_encoder": abstract}, mesh, progress=False)["text_encoder"]
+    read = over_devices(lambda params, rows: text.merge(params).embed(rows), text.params, mesh, batch_size=1)
+    embeds: NDArray[np.float32] = read(tokens)
+    return embeds / np.linalg.norm(embeds, axis=-1, keepdims=True) if normalize else embeds
+
+
 def _tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> NDArray[np.int32]:
     return tokenizer(list(texts))
 

@@ -8,7 +8,7 @@ What a sampling loop needs only once is its own method: `embed_time`, `embed_cla
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -96,7 +96,8 @@ class UNetConfig:
 class Attention(nnx.Module):
     """Multi-head attention of image tokens over a context.
 
-    Call: x (B, T, dim) and the context's keys and values from `encode` -> (B, T, dim).
+    Call: x (B, T, dim) and the context's keys and values from `encode` -> (B, T, dim). In rows where `perturbed`,
+    (B,) bool, is true every token keeps its own value: the identity is the attention map (arXiv:2403.17377).
     """
 
     def __init__(self, dim: int, context_dim: int, heads: int, chunk: int | None, **kw: Any):
@@ -111,8 +112,10 @@ class Attention(nnx.Module):
         """context: (B, S, context_dim) -> keys and values, each (B, S, N, H)."""
         return self._split(self.to_k(context)), self._split(self.to_v(context))
 
-    def __call__(self, x: jax.Array, key_value: KeyValue) -> jax.Array:
+    def __call__(self, x: jax.Array, key_value: KeyValue, perturbed: jax.Array | None = None) -> jax.Array:
         out = attend(self._split(self.to_q(x)), *key_value, chunk=self.chunk)  # (B, T, N, H)
+        if perturbed is not None:
+            out = jnp.where(perturbed[:, None, None, None], key_value[1], out)
         return self.to_out(out.reshape(x.shape))
 
     def _split(self, x: jax.Array) -> jax.Array:
@@ -135,7 +138,7 @@ class Transformer(nnx.Module):
     """One transformer block over the pixels of a feature map, with the residual around it.
 
     Call: x (B, H, W, dim) and the text's keys and values from `encode_context` -> (B, H, W, dim). With
-    `only_cross_attention` both attentions look at the text.
+    `only_cross_attention` both attentions look at the text. `perturbed`: of the self-attention, see `Attention`.
     """
 
     def __init__(
@@ -163,10 +166,12 @@ class Transformer(nnx.Module):
         first = self.attn1.encode(context) if self.only_cross_attention else None
         return first, self.attn2.encode(context)
 
-    def __call__(self, x: jax.Array, text: tuple[KeyValue | None, KeyValue]) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, text: tuple[KeyValue | None, KeyValue], perturbed: jax.Array | None = None
+    ) -> jax.Array:
         h = self.proj_in(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))  # (B, T, C)
         normed = self.norm1(h)
-        h = h + self.attn1(normed, self.attn1.encode(normed) if text[0] is None else text[0])
+        h = h + self.attn1(normed, self.attn1.encode(normed) if text[0] is None else text[0], perturbed)
         h = h + self.attn2(self.norm2(h), text[1])
         h = h + self.ff(self.norm3(h))
         return x + self.proj_out(h).reshape(x.shape)
@@ -306,14 +311,41 @@ class UNet(nnx.Module):
         """context: (B, S, cross_attention_dim) -> every transformer's keys and values of the text, in call order."""
         return [transformer.encode_context(context.astype(self.dtype)) for transformer in self._transformers()]
 
-    def denoise(self, x: jax.Array, emb: jax.Array, text: TextKeyValues) -> jax.Array:
-        """The part that every step repeats: x (B, H, W, in_channels), emb (B, time_channels), text as encoded."""
-        texts = iter(text)
+    def perturb_attention(self, rows: jax.Array, layers: Sequence[str] = ("mid",)) -> list[jax.Array | None]:
+        """What `denoise` takes as `perturbed`: rows (B,) bool, in the self-attentions of these layers.
+
+        layers: "mid", or places on the way "down" or "up", as blocks are numbered in call order: "down.1" is all of a
+        block's transformers, "down.1.0" its first. Raises ValueError for one that has no self-attention.
+        """
+        names: list[str | None] = []
+        for way, blocks in (("down", self.down_blocks), ("mid", [self.mid_block]), ("up", self.up_blocks)):
+            for number, block in enumerate(blocks):
+                start = way if way == "mid" else f"{way}.{number}"
+                names += [None if t.only_cross_attention else f"{start}.{n}" for n, t in enumerate(block.attentions)]
+        chosen = {layer: [f"{name}.".startswith(f"{layer}.") for name in names] for layer in layers}
+        for layer, where in chosen.items():
+            if not any(where):
+                accepted = ", ".join(name for name in names if name is not None)
+                raise ValueError(f"perturbed layer {layer!r} has no self-attention; layers with one: {accepted}")
+        return [rows if any(column) else None for column in zip(*chosen.values(), strict=True)]
+
+    def denoise(
+        self,
+        x: jax.Array,
+        emb: jax.Array,
+        text: TextKeyValues,
+        perturbed: Sequence[jax.Array | None] | None = None,
+    ) -> jax.Array:
+        """The part that every step repeats: x (B, H, W, in_channels), emb (B, time_channels), text as encoded.
+
+        perturbed: from `perturb_attention`, which rows lose their self-attention in which layers.
+        """
+        texts = iter(zip(text, perturbed or [None] * len(text), strict=True))
         run = nnx.remat(_apply) if self.remat else _apply
 
         def layer(block: Block, index: int, x: jax.Array) -> jax.Array:
             x = run(block.resnets[index], x, emb)
-            return run(block.attentions[index], x, next(texts)) if index < len(block.attentions) else x
+            return run(block.attentions[index], x, *next(texts)) if index < len(block.attentions) else x
 
         x = self.conv_in(x.astype(self.dtype))
         skips = [x]
@@ -360,5 +392,5 @@ def _class_embedding(config: UNetConfig, **kw: Any) -> TimestepMLP | nnx.Embed |
     return kind(config.class_embedding_size, config.time_channels, **kw)
 
 
-def _apply(module: nnx.Module, x: jax.Array, condition: Any) -> jax.Array:
-    return module(x, condition)
+def _apply(module: nnx.Module, x: jax.Array, *conditions: Any) -> jax.Array:
+    return module(x, *conditions)

@@ -1,15 +1,18 @@
 """Checks of a pipeline's arguments. Everything is refused here, by name, before anything is compiled."""
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from unclip_jax.sampling.guidance import Guidance, limit_interval
 from unclip_jax.sampling.solvers import Solver
 
 MAX_SEED = 2**32 - 1
 MAX_NOISE_LEVEL = 1000
+MAX_SCALE = 1e4
 
 
 def check_integer(name: str, value: Any, low: int, high: int) -> int:
@@ -81,7 +84,73 @@ def solver_steps(solver: Solver) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(timesteps[1:] != timesteps[:-1])]).astype(np.int32)
 
 
-def check_guidance(value: Any, scheduler: str, solver: Solver, batch: int) -> tuple[bool, np.ndarray]:
+@dataclasses.dataclass(frozen=True)
+class ProjectedGuidance:
+    """Adaptive projected guidance (Sadat et al. 2024, arXiv:2410.02416), see `unclip_jax.sampling.guidance.project`.
+
+    eta: 0..1, how much of the part along the prediction is kept. threshold: above 0, the longest update, in latents'
+    units. momentum: in (-1, 1), of earlier updates; negative ones push away from them.
+    """
+
+    eta: float = 0.0
+    threshold: float = math.inf
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("eta", self.eta, 0, 1)
+        check_number("momentum", self.momentum, -1, 1)
+        if not isinstance(self.threshold, int | float) or not self.threshold > 0:
+            raise ValueError(f"threshold is {self.threshold!r}; want a number above 0")
+
+
+def check_number(name: str, value: Any, low: float, high: float) -> float:
+    """A number in low..high (numpy's too, booleans not)."""
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}; want a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def check_guidance(
+    a: Mapping[str, Any], scheduler: str, solver: Solver, batch: int
+) -> tuple[Guidance, dict[str, np.ndarray]]:
+    """What guides a run, and how much at each network call and image, (calls, batch) float32, by `guided`'s names.
+
+    a: a call's arguments. What is 0 is no part of the program; other values are traced. Raises ValueError.
+    """
+    calls = (solver.calls, batch)
+    on, scale = check_guidance_scale(a["guidance_scale"], scheduler, solver, batch)
+    perturbed, rescaled = a.get("pag_scale", 0.0), a.get("guidance_rescale", 0.0)
+    strengths = {
+        "guidance_scale": scale,
+        "pag_scale": np.full(calls, check_number("pag_scale", perturbed, 0, MAX_SCALE), np.float32),
+        "guidance_rescale": np.full(calls, check_number("guidance_rescale", rescaled, 0, 1), np.float32),
+    }
+    projected = a.get("projected_guidance")
+    if projected is not None:
+        if not isinstance(projected, ProjectedGuidance):
+            raise ValueError(f"projected_guidance is {projected!r}; want a ProjectedGuidance or None")
+        for name, value in dataclasses.asdict(projected).items():
+            strengths[f"apg_{name}"] = np.full(calls, value, np.float32)
+    if a.get("guidance_interval") is not None:
+        interval = a["guidance_interval"]
+        if not isinstance(interval, Sequence) or isinstance(interval, str) or len(interval) != 2:
+            raise ValueError(f"guidance_interval is {interval!r}; want (low, high)")
+        ends = [check_number("guidance_interval", end, 0, math.inf) for end in interval]
+        for name, outside in (("guidance_scale", 1.0), ("pag_scale", 0.0)):
+            levels = np.asarray(solver.grid["alpha_cumprod"])
+            strengths[name] = limit_interval(strengths[name], levels, (ends[0], ends[1]), outside)
+    guidance = Guidance(
+        unconditional=on,
+        projected=on and projected is not None,
+        perturbed=perturbed > 0,
+        rescaled=rescaled > 0 and (on or perturbed > 0),
+    )
+    used = {"guidance_scale": on, "pag_scale": guidance.perturbed, "guidance_rescale": guidance.rescaled}
+    return guidance, {k: v for k, v in strengths.items() if used.get(k, guidance.projected)}
+
+
+def check_guidance_scale(value: Any, scheduler: str, solver: Solver, batch: int) -> tuple[bool, np.ndarray]:
     """Whether guidance is on, and its scale for each network call and image, (calls, batch) float32.
 
     A number, one a step (or a network call), one an image, or (calls, batch). A number switches guidance off: the

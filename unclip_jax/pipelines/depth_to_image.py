@@ -14,6 +14,7 @@ import numpy as np
 
 from unclip_jax.conditioning.depth import estimator_pixels, load_depth_map
 from unclip_jax.conditioning.pixels import Resample
+from unclip_jax.pipelines.arguments import ProjectedGuidance
 from unclip_jax.pipelines.pipeline import Chunk, ImageInput, Pipeline, PipelineOutput
 from unclip_jax.pipelines.request import OutputType, Request, check_request, follows_original
 from unclip_jax.pipelines.start_picture import check_start, count_prompts, latent_shape_of, load_pictures, pixels_of
@@ -44,6 +45,10 @@ class DepthToImagePipeline(Pipeline):
         width: int | None = None,
         num_inference_steps: int = 50,
         guidance_scale: Any = 7.5,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+        pag_scale: float = 0.0,
+        projected_guidance: ProjectedGuidance | None = None,
         num_images_per_prompt: int = 1,
         scheduler: str | Solver | None = None,
         eta: float = 0.0,

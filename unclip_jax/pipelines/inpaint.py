@@ -17,6 +17,7 @@ from unclip_jax.conditioning.crop import Box, crop_region, cropped_mask, cropped
 from unclip_jax.conditioning.masks import Mask, binary_mask, check_same_size, latent_mask, load_mask, masked_picture
 from unclip_jax.conditioning.pixels import Resample, floor_size
 from unclip_jax.pipelines.picture_condition import check_own_condition
+from unclip_jax.pipelines.arguments import ProjectedGuidance
 from unclip_jax.pipelines.pipeline import Chunk, ImageInput, Pipeline, PipelineOutput
 from unclip_jax.pipelines.programs import Known
 from unclip_jax.pipelines.request import OutputType, Request, check_latent_shape, check_request, follows_original
@@ -63,6 +64,10 @@ class InpaintPipeline(Pipeline):
         width: int | None = None,
         num_inference_steps: int = 50,
         guidance_scale: Any = 7.5,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+        pag_scale: float = 0.0,
+        projected_guidance: ProjectedGuidance | None = None,
         noise_level: int | Sequence[int] = 0,
         num_images_per_prompt: int = 1,
         scheduler: str | Solver | None = None,

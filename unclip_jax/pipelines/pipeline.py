@@ -108,6 +108,10 @@ class Pipeline:
     prompt_embeds, negative_prompt_embeds: (1 or prompts, T, C) states of the text encoder
     num_inference_steps: 1..1000
     guidance_scale: a number, one a step, one an image, or (network calls, B)
+    guidance_rescale: 0..1, how far the guided prediction gets the deviation of the conditional one
+    guidance_interval: (low, high) in units of sigma, the noise levels at which there is guidance; None is all
+    pag_scale: of perturbed-attention guidance, from 0, which is none
+    projected_guidance: a `ProjectedGuidance`, or None
     num_images_per_prompt: B is so many times the number of prompts (or pictures), those of one prompt side by side
     scheduler: None for the checkpoint's own, a name (`unclip_jax.sampling.SCHEDULERS`) or a Solver
     eta: 0..1, how stochastic DDIM is
@@ -270,7 +274,7 @@ class Pipeline:
             ("text", request.prompts, request.prompt_embeds),
             ("negative", request.negative_prompts, request.negative_prompt_embeds),
         ):
-            if name == "text" or request.guided:
+            if name == "text" or request.guidance.unconditional:
                 states = self.encode_prompts(prompts) if embeds is None else embeds
                 encoded[name] = np.broadcast_to(states, (len(prompts), *states.shape[1:]))
         return encoded
@@ -289,7 +293,7 @@ class Pipeline:
         if request.start is not None:
             latents = self._latents(request, encoded["start"], chunk)
             noise = self._noise(request.start.noise, Branch.LATENTS, request.latent_shape, chunk)
-            return self.programs.start_from(request.solver, latents, noise)
+            return self.programs.start_from(request.solver, latents, noise, guidance=request.guidance)
         return self._from_noise(request, chunk)
 
     def _known(self, request: Request, encoded: Mapping[str, np.ndarray], chunk: Chunk) -> Known | None:
@@ -308,7 +312,7 @@ class Pipeline:
 
     def _from_noise(self, request: Request, chunk: Chunk) -> Carry:
         noise = self._noise(request.latents, Branch.LATENTS, request.latent_shape, chunk)
-        return self.programs.start(request.solver, noise)
+        return self.programs.start(request.solver, noise, guidance=request.guidance)
 
     def _latents(self, request: Request, moments: np.ndarray, chunk: Chunk, number: int = 0) -> jax.Array:
         """Scaled latents (rows, h, w, 4) of encoded pictures, one a prompt or one for all.
@@ -421,15 +425,15 @@ class Pipeline:
         constants = self.programs.prepare(
             unet,
             split(encoded["text"][chunk.parts]),
-            split(encoded["negative"][chunk.parts]) if request.guided else None,
+            split(encoded["negative"][chunk.parts]) if request.guidance.unconditional else None,
             labels,
             jax.device_put(np.asarray(solver.grid["timestep"]), everywhere),
             channels,
             known,
-            guided=request.guided,
+            guidance=request.guidance,
         )
         columns: dict[str, Any] = {name: jax.device_put(np.asarray(c), everywhere) for name, c in solver.grid.items()}
-        columns["guidance_scale"] = jax.device_put(request.guidance_scale[:, rows], by_call)
+        columns |= {name: jax.device_put(c[:, rows], by_call) for name, c in request.strengths.items()}
         if known is not None:
             # What is known joins the latents at the noise level of the next call, and at the end without noise.
             next_levels = np.append(np.asarray(solver.grid["alpha_cumprod"])[1:], np.float32(1))
@@ -439,7 +443,9 @@ class Pipeline:
 
         def advance_rows(carry: Carry, part: slice) -> Carry:
             grid = columns if part.stop - part.start == solver.calls else {k: c[part] for k, c in columns.items()}
-            return self.programs.advance(unet, solver, carry, grid, constants, seed, indices, guided=request.guided)
+            return self.programs.advance(
+                unet, solver, carry, grid, constants, seed, indices, guidance=request.guidance
+            )
 
         return carry, advance_rows
 

@@ -18,6 +18,7 @@ from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.pipeline import DEFAULT_MEMORY, Pipeline
 from unclip_jax.pipelines.request import check_latent_shape
 from unclip_jax.progress import Progress
+from unclip_jax.sampling.guidance import Guidance
 from unclip_jax.sampling.solvers import make_solver
 
 STAGES = [
@@ -114,8 +115,8 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, free
         extra = config.unet.in_channels - latent_shape[-1]
         channels = _array((rows, *latent_shape[:2], extra), many) if extra else None
         given = (states, states, _labels(config, rows, many), _array(grid["timestep"].shape, one), channels, None)
-        prepare = count("unet", programs.prepare.lower(weights["unet"], *given, guided=True), given)
-        start = count("unet", programs.start.lower(solver, _array((rows, *latent_shape), many)), ())
+        prepare = count("unet", programs.prepare.lower(weights["unet"], *given, guidance=Guidance()), given)
+        start = count("unet", programs.start.lower(solver, _array((rows, *latent_shape), many), guidance=Guidance()), ())
         columns = {name: _array((1, *column.shape[1:]), one, column.dtype) for name, column in grid.items()}
         columns["guidance_scale"] = _array((1, rows), one)
         step = (
@@ -125,7 +126,7 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, free
             _array((), one, np.uint32),
             _array((rows,), many, np.int32),
         )
-        count("unet", programs.advance.lower(weights["unet"], solver, *step, guided=True), step)
+        count("unet", programs.advance.lower(weights["unet"], solver, *step, guidance=Guidance()), step)
 
         latents = _array((group, *latent_shape), many)
         count("vae", programs.decode.lower(weights["vae"], latents), latents)

@@ -13,9 +13,10 @@ from unclip_jax.checkpoints.networks import Network
 from unclip_jax.conditioning.depth import depth_condition
 from unclip_jax.conditioning.latents import latents_from_moments
 from unclip_jax.conditioning.noise_augmentation import mix_conditions, noise_image_embeddings
+from unclip_jax.conditioning.upscale import noise_low_res
 from unclip_jax.pipelines.memory import Memory
-from unclip_jax.sampling.guidance import double, guide, interleave
-from unclip_jax.sampling.loop import Carry, advance, start, start_from
+from unclip_jax.sampling.guidance import Guidance, guidance_memory, guidance_rows, guided
+from unclip_jax.sampling.loop import Carry, advance_remembering, start, start_from
 from unclip_jax.sampling.noise import Branch, draw, image_keys
 from unclip_jax.sampling.schedule import add_noise
 from unclip_jax.sampling.solvers import Solver
@@ -30,7 +31,7 @@ class Known(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """What stays the same over the loop, rows doubled where it is guided.
+    """What stays the same over the loop, for all rows of each image's guidance.
 
     text: every cross-attention's keys and values. times: every call's embedding, (calls, C). classes: (rows, C), to be
     added to it. channels: (rows, h, w, c), what the UNet reads beside the latents. known: of B images. None: not there.
@@ -55,7 +56,7 @@ class Programs:
     condition: Any
     draw: Any
     latents_of: Any
-    add_noise: Any
+    noise_low_res: Any
     prepare: Any
     start: Any
     start_from: Any
@@ -85,11 +86,11 @@ def make_programs(config: CheckpointConfig, networks: Mapping[str, Network], mem
         condition=jax.jit(_condition, static_argnames=("mixed", "width")),
         draw=jax.jit(_draw, static_argnames=("branch", "shape", "number")),
         latents_of=jax.jit(functools.partial(latents_from_moments, scaling_factor=config.vae.scaling_factor)),
-        add_noise=jax.jit(add_noise),
-        prepare=jax.jit(functools.partial(_prepare, unet), static_argnames="guided"),
-        start=jax.jit(start),
-        start_from=jax.jit(start_from),
-        advance=jax.jit(functools.partial(_advance, unet), static_argnames="guided", donate_argnames="carry"),
+        noise_low_res=jax.jit(noise_low_res),
+        prepare=jax.jit(functools.partial(_prepare, unet), static_argnames="guidance"),
+        start=jax.jit(_start, static_argnames="guidance"),
+        start_from=jax.jit(_start_from, static_argnames="guidance"),
+        advance=jax.jit(functools.partial(_advance, unet), static_argnames="guidance", donate_argnames="carry"),
         decode=jax.jit(functools.partial(_decode, vae, memory, tile)),
     )
 
@@ -140,23 +141,33 @@ def _prepare(
     channels: jax.Array | None,
     known: Known | None,
     *,
-    guided: bool,
+    guidance: Guidance,
 ) -> Constants:
     """The constants of a run of B images.
 
     text, negative: (B, T, C). labels: (B, 2 D) of unCLIP, (B,) int of an upscaler. channels: (B, h, w, c).
     """
     model = unet.merge(params)
-    if guided:
-        assert negative is not None
-        text = interleave(negative, text)
-        if labels is not None:
-            # unCLIP's unconditional label is a vector of zeros, level and all, and it goes through the embedding's
-            # biases; the noise level of an upscaler is the same in both rows.
-            labels = double(labels) if labels.ndim == 1 else interleave(jnp.zeros_like(labels), labels)
-        channels = None if channels is None else double(channels)
-    classes = None if labels is None else model.embed_class(labels)
-    return Constants(model.encode_context(text), model.embed_time(timesteps), classes, channels, known)
+    classes = None
+    if labels is not None:
+        # unCLIP's unconditional label is a vector of zeros, level and all, and it goes through the embedding's biases;
+        # the noise level of an upscaler is the same in all rows.
+        classes = model.embed_class(guidance_rows(guidance, labels if labels.ndim == 1 else 0 * labels, labels))
+    return Constants(
+        text=model.encode_context(guidance_rows(guidance, negative, text)),
+        times=model.embed_time(timesteps),
+        classes=classes,
+        channels=None if channels is None else guidance_rows(guidance, channels, channels),
+        known=known,
+    )
+
+
+def _start(solver: Solver, noise: jax.Array, *, guidance: Guidance) -> Carry:
+    return start(solver, noise, guidance_memory(guidance, noise))
+
+
+def _start_from(solver: Solver, latents: jax.Array, noise: jax.Array, *, guidance: Guidance) -> Carry:
+    return start_from(solver, latents, noise, guidance_memory(guidance, noise))
 
 
 def _advance(
@@ -169,26 +180,25 @@ def _advance(
     seed: jax.Array,
     indices: jax.Array,
     *,
-    guided: bool,
+    guidance: Guidance,
 ) -> Carry:
     """Some steps of the loop."""
     model = unet.merge(params)
     text, times, classes, channels, known = constants
 
-    def denoise(x: jax.Array, row: Mapping[str, jax.Array]) -> jax.Array:
+    def network(x: jax.Array, row: Mapping[str, jax.Array], perturbed: jax.Array | None) -> jax.Array:
         emb = times[row["index"]][None]
-        x = double(x) if guided else x
         x = x if channels is None else jnp.concatenate([x, channels], axis=-1)
-        out = model.denoise(x, emb if classes is None else emb + classes, text)
-        return guide(out, row["guidance_scale"]) if guided else out.astype(jnp.float32)
+        return model.denoise(x, emb if classes is None else emb + classes, text, perturbed)
 
     def put_known(x: jax.Array, row: Mapping[str, jax.Array]) -> jax.Array:
         assert known is not None
         noised = add_noise(known.latents, known.noise, row["known_alpha_cumprod"])
         return known.mask * x + (1 - known.mask) * noised
 
+    denoise = guided(network, guidance, solver.prediction_type)
     keys = image_keys(seed, indices) if solver.stochastic else None
-    return advance(denoise, solver, carry, rows, keys, None if known is None else put_known)
+    return advance_remembering(denoise, solver, carry, rows, keys, None if known is None else put_known)
 
 
 def _decode(vae: Network, memory: Memory, tile: int, params: Mapping[str, jax.Array], latents: jax.Array) -> jax.Array:

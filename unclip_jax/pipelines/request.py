@@ -10,6 +10,7 @@ from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.pipelines import arguments as check
 from unclip_jax.pipelines.picture_condition import PictureCondition
 from unclip_jax.pipelines.start_picture import StartPicture
+from unclip_jax.sampling.guidance import Guidance
 from unclip_jax.sampling.solvers import Solver, first_step, make_solver
 
 OutputType = Literal["pil", "np", "latent"]
@@ -23,8 +24,8 @@ class Request:
     """
 
     solver: Solver
-    guided: bool
-    guidance_scale: np.ndarray  # (calls, B)
+    guidance: Guidance
+    strengths: dict[str, np.ndarray]  # of guidance, (calls, B) each
     seed: int
     batch: int
     repeats: int
@@ -104,14 +105,14 @@ def check_request(
         for key, value in embeds.items()
     }
     batch = prompts * repeats
-    guided, scale = check.check_guidance(a["guidance_scale"], name, solver, batch)
+    guidance, strengths = check.check_guidance(a, name, solver, batch)
     shapes = {"latents": (batch, *latent_shape), "step_noise": (solver.calls, batch, *latent_shape)}
     arrays = {k: None if a.get(k) is None else check.check_array(k, a[k], shape) for k, shape in shapes.items()}
     size = batch if a["batch_size"] is None else check.check_integer("batch_size", a["batch_size"], 1, 1 << 20)
     return {
         "solver": solver,
-        "guided": guided,
-        "guidance_scale": scale,
+        "guidance": guidance,
+        "strengths": strengths,
         "seed": seed,
         "batch": batch,
         "repeats": repeats,

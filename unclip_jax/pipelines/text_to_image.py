@@ -6,6 +6,7 @@ prompt -> tokens -> text encoder -> text states -> denoising loop -> VAE -> imag
 from collections.abc import Sequence
 from typing import Any
 
+from unclip_jax.pipelines.arguments import ProjectedGuidance
 from unclip_jax.pipelines.pipeline import Pipeline, PipelineOutput
 from unclip_jax.pipelines.request import OutputType, Request, check_latent_shape, check_request
 from unclip_jax.sampling.solvers import Solver
@@ -24,6 +25,10 @@ class TextToImagePipeline(Pipeline):
         width: int | None = None,
         num_inference_steps: int = 50,
         guidance_scale: Any = 7.5,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+        pag_scale: float = 0.0,
+        projected_guidance: ProjectedGuidance | None = None,
         num_images_per_prompt: int = 1,
         scheduler: str | Solver | None = None,
         eta: float = 0.0,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from unclip_jax.pipelines.picture_condition import check_condition
+from unclip_jax.pipelines.arguments import ProjectedGuidance
 from unclip_jax.pipelines.pipeline import ImageInput, Pipeline, PipelineOutput
 from unclip_jax.pipelines.request import OutputType, Request, check_latent_shape, check_request
 from unclip_jax.sampling.solvers import Solver
@@ -27,6 +28,10 @@ class UnCLIPPipeline(Pipeline):
         width: int | None = None,
         num_inference_steps: int = 20,
         guidance_scale: Any = 10.0,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+        pag_scale: float = 0.0,
+        projected_guidance: ProjectedGuidance | None = None,
         noise_level: int | Sequence[int] = 0,
         num_images_per_prompt: int = 1,
         scheduler: str | Solver | None = None,

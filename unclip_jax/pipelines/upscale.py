@@ -13,14 +13,14 @@ import jax
 import numpy as np
 
 from unclip_jax.conditioning.pixels import start_pixels
+from unclip_jax.conditioning.upscale import check_levels
 from unclip_jax.pipelines import arguments as check
+from unclip_jax.pipelines.arguments import ProjectedGuidance
 from unclip_jax.pipelines.pipeline import Chunk, ImageInput, Pipeline, PipelineOutput
 from unclip_jax.pipelines.request import OutputType, Request, check_request
 from unclip_jax.pipelines.start_picture import count_prompts, load_pictures
 from unclip_jax.sampling.noise import Branch
 from unclip_jax.sampling.solvers import Solver
-
-MAX_NOISE_LEVEL = 350  # what x4-upscaling was trained with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,10 @@ class UpscalePipeline(Pipeline):
         noise_level: int | Sequence[int] = 20,
         num_inference_steps: int = 75,
         guidance_scale: Any = 9.0,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+        pag_scale: float = 0.0,
+        projected_guidance: ProjectedGuidance | None = None,
         num_images_per_prompt: int = 1,
         scheduler: str | Solver | None = None,
         eta: float = 0.0,
@@ -79,14 +83,11 @@ class UpscalePipeline(Pipeline):
         noise = a["low_res_noise"]
         if noise is not None:
             noise = check.check_array("low_res_noise", noise, (common["batch"], height, width, 3))
-        levels = a["noise_level"] if isinstance(a["noise_level"], Sequence) else [a["noise_level"]] * prompts
-        if isinstance(levels, str) or len(levels) != prompts:
-            raise ValueError(f"noise_level is {levels!r}; want an integer, or one a picture, {prompts}")
-        levels = [check.check_integer("noise_level", level, 0, MAX_NOISE_LEVEL) for level in levels]
+        levels = check_levels(a["noise_level"], prompts, self.config.unet.class_embedding_size or 0)
         return UpscaleRequest(
             **common,
             pixels=np.stack(pixels),
-            noise_level=np.repeat(np.asarray(levels, np.int32), common["repeats"]),
+            noise_level=np.repeat(levels, common["repeats"]),
             low_res_noise=noise,
         )
 
@@ -98,5 +99,5 @@ class UpscalePipeline(Pipeline):
         assert isinstance(request, UpscaleRequest)
         pixels = request.pixels[np.minimum(chunk.parts, len(request.pixels) - 1)]
         noise = self._noise(request.low_res_noise, Branch.LOW_RESOLUTION, pixels.shape[1:], chunk)
-        levels = self._noising["alphas_cumprod"][request.noise_level[chunk.rows]]
-        return self.programs.add_noise(chunk.split(pixels), noise, levels)
+        levels = chunk.split(request.noise_level[chunk.rows])
+        return self.programs.noise_low_res(chunk.split(pixels), levels, noise, **self._noising)

@@ -1,7 +1,16 @@
 """The mathematics of diffusion: schedules, solvers, guidance, and the compiled loop. Knows no network."""
 
-from unclip_jax.sampling.guidance import double, guide, interleave
-from unclip_jax.sampling.loop import advance, sample, start
+from unclip_jax.sampling.guidance import (
+    Guidance,
+    double,
+    guidance_memory,
+    guidance_rows,
+    guide,
+    guided,
+    interleave,
+    limit_interval,
+)
+from unclip_jax.sampling.loop import advance, advance_remembering, sample, start
 from unclip_jax.sampling.noise import Branch, draw, image_keys
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER, SCHEDULERS, Solver, make_solver
 
@@ -9,13 +18,19 @@ __all__ = [
     "PUBLISHED_UNCLIP_SCHEDULER",
     "SCHEDULERS",
     "Branch",
+    "Guidance",
     "Solver",
     "advance",
+    "advance_remembering",
     "double",
     "draw",
+    "guidance_memory",
+    "guidance_rows",
     "guide",
+    "guided",
     "image_keys",
     "interleave",
+    "limit_interval",
     "make_solver",
     "sample",
     "start",

@@ -11,30 +11,36 @@ from unclip_jax.sampling.schedule import add_noise, to_x0_eps
 from unclip_jax.sampling.solvers.solver import Row, Solver, State
 
 Denoise = Callable[[jax.Array, Row], jax.Array]
+RememberingDenoise = Callable[[jax.Array, Row, State], tuple[jax.Array, State]]
 Between = Callable[[jax.Array, Row], jax.Array]
 
 
 class Carry(NamedTuple):
-    """Where a run stands. latents: (B, ...) float32; state: the solver's; x0: the network's last guess of the end."""
+    """Where a run stands.
+
+    latents: (B, ...) float32; state: the solver's; x0: the network's last guess of the end; memory: what the prediction
+    keeps from call to call, () for nothing.
+    """
 
     latents: jax.Array
     state: State
     x0: jax.Array
+    memory: State = ()
 
 
-def start(solver: Solver, latents: jax.Array) -> Carry:
-    """A run before its first step. latents: standard normal noise (B, ...)."""
+def start(solver: Solver, latents: jax.Array, memory: State = ()) -> Carry:
+    """A run before its first step. latents: standard normal noise (B, ...); memory: see `advance_remembering`."""
     latents = latents.astype(jnp.float32) * solver.scale
-    return Carry(latents, solver.init(latents), latents)
+    return Carry(latents, solver.init(latents), latents, memory)
 
 
-def start_from(solver: Solver, latents: jax.Array, noise: jax.Array) -> Carry:
+def start_from(solver: Solver, latents: jax.Array, noise: jax.Array, memory: State = ()) -> Carry:
     """A run that begins with a picture, noised as the solver's first step expects it.
 
-    latents: of the picture, scaled; noise: standard normal; (B, ...) each.
+    latents: of the picture, scaled; noise: standard normal; (B, ...) each. memory: see `advance_remembering`.
     """
-    latents = add_noise(latents, noise, solver.start_alpha_cumprod)
-    return Carry(latents, solver.init(latents), latents)
+    latents = add_noise(latents, noise, jnp.asarray(solver.start_alpha_cumprod))
+    return Carry(latents, solver.init(latents), latents, memory)
 
 
 def advance(
@@ -43,23 +49,38 @@ def advance(
     carry: Carry,
     rows: Mapping[str, jax.Array],
     keys: jax.Array | None = None,
-    between: Between | None = None,
 ) -> Carry:
     """Runs the steps of `rows`, a slice of the solver's grid, under one `lax.scan`.
 
     denoise: (latents, row) -> prediction of the solver's type, where row holds one call's "timestep" (float32) and
         "index" (int32) among other scalars
     keys: (B,), one an image, for stochastic solvers; or rows has a column "step_noise" (calls, B, ...), which wins
-    between: (next latents, row) -> what the next step is given in their place
 
     Raises ValueError when a stochastic solver gets neither.
+    """
+    return advance_remembering(lambda x, row, memory: (denoise(x, row), memory), solver, carry, rows, keys)
+
+
+def advance_remembering(
+    denoise: RememberingDenoise,
+    solver: Solver,
+    carry: Carry,
+    rows: Mapping[str, jax.Array],
+    keys: jax.Array | None = None,
+    between: Between | None = None,
+) -> Carry:
+    """`advance` for a prediction that depends on earlier ones (`unclip_jax.sampling.guidance.guided`).
+
+    denoise: (latents, row, memory) -> prediction, memory; the first memory is what `start` was given. Memory is a
+    matter of network calls: a solver that calls twice a step updates it twice.
+    between: (next latents, row) -> what the next step is given in their place
     """
     if solver.stochastic and keys is None and "step_noise" not in rows:
         raise ValueError("this solver is stochastic: give keys, one an image, or step noise")
 
     def body(carry: Carry, row: Row) -> tuple[Carry, None]:
-        x, state, _ = carry
-        out = denoise(x, row)
+        x, state, _, memory = carry
+        out, memory = denoise(x, row, memory)
         noise = row.get("step_noise")
         if solver.stochastic and keys is not None and noise is None:
             noise = draw(keys, Branch.STEP, x.shape[1:], row["index"])
@@ -67,7 +88,7 @@ def advance(
         x, state = solver.step(solver.prediction_type, state, x, out, row, noise)
         if between is not None:
             x = between(x, row)
-        return Carry(x, state, x0), None
+        return Carry(x, state, x0, memory), None
 
     return jax.lax.scan(body, carry, dict(rows))[0]
 
