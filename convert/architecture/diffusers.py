@@ -80,6 +80,8 @@ UNET_FIXED: dict[str, tuple[Any, ...]] = {
 }
 DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+# The safety checker's class, today and in the first files.
+SAFETY_CHECKERS = ("StableDiffusionSafetyChecker", "SafetyChecker")
 CLIP_NORMALISATION = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
@@ -170,6 +172,30 @@ def read_clip(path: Path) -> ClipConfig:
     text = dataclasses.replace(_text(parts["text_config"]), projection_dim=width)
     vision = dataclasses.replace(_vision(parts["vision_config"]), projection_dim=width)
     return ClipConfig(text, vision, "transformers")
+
+
+def read_safety_checker(folder: Path) -> VisionConfig:
+    """The image tower of a `safety_checker` folder, that of StableDiffusionSafetyChecker.
+
+    Its preprocessing is checked where there is a file for it: in the folder, or in `feature_extractor` beside it.
+    Raises CheckpointError as `from_folder` does.
+    """
+    c = _Config(folder / "config.json")
+    c.expect({"model_type": ("clip",)})
+    if (kind := c.data.get("architectures")) not in (None, *([name] for name in SAFETY_CHECKERS)):
+        c.fail(f"architectures is {kind!r:.80}; accepted: {[SAFETY_CHECKERS[0]]!r}")
+    tower: dict[str, Any] = {}
+    for key in ("vision_config", "vision_config_dict"):  # the second, of older files, has the last word
+        part = c.data.get(key) or {}
+        if not isinstance(part, dict):
+            c.fail(f"{key} is {part!r:.80}; want an object")
+        tower |= part
+    vision = _vision(_Config(folder, f"{c.where}: vision_config", tower))
+    for beside in (folder, folder.parent / "feature_extractor"):
+        if (beside / "preprocessor_config.json").is_file():
+            _preprocessing(_Config(beside / "preprocessor_config.json"), vision.image_size)
+            break
+    return dataclasses.replace(vision, projection_dim=c.integer("projection_dim", 512))
 
 
 class _Config:

@@ -5,6 +5,7 @@ from typing import Any
 
 from convert.engine import Table, Unused
 from unclip_jax.checkpoints.config import ClipConfig
+from unclip_jax.models.clip import VisionConfig
 
 LAYER = {
     "norm1": "layer_norm1",
@@ -23,6 +24,21 @@ def table(config: ClipConfig, params: Mapping[str, Any]) -> Table:
     vision_tower(t, "", config.image_encoder.layers)
     t.tensor("similarity.logit_scale", "logit_scale")
     return t
+
+
+def safety_checker_table(config: VisionConfig, params: Mapping[str, Any]) -> Table:
+    """The rules for diffusers' StableDiffusionSafetyChecker, by the tensors' `safety_checker_name`."""
+    t = Table(params)
+    vision_tower(t, "", config.layers)
+    for ours, theirs in (("concepts", "concept_embeds"), ("special_care", "special_care_embeds")):
+        t.tensor(f"{ours}.embeds", theirs)
+        t.tensor(f"{ours}.thresholds", f"{theirs}_weights")
+    return t
+
+
+def safety_checker_name(name: str) -> str:
+    """One name for a tensor of either age: releases before transformers 5 have the tower one level deeper."""
+    return name.removeprefix("vision_model.") if name.startswith("vision_model.vision_model.") else name
 
 
 UNUSED = [Unused(r".*\.position_ids", "constants of older releases")]
