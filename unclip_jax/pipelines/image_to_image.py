@@ -8,8 +8,8 @@ picture -> CLIP embedding, of unCLIP checkpoints -----> class label ----+
 from collections.abc import Sequence
 from typing import Any
 
-from unclip_jax.pipelines.picture_condition import check_own_condition
 from unclip_jax.pipelines.arguments import ProjectedGuidance
+from unclip_jax.pipelines.picture_condition import check_own_condition
 from unclip_jax.pipelines.pipeline import ImageInput, Pipeline, PipelineOutput
 from unclip_jax.pipelines.request import OutputType, Request, check_request
 from unclip_jax.pipelines.start_picture import check_start, count_prompts, latent_shape_of, load_pictures, pixels_of

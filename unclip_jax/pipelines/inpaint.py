@@ -16,8 +16,8 @@ from PIL import Image
 from unclip_jax.conditioning.crop import Box, crop_region, cropped_mask, cropped_pixels, paste_back
 from unclip_jax.conditioning.masks import Mask, binary_mask, check_same_size, latent_mask, load_mask, masked_picture
 from unclip_jax.conditioning.pixels import Resample, floor_size
-from unclip_jax.pipelines.picture_condition import check_own_condition
 from unclip_jax.pipelines.arguments import ProjectedGuidance
+from unclip_jax.pipelines.picture_condition import check_own_condition
 from unclip_jax.pipelines.pipeline import Chunk, ImageInput, Pipeline, PipelineOutput
 from unclip_jax.pipelines.programs import Known
 from unclip_jax.pipelines.request import OutputType, Request, check_latent_shape, check_request, follows_original

@@ -443,9 +443,7 @@ class Pipeline:
 
         def advance_rows(carry: Carry, part: slice) -> Carry:
             grid = columns if part.stop - part.start == solver.calls else {k: c[part] for k, c in columns.items()}
-            return self.programs.advance(
-                unet, solver, carry, grid, constants, seed, indices, guidance=request.guidance
-            )
+            return self.programs.advance(unet, solver, carry, grid, constants, seed, indices, guidance=request.guidance)
 
         return carry, advance_rows
 

@@ -189,7 +189,8 @@ def _advance(
     def network(x: jax.Array, row: Mapping[str, jax.Array], perturbed: jax.Array | None) -> jax.Array:
         emb = times[row["index"]][None]
         x = x if channels is None else jnp.concatenate([x, channels], axis=-1)
-        return model.denoise(x, emb if classes is None else emb + classes, text, perturbed)
+        layers = None if perturbed is None else model.perturb_attention(perturbed)
+        return model.denoise(x, emb if classes is None else emb + classes, text, layers)
 
     def put_known(x: jax.Array, row: Mapping[str, jax.Array]) -> jax.Array:
         assert known is not None
