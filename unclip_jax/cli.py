@@ -1,69 +1,26 @@
 """`unclip-jax ...`: a thin face over the Python API."""
 
 import argparse
-import hashlib
 import json
-import re
-import resource
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from unclip_jax import __version__
+from unclip_jax.cli_pictures import COMMANDS, add_commands, add_memory, make, memory_of, mesh_of, model_name
 from unclip_jax.interruption import termination_interrupts
 from unclip_jax.progress import one_line
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line. Built without importing JAX, so that --help answers at once."""
-    p = argparse.ArgumentParser(prog="unclip-jax", description="Stable Diffusion 2.1 unCLIP in JAX.")
+    p = argparse.ArgumentParser(prog="unclip-jax", description="Stable Diffusion 2 and its unCLIP in JAX.")
     p.add_argument("--version", action="version", version=f"unclip_jax {__version__}")
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    v = commands.add_parser(
-        "variations",
-        help="make variations of pictures",
-        description="Makes variations of pictures, or of their weighted mix; writes one PNG an image, with its recipe "
-        "inside, and a contact sheet.",
-    )
-    v.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
-    model = v.add_argument_group("model")
-    model.add_argument(
-        "--model",
-        metavar="SRC",
-        help="checkpoint file, diffusers folder, converted directory or hub id; default: the demo",
-    )
-    model.add_argument("--config", metavar="YAML", help="the original's yaml, for unpublished architectures")
-    model.add_argument("--clip-stats", metavar="FILE", help="statistics of the image embeddings, for ViT-L checkpoints")
-    model.add_argument("--variant", help="of a diffusers folder or hub id, such as fp16")
-    model.add_argument("--preprocess", metavar="P", help="diffusers, original or original-kornia-0.6.0")
-    model.add_argument(
-        "--dtype", metavar="D", help="float32, bfloat16 or float16; default float32 on CPU, else bfloat16"
-    )
-    model.add_argument("--devices", type=int, metavar="N", help="how many local devices to use; default all")
-    what = v.add_argument_group("what to make")
-    what.add_argument("--prompt", default="", metavar="T", help="text that guides all variations")
-    what.add_argument("--negative-prompt", default="", metavar="T", help="text to steer away from")
-    what.add_argument(
-        "--noise-level", type=int, nargs="+", default=[0], metavar="N", help="0..1000, one or one a picture"
-    )
-    what.add_argument("--weights", type=float, nargs="+", metavar="W", help="mix all pictures with these weights")
-    what.add_argument("--mix-noise-level", type=int, metavar="N", help="noise the mix once more, 0..1000")
-    what.add_argument("--num-images", type=int, default=1, metavar="N", help="variations a picture (or of the mix)")
-    what.add_argument("--height", type=int, metavar="H", help="pixels; default the checkpoint's")
-    what.add_argument("--width", type=int, metavar="W", help="pixels; default the checkpoint's")
-    how = v.add_argument_group("how")
-    how.add_argument("--steps", type=int, default=20, metavar="N", help="1..1000; default 20")
-    how.add_argument("--guidance-scale", type=float, default=10.0, metavar="G", help="default 10")
-    how.add_argument("--scheduler", metavar="S", help="solver; default the checkpoint's own")
-    how.add_argument("--eta", type=float, default=0.0, metavar="E", help="0..1, how stochastic DDIM is")
-    how.add_argument("--seed", type=int, default=0, metavar="K", help="0..2**32-1")
-    how.add_argument("--batch-size", type=int, metavar="N", help="images at a time; default all")
-    _add_memory(v)
-    how.add_argument("--out", type=Path, default=Path("variations"), metavar="DIR", help="default ./variations")
+    add_commands(commands)
 
     i = commands.add_parser("info", help="versions and devices; what a checkpoint is; a picture's recipe")
     i.add_argument(
@@ -79,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     planned.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time; default 1")
     planned.add_argument("--dtype", metavar="D", help="as for variations")
     planned.add_argument("--devices", type=int, metavar="N", help="as for variations")
-    _add_memory(i)
+    add_memory(i)
 
     t = commands.add_parser(
         "train",
@@ -126,14 +83,6 @@ def _add_evaluate(commands: Any) -> None:
     e.add_argument("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="default ./evaluation")
 
 
-def _add_memory(command: argparse.ArgumentParser) -> None:
-    m = command.add_argument_group("to need less memory")
-    m.add_argument("--decoding", default="whole", metavar="D", help="whole, seamless (half of the memory) or tiled")
-    m.add_argument("--tile", type=int, metavar="N", help="of tiled, pixels along a side; default the checkpoint's")
-    m.add_argument("--attention-chunk", type=int, metavar="N", help="queries at a time")
-    m.add_argument("--free-networks", action="store_true", help="read each network for its stage, and let it go after")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0 done, 2 for bad usage or bad input (one line on stderr), 1 for anything else."""
     args = parser().parse_args(argv)
@@ -151,74 +100,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("unclip-jax: interrupted", file=sys.stderr)
         return 1
     return 0
-
-
-def variations(args: argparse.Namespace) -> None:
-    """Makes the pictures and says where they are."""
-    started = time.monotonic()
-    for path in args.images:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"IMAGE: no such file: {path}")
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out {args.out} is a file; want a directory")
-
-    import jax
-
-    from unclip_jax.conditioning.image import load_image
-    from unclip_jax.pictures import contact_sheet, save_png
-    from unclip_jax.pipelines.unclip import UnCLIPPipeline
-
-    mesh, memory = _mesh(args.devices), _memory(args)
-    pictures = [load_image(path) for path in args.images]
-    given = {k: getattr(args, k) for k in ("config", "clip_stats", "variant", "preprocess")}
-    overrides = {k: v for k, v in given.items() if v is not None}
-    pipe = UnCLIPPipeline.from_pretrained(args.model, dtype=args.dtype, mesh=mesh, memory=memory, **overrides)
-    levels = args.noise_level * len(pictures) if len(args.noise_level) == 1 else args.noise_level
-    settings: dict[str, Any] = {
-        "prompt": args.prompt,
-        "negative_prompt": args.negative_prompt,
-        "height": args.height,
-        "width": args.width,
-        "num_inference_steps": args.steps,
-        "guidance_scale": args.guidance_scale,
-        "noise_level": levels,
-        "num_images_per_prompt": args.num_images,
-        "scheduler": args.scheduler,
-        "eta": args.eta,
-        "seed": args.seed,
-        "image_weights": args.weights,
-        "mix_noise_level": args.mix_noise_level,
-    }
-    images = pipe(image=pictures, batch_size=args.batch_size, **settings).images
-
-    args.out.mkdir(parents=True, exist_ok=True)
-    run = _next_run(args.out)
-    sources = [{"name": Path(p).name, "sha256": hashlib.sha256(Path(p).read_bytes()).hexdigest()} for p in args.images]
-    common = {
-        **settings,
-        "scheduler": args.scheduler or pipe.config.scheduler,
-        "model": _name(args.model),
-        "dtype": jax.numpy.dtype(pipe.dtype).name,
-        "preprocess": pipe.config.preprocess,
-        "version": __version__,
-    }
-    labelled = []
-    for index, image in enumerate(images):
-        mixed = args.weights is not None
-        picture = None if mixed else index // args.num_images
-        recipe = {**common, "index": index, "width": image.width, "height": image.height}
-        recipe["images"] = sources if picture is None else [sources[picture]]
-        recipe["noise_level"] = levels if picture is None else levels[picture]
-        path = args.out / f"{run:04d}-{index:03d}.png"
-        save_png(path, image, recipe)
-        labelled.append((image, path.stem))
-        print(path)
-    sheet = contact_sheet([(p, Path(name).name) for p, name in zip(pictures, args.images, strict=True)], labelled)
-    path = args.out / f"{run:04d}-sheet.png"
-    save_png(path, sheet, {**common, "images": sources, "noise_level": levels})
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
-    seconds = time.monotonic() - started
-    print(f"{path}\n{len(images)} images in {seconds:.1f} s, peak memory {peak:.0f} MiB")
 
 
 def info(args: argparse.Namespace) -> None:
@@ -275,45 +156,21 @@ def evaluate(args: argparse.Namespace) -> None:
         seed=args.seed,
         batch_size=args.batch_size,
     )
-    mesh, models = _mesh(args.devices), args.models or [None]
+    mesh, models = mesh_of(args.devices), args.models or [None]
     inception = None
     if args.inception is not None:
         from convert.inception import open_inception
 
         inception = inception_features(open_inception(args.inception), mesh, args.batch_size)
-    names = (_name(args.clip or models[0]), *([] if args.inception is None else [_name(args.inception)]))
+    names = (model_name(args.clip or models[0]), *([] if args.inception is None else [model_name(args.inception)]))
     with open_checkpoint(args.clip or models[0]) as checkpoint:
         judges = Judges(names, clip_features(checkpoint, mesh, args.batch_size), inception)
     results = []
     for model in models:
         pipe = UnCLIPPipeline.from_pretrained(model, dtype=args.dtype, mesh=mesh)
         pipe.progress = False
-        results.append(measure(_name(model), pipe, records[: args.count], judges, protocol, args.out))
+        results.append(measure(model_name(model), pipe, records[: args.count], judges, protocol, args.out))
     print("\n".join(map(str, write_report(results, args.out))))
-
-
-def _name(model: str | None) -> str:
-    """What recipes and reports call a checkpoint: a file's or a folder's own name, a hub id, or the demo."""
-    if model is None:
-        return "the demo model"
-    return Path(model).name if Path(model).exists() else model
-
-
-def _mesh(count: int | None) -> Any:
-    import jax
-
-    from unclip_jax.distributed.mesh import local_mesh
-
-    devices = jax.local_devices()
-    if count is not None and not 1 <= count <= len(devices):
-        raise ValueError(f"--devices {count}: this machine has {len(devices)} (1 to {len(devices)} accepted)")
-    return local_mesh(devices[:count])
-
-
-def _memory(args: argparse.Namespace) -> Any:
-    from unclip_jax.pipelines.memory import Memory
-
-    return Memory(args.decoding, args.tile, args.attention_chunk, args.free_networks)
 
 
 def _plan(args: argparse.Namespace, checkpoint: Any) -> dict[str, Any]:
@@ -322,7 +179,7 @@ def _plan(args: argparse.Namespace, checkpoint: Any) -> dict[str, Any]:
     from unclip_jax.pipelines.plan import plan
 
     use_compilation_cache()
-    stages = plan(checkpoint, args.height, args.width, args.batch, args.dtype, _mesh(args.devices), _memory(args))
+    stages = plan(checkpoint, args.height, args.width, args.batch, args.dtype, mesh_of(args.devices), memory_of(args))
     if args.json:
         return {stage.name: {"weights": stage.weights, "activations": stage.activations} for stage in stages}
     width = max(len(stage.name) for stage in stages)
@@ -359,13 +216,7 @@ def _lines(value: Any, indent: int = 0) -> list[str]:
     return lines
 
 
-def _next_run(folder: Path) -> int:
-    """One more than the highest run number in a folder: earlier pictures are never overwritten."""
-    runs = [int(m[1]) for p in folder.iterdir() if (m := re.match(r"(\d{4,})-(\d{3,}|sheet)\.png$", p.name))]
-    return max(runs, default=0) + 1
-
-
-_COMMANDS = {"variations": variations, "info": info, "train": train, "evaluate": evaluate}
+_COMMANDS = {**dict.fromkeys(COMMANDS, make), "info": info, "train": train, "evaluate": evaluate}
 
 if __name__ == "__main__":
     sys.exit(main())

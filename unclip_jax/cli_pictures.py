@@ -1,0 +1,249 @@
+"""The commands that make pictures: `unclip-jax variations`, `text-to-image`, `image-to-image` and the rest.
+
+Each has the arguments of its pipeline, and writes one PNG an image, with its recipe inside, and a contact sheet.
+"""
+
+import argparse
+import hashlib
+import re
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unclip_jax import __version__
+
+
+class Command(NamedTuple):
+    """pipeline: the class in `unclip_jax`. help: what it does. inputs: "images", "prompts". steps, scale: defaults."""
+
+    pipeline: str
+    help: str
+    inputs: str
+    steps: int
+    scale: float
+
+
+COMMANDS = {
+    "variations": Command("UnCLIPPipeline", "make variations of pictures", "images", 20, 10.0),
+    "text-to-image": Command("TextToImagePipeline", "make pictures of prompts", "prompts", 50, 7.5),
+    "image-to-image": Command("ImageToImagePipeline", "change pictures by a prompt", "images", 50, 7.5),
+    "depth-to-image": Command("DepthToImagePipeline", "change pictures, but not their depth", "images", 50, 7.5),
+    "inpaint": Command("InpaintPipeline", "repaint the white part of a mask", "images", 50, 7.5),
+    "upscale": Command("UpscalePipeline", "make pictures four times as large", "images", 75, 9.0),
+}
+# Options that only some commands have: name -> the commands, and what argparse is told.
+OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "noise-level": (
+        ("variations", "text-to-image", "image-to-image", "inpaint", "upscale"),
+        {"type": int, "nargs": "+", "metavar": "N", "help": "0..1000 (upscale: 0..350), one or one a picture"},
+    ),
+    "weights": (("variations",), {"type": float, "nargs": "+", "metavar": "W", "help": "mix all pictures so"}),
+    "mix-noise-level": (("variations",), {"type": int, "metavar": "N", "help": "noise the mix once more, 0..1000"}),
+    "strength": (
+        ("image-to-image", "depth-to-image", "inpaint"),
+        {"type": float, "metavar": "S", "help": "0..1, the share of the steps that are run"},
+    ),
+    "depth-map": (("depth-to-image",), {"metavar": "FILE", "help": "a gray picture, white is near; one for all"}),
+    "mask": (("inpaint",), {"metavar": "FILE", "required": True, "help": "white is repainted; one for all pictures"}),
+    "padding-mask-crop": (
+        ("inpaint",),
+        {
+            "type": int,
+            "metavar": "N",
+            "help": "repaint only the part around the mask and N pixels more",
+        },
+    ),
+    "paste-back": (("inpaint",), {"action": "store_true", "help": "keep what is black in the mask, bit for bit"}),
+    "condition-image": (("inpaint",), {"metavar": "FILE", "help": "what guides an unCLIP checkpoint; default IMAGE"}),
+    "height": (
+        ("variations", "text-to-image", "image-to-image", "depth-to-image", "inpaint"),
+        {"type": int, "metavar": "H", "help": "pixels; default the checkpoint's, or the picture's"},
+    ),
+    "width": (
+        ("variations", "text-to-image", "image-to-image", "depth-to-image", "inpaint"),
+        {"type": int, "metavar": "W", "help": "pixels; default the checkpoint's, or the picture's"},
+    ),
+}
+# Of the command line -> of the pipelines.
+ARGUMENTS = {"steps": "num_inference_steps", "num_images": "num_images_per_prompt", "weights": "image_weights"}
+ARGUMENTS |= {"mask": "mask_image"}
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the commands to argparse's."""
+    for name, command in COMMANDS.items():
+        p = commands.add_parser(
+            name,
+            help=command.help,
+            description=f"To {command.help}. Writes one PNG an image, with its recipe inside, and a contact sheet.",
+        )
+        if command.inputs == "images":
+            p.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+        else:
+            p.add_argument("prompts", nargs="+", metavar="PROMPT", help="texts")
+        model = p.add_argument_group("model")
+        model.add_argument(
+            "--model",
+            metavar="SRC",
+            help="checkpoint file, diffusers folder, converted directory or hub id; default: the demo",
+        )
+        model.add_argument("--config", metavar="YAML", help="the original's yaml, for unpublished architectures")
+        model.add_argument("--clip-stats", metavar="FILE", help="statistics of image embeddings, for ViT-L checkpoints")
+        model.add_argument("--variant", help="of a diffusers folder or hub id, such as fp16")
+        if name == "variations":
+            model.add_argument("--preprocess", metavar="P", help="diffusers, original or original-kornia-0.6.0")
+        model.add_argument(
+            "--dtype", metavar="D", help="float32, bfloat16 or float16; default float32 on CPU, else bfloat16"
+        )
+        model.add_argument("--devices", type=int, metavar="N", help="how many local devices to use; default all")
+        what = p.add_argument_group("what to make")
+        if command.inputs == "images":
+            what.add_argument("--prompt", default="", metavar="T", help="text that guides")
+        what.add_argument("--negative-prompt", default="", metavar="T", help="text to steer away from")
+        what.add_argument("--num-images", type=int, default=1, metavar="N", help="pictures of each input; default 1")
+        for option, (names, settings) in OPTIONS.items():
+            if name in names:
+                what.add_argument(f"--{option}", **settings)
+        how = p.add_argument_group("how")
+        how.add_argument("--steps", type=int, default=command.steps, metavar="N", help="1..1000; default %(default)s")
+        how.add_argument("--guidance-scale", type=float, default=command.scale, metavar="G", help="default %(default)s")
+        how.add_argument("--guidance-rescale", type=float, metavar="R", help="0..1, against overexposure")
+        how.add_argument(
+            "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of noise levels, in sigma"
+        )
+        how.add_argument("--pag-scale", type=float, metavar="G", help="of perturbed-attention guidance")
+        how.add_argument("--scheduler", metavar="S", help="solver; default the checkpoint's own")
+        how.add_argument("--eta", type=float, default=0.0, metavar="E", help="0..1, how stochastic DDIM is")
+        how.add_argument("--seed", type=int, default=0, metavar="K", help="0..2**32-1")
+        how.add_argument("--batch-size", type=int, metavar="N", help="images at a time; default all")
+        add_memory(p)
+        how.add_argument("--out", type=Path, default=Path(name), metavar="DIR", help=f"default ./{name}")
+
+
+def add_memory(command: argparse.ArgumentParser) -> None:
+    """Adds the options of `unclip_jax.pipelines.memory.Memory`."""
+    m = command.add_argument_group("to need less memory")
+    m.add_argument("--decoding", default="whole", metavar="D", help="whole, seamless (half of the memory) or tiled")
+    m.add_argument("--tile", type=int, metavar="N", help="of tiled, pixels along a side; default the checkpoint's")
+    m.add_argument("--attention-chunk", type=int, metavar="N", help="queries at a time")
+    m.add_argument("--free-networks", action="store_true", help="read each network for its stage, and let it go after")
+
+
+def make(args: argparse.Namespace) -> None:
+    """Makes the pictures and says where they are."""
+    started = time.monotonic()
+    command = COMMANDS[args.command]
+    paths = getattr(args, "images", [])
+    others = [path for name in ("mask", "depth_map", "condition_image") if (path := getattr(args, name, None))]
+    for path in (*paths, *others):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{'IMAGE' if path in paths else 'FILE'}: no such file: {path}")
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a file; want a directory")
+
+    import jax
+
+    import unclip_jax
+    from unclip_jax.conditioning.image import load_image
+    from unclip_jax.pictures import contact_sheet, save_png
+
+    pictures = [load_image(path) for path in paths]
+    given = {k: getattr(args, k, None) for k in ("config", "clip_stats", "variant", "preprocess")}
+    overrides = {k: v for k, v in given.items() if v is not None}
+    pipe = getattr(unclip_jax, command.pipeline).from_pretrained(
+        args.model, dtype=args.dtype, mesh=mesh_of(args.devices), memory=memory_of(args), **overrides
+    )
+    settings = _settings(args, max(1, len(paths)))
+    # The pictures themselves are read by the pipeline: of a path it keeps what the file says, such as transparency.
+    inputs = {"image": pictures if command.pipeline == "UnCLIPPipeline" else paths} if paths else {}
+    images = pipe(**inputs, batch_size=args.batch_size, **settings).images
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    run = _next_run(args.out)
+    sources = [_source(path) for path in paths]
+    common = {
+        "command": args.command,
+        **{k: _source(v) if v in others else v for k, v in settings.items()},
+        "scheduler": args.scheduler or pipe.config.scheduler,
+        "model": model_name(args.model),
+        "dtype": jax.numpy.dtype(pipe.dtype).name,
+        "preprocess": pipe.config.preprocess,
+        "version": __version__,
+    }
+    per_picture = {k: v for k, v in settings.items() if k in ("noise_level", "prompt") and isinstance(v, list)}
+    labelled = []
+    for index, image in enumerate(images):
+        # Which input an image was made of; all of them, when they were mixed.
+        source = None if settings.get("image_weights") is not None else index // args.num_images
+        recipe = {**common, "index": index, "width": image.width, "height": image.height}
+        if sources:
+            recipe["images"] = sources if source is None else [sources[source]]
+        if source is not None:
+            recipe |= {name: values[source] for name, values in per_picture.items()}
+        path = args.out / f"{run:04d}-{index:03d}.png"
+        save_png(path, image, recipe)
+        labelled.append((image, path.stem))
+        print(path)
+    sheet = contact_sheet([(p, Path(name).name) for p, name in zip(pictures, paths, strict=True)], labelled)
+    path = args.out / f"{run:04d}-sheet.png"
+    save_png(path, sheet, {**common, **({"images": sources} if sources else {})})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
+    seconds = time.monotonic() - started
+    print(f"{path}\n{len(images)} images in {seconds:.1f} s, peak memory {peak:.0f} MiB")
+
+
+def mesh_of(count: int | None) -> Any:
+    """A mesh of so many local devices, or all. Raises ValueError for more than there are."""
+    import jax
+
+    from unclip_jax.distributed.mesh import local_mesh
+
+    devices = jax.local_devices()
+    if count is not None and not 1 <= count <= len(devices):
+        raise ValueError(f"--devices {count}: this machine has {len(devices)} (1 to {len(devices)} accepted)")
+    return local_mesh(devices[:count])
+
+
+def memory_of(args: argparse.Namespace) -> Any:
+    """The options of `add_memory`."""
+    from unclip_jax.pipelines.memory import Memory
+
+    return Memory(args.decoding, args.tile, args.attention_chunk, args.free_networks)
+
+
+def model_name(model: str | None) -> str:
+    """What recipes and reports call a checkpoint: a file's or a folder's own name, a hub id, or the demo."""
+    if model is None:
+        return "the demo model"
+    return Path(model).name if Path(model).exists() else model
+
+
+def _settings(args: argparse.Namespace, pictures: int) -> dict[str, Any]:
+    """The arguments of the call: those that every recipe shows, and what else was given."""
+    shown = ["negative_prompt", "steps", "guidance_scale", "num_images", "scheduler", "eta", "seed"]
+    if args.command == "variations":
+        shown += ["height", "width", "weights", "mix_noise_level"]
+        levels = args.noise_level or [0]
+        args.noise_level = levels * pictures if len(levels) == 1 else levels
+    elif len(getattr(args, "noise_level", None) or ()) == 1:
+        args.noise_level = args.noise_level[0]
+    optional = ["guidance_rescale", "guidance_interval", "pag_scale", *(name.replace("-", "_") for name in OPTIONS)]
+    given = [name for name in optional if getattr(args, name, None) not in (None, False)]
+    settings: dict[str, Any] = {"prompt": args.prompts if args.command == "text-to-image" else args.prompt}
+    if pictures > 1 and args.command not in ("variations", "text-to-image"):
+        settings["prompt"] = args.prompt  # one for all
+    for name in dict.fromkeys([*shown, *given]):
+        settings[ARGUMENTS.get(name, name)] = getattr(args, name)
+    return settings
+
+
+def _source(path: str) -> dict[str, str]:
+    return {"name": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+
+
+def _next_run(folder: Path) -> int:
+    """One more than the highest run number in a folder: earlier pictures are never overwritten."""
+    runs = [int(m[1]) for p in folder.iterdir() if (m := re.match(r"(\d{4,})-(\d{3,}|sheet)\.png$", p.name))]
+    return max(runs, default=0) + 1
