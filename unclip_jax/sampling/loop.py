@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from unclip_jax.sampling.noise import Branch, draw
-from unclip_jax.sampling.schedule import to_x0_eps
+from unclip_jax.sampling.schedule import add_noise, to_x0_eps
 from unclip_jax.sampling.solvers.solver import Row, Solver, State
 
 Denoise = Callable[[jax.Array, Row], jax.Array]
@@ -21,9 +21,16 @@ class Carry(NamedTuple):
     x0: jax.Array
 
 
-def start(solver: Solver, latents: jax.Array) -> Carry:
-    """A run before its first step. latents: standard normal noise (B, ...)."""
-    latents = latents.astype(jnp.float32) * solver.scale
+def start(solver: Solver, latents: jax.Array, clean: jax.Array | None = None) -> Carry:
+    """A run before its first step, from pure noise or from a picture.
+
+    latents: standard normal noise (B, ...). clean: (B, ...), a picture's latents, which get that noise at the level of
+    the solver's start; None: none.
+    """
+    if clean is None:
+        latents = latents.astype(jnp.float32) * solver.scale
+    else:
+        latents = add_noise(clean, latents, solver.start_alpha_cumprod)
     return Carry(latents, solver.init(latents), latents)
 
 
