@@ -56,11 +56,11 @@ SCHEDULERS = {
     "dpm++2m-karras": (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
     "ddpm": (DDPMScheduler, {}),
     "euler": (EulerDiscreteScheduler, {}),
-    "euler-ancestral": (EulerAncestralDiscreteScheduler, {}),
+    "euler-a": (EulerAncestralDiscreteScheduler, {}),
     "heun-karras": (HeunDiscreteScheduler, {"use_karras_sigmas": True}),
     "lms-exponential": (LMSDiscreteScheduler, {"use_exponential_sigmas": True}),
     "dpm2-beta": (KDPM2DiscreteScheduler, {"use_beta_sigmas": True}),
-    "dpm2-ancestral": (KDPM2AncestralDiscreteScheduler, {}),
+    "dpm2-a": (KDPM2AncestralDiscreteScheduler, {}),
 }
 # The two published forms, small: activations of the towers, statistics, widths.
 FORMS = {
@@ -156,7 +156,7 @@ def both(monkeypatch, theirs, ours, *, pictures=1, repeats=1, scheduler="pndm", 
     step_noise = rng.standard_normal((solver.calls, *latents.shape), np.float32)
     settings |= {"height": height, "width": width, "num_images_per_prompt": repeats, "eta": eta, "output_type": "np"}
     # DPM2's ancestral form draws at the second call of each step.
-    draws = iter(map(torch_order, step_noise[1::2] if scheduler == "dpm2-ancestral" else step_noise))
+    draws = iter(map(torch_order, step_noise[1::2] if scheduler == "dpm2-a" else step_noise))
     kind, changes = SCHEDULERS[scheduler]
     with monkeypatch.context() as patch:
         patch.setattr(reference_module, "randn_tensor", lambda shape, **options: torch.from_numpy(image_noise))
@@ -192,11 +192,11 @@ CASES = {
     "karras, few steps": {"scheduler": "dpm++2m-karras", "num_inference_steps": 5, "noise_level": 500},
     "ddpm": {"scheduler": "ddpm", "noise_level": 300},
     "euler": {"scheduler": "euler"},
-    "euler, ancestral": {"scheduler": "euler-ancestral", "num_inference_steps": 30},
+    "euler, ancestral": {"scheduler": "euler-a", "num_inference_steps": 30},
     "heun": {"scheduler": "heun-karras", "num_inference_steps": 10},
     "linear multistep": {"scheduler": "lms-exponential"},
     "dpm2": {"scheduler": "dpm2-beta", "num_inference_steps": 10},
-    "dpm2, ancestral": {"scheduler": "dpm2-ancestral", "num_inference_steps": 10},
+    "dpm2, ancestral": {"scheduler": "dpm2-a", "num_inference_steps": 10},
     "negative prompt": {"prompt": "Two cats, 3 dogs & a café!", "negative_prompt": "blurry; ugly!!"},
     "wide": {"size": (32, 64), "scheduler": "ddim", "num_inference_steps": 5},
     "several pictures, several of each": {"pictures": 2, "repeats": 2, "scheduler": "ddim", "num_inference_steps": 5},

@@ -18,7 +18,7 @@ from unclip_jax.sampling import (
 
 SHAPE = (3, 4, 4, 4)
 # One of each kind of step: with noise, with history, with two calls, of outputs as they come.
-KINDS = ["ddim", "pndm", "dpm++2m", "lms-beta", "dpm2-ancestral", "ldm-ddim", "ldm-dpm"]
+KINDS = ["ddim", "pndm", "dpm++2m", "lms-beta", "dpm2-a", "ldm-ddim", "ldm-dpm"]
 
 
 def denoise(x, row):

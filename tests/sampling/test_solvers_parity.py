@@ -41,11 +41,11 @@ CLASSES = {
     "dpm++2m-karras": DPMSolverMultistepScheduler,
     "ddpm": DDPMScheduler,
     "euler": EulerDiscreteScheduler,
-    "euler-ancestral": EulerAncestralDiscreteScheduler,
+    "euler-a": EulerAncestralDiscreteScheduler,
     "heun": HeunDiscreteScheduler,
     "lms": LMSDiscreteScheduler,
     "dpm2": KDPM2DiscreteScheduler,
-    "dpm2-ancestral": KDPM2AncestralDiscreteScheduler,
+    "dpm2-a": KDPM2AncestralDiscreteScheduler,
 }
 V = {"prediction_type": "v_prediction"}
 COSINE = {**V, "beta_schedule": "squaredcos_cap_v2"}
@@ -227,8 +227,8 @@ def sigma_error(name, config, steps, monkeypatch):
     return float(np.abs(ours - end).max() / np.abs(end).max())
 
 
-SPACED = [f"{kind}-{spacing}" for kind in ("euler", "heun", "lms", "dpm2", "dpm2-ancestral") for spacing in SPACINGS]
-SIGMA_SOLVERS = ["ddpm", "euler", "euler-ancestral", "heun", "lms", "dpm2", "dpm2-ancestral", *SPACED]
+SPACED = [f"{kind}-{spacing}" for kind in ("euler", "heun", "lms", "dpm2", "dpm2-a") for spacing in SPACINGS]
+SIGMA_SOLVERS = ["ddpm", "euler", "euler-a", "heun", "lms", "dpm2", "dpm2-a", *SPACED]
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
@@ -238,7 +238,7 @@ def test_trajectories_over_noise_levels(name, prediction_type, spacing, monkeypa
     """Measured: 7e-6 at most."""
     config = {**PUBLISHED, "prediction_type": prediction_type, "timestep_spacing": spacing}
     # From the highest noise level to the lowest at once diffusers loses an ancestral step's small end.
-    for steps in (5, 10, 20, 30, 50) if name.startswith("dpm2-ancestral") else (1, 2, 3, 5, 10, 20, 30, 50):
+    for steps in (5, 10, 20, 30, 50) if name.startswith("dpm2-a") else (1, 2, 3, 5, 10, 20, 30, 50):
         error = sigma_error(name, config, steps, monkeypatch)
         assert error <= 1e-5, f"{steps} steps: {error:.1e}"
 
@@ -251,12 +251,12 @@ def test_trajectories_over_noise_levels(name, prediction_type, spacing, monkeypa
         ("euler-karras", {**ZERO_SNR, "timestep_spacing": "trailing"}),
         ("euler", {**PUBLISHED, "final_sigmas_type": "sigma_min"}),
         ("euler", {**V, **TRAINED}),
-        ("euler-ancestral", {}),
-        ("euler-ancestral", {**ZERO_SNR, "timestep_spacing": "trailing"}),
+        ("euler-a", {}),
+        ("euler-a", {**ZERO_SNR, "timestep_spacing": "trailing"}),
         ("heun", {}),
         ("lms", COSINE),
         ("dpm2", {}),
-        ("dpm2-ancestral", {}),
+        ("dpm2-a", {}),
         ("ddpm", {}),
         ("ddpm", {**PUBLISHED, "variance_type": "fixed_large"}),
         ("ddpm", {**PUBLISHED, "variance_type": "fixed_small_log"}),
@@ -266,6 +266,6 @@ def test_trajectories_over_noise_levels(name, prediction_type, spacing, monkeypa
 )
 def test_settings_over_noise_levels(name, config, monkeypatch):
     """Measured: 7e-6 at most."""
-    for steps in (5, 7, 25) if name.startswith("dpm2-ancestral") else (2, 7, 25):
+    for steps in (5, 7, 25) if name.startswith("dpm2-a") else (2, 7, 25):
         error = sigma_error(name, config, steps, monkeypatch)
         assert error <= 1e-5, f"{steps} steps: {error:.1e}"

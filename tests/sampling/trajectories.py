@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unclip_jax.sampling.loop import start
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER, SCHEDULERS, Solver
 from unclip_jax.sampling.solvers.sigmas import SPACINGS
 
 PUBLISHED = {key: value for key, value in PUBLISHED_UNCLIP_SCHEDULER.items() if not key.startswith("_")}
 # Of the solvers that differ in the spacing of their noise levels alone, each spacing once.
-DIFFERENT = [name for name in SCHEDULERS if not name.endswith(SPACINGS) or name in ("dpm++2m-karras", "euler-karras")]
-DIFFERENT += ["heun-exponential", "lms-beta"]
+DIFFERENT = [name for name in SCHEDULERS if not name.endswith((*SPACINGS, "lu", "sgm-uniform"))]
+DIFFERENT += ["dpm++2m-karras", "euler-karras", "heun-exponential", "lms-beta", "dpm++2m-sde-lu", "unipc-sgm-uniform"]
 SHAPE = (2, 5, 3, 4)  # (B, H, W, C)
 BIAS = np.cos(np.arange(np.prod(SHAPE), dtype=np.float64) * 1.7).reshape(SHAPE).astype(np.float32)
 
@@ -32,10 +33,11 @@ def run(
     x: np.ndarray,
     noise: np.ndarray | None = None,
     predict: Callable[[jax.Array, dict[str, np.ndarray]], jax.Array] | None = None,
+    clean: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The end of a trajectory from x; noise: (calls, ...), read by stochastic solvers only."""
+    """The end of a trajectory from x, or from x on `clean`; noise: (calls, ...), read by stochastic solvers only."""
     step = jax.jit(solver.step, static_argnums=0)
-    latents, state = jnp.asarray(x) * solver.scale, solver.init(jnp.asarray(x))
+    latents, state, _ = start(solver, jnp.asarray(x), clean)
     for i, row in enumerate(rows(solver)):
         out = predict(latents, row) if predict else network(latents, row["timestep"], jnp, BIAS)
         draw = (np.zeros_like(x) if noise is None else noise[i]) if solver.stochastic else None

@@ -293,7 +293,7 @@ class Pipeline:
         if request.start is not None:
             latents = self._latents(request, encoded["start"], chunk)
             noise = self._noise(request.start.noise, Branch.LATENTS, request.latent_shape, chunk)
-            return self.programs.start_from(request.solver, latents, noise, guidance=request.guidance)
+            return self.programs.start(request.solver, noise, latents, guidance=request.guidance)
         return self._from_noise(request, chunk)
 
     def _known(self, request: Request, encoded: Mapping[str, np.ndarray], chunk: Chunk) -> Known | None:
@@ -312,7 +312,7 @@ class Pipeline:
 
     def _from_noise(self, request: Request, chunk: Chunk) -> Carry:
         noise = self._noise(request.latents, Branch.LATENTS, request.latent_shape, chunk)
-        return self.programs.start(request.solver, noise, guidance=request.guidance)
+        return self.programs.start(request.solver, noise, None, guidance=request.guidance)
 
     def _latents(self, request: Request, moments: np.ndarray, chunk: Chunk, number: int = 0) -> jax.Array:
         """Scaled latents (rows, h, w, 4) of encoded pictures, one a prompt or one for all.

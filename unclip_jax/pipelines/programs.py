@@ -16,7 +16,7 @@ from unclip_jax.conditioning.noise_augmentation import mix_conditions, noise_ima
 from unclip_jax.conditioning.upscale import noise_low_res
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.sampling.guidance import Guidance, guidance_memory, guidance_rows, guided
-from unclip_jax.sampling.loop import Carry, advance_remembering, start, start_from
+from unclip_jax.sampling.loop import Carry, advance_remembering, start
 from unclip_jax.sampling.noise import Branch, draw, image_keys
 from unclip_jax.sampling.schedule import add_noise
 from unclip_jax.sampling.solvers import Solver
@@ -59,7 +59,6 @@ class Programs:
     noise_low_res: Any
     prepare: Any
     start: Any
-    start_from: Any
     advance: Any
     decode: Any
 
@@ -89,7 +88,6 @@ def make_programs(config: CheckpointConfig, networks: Mapping[str, Network], mem
         noise_low_res=jax.jit(noise_low_res),
         prepare=jax.jit(functools.partial(_prepare, unet), static_argnames="guidance"),
         start=jax.jit(_start, static_argnames="guidance"),
-        start_from=jax.jit(_start_from, static_argnames="guidance"),
         advance=jax.jit(functools.partial(_advance, unet), static_argnames="guidance", donate_argnames="carry"),
         decode=jax.jit(functools.partial(_decode, vae, memory, tile)),
     )
@@ -162,12 +160,8 @@ def _prepare(
     )
 
 
-def _start(solver: Solver, noise: jax.Array, *, guidance: Guidance) -> Carry:
-    return start(solver, noise, guidance_memory(guidance, noise))
-
-
-def _start_from(solver: Solver, latents: jax.Array, noise: jax.Array, *, guidance: Guidance) -> Carry:
-    return start_from(solver, latents, noise, guidance_memory(guidance, noise))
+def _start(solver: Solver, noise: jax.Array, clean: jax.Array | None, *, guidance: Guidance) -> Carry:
+    return start(solver, noise, clean, memory=guidance_memory(guidance, noise))
 
 
 def _advance(

@@ -28,18 +28,16 @@ class Carry(NamedTuple):
     memory: State = ()
 
 
-def start(solver: Solver, latents: jax.Array, memory: State = ()) -> Carry:
-    """A run before its first step. latents: standard normal noise (B, ...); memory: see `advance_remembering`."""
-    latents = latents.astype(jnp.float32) * solver.scale
-    return Carry(latents, solver.init(latents), latents, memory)
+def start(solver: Solver, latents: jax.Array, clean: jax.Array | None = None, *, memory: State = ()) -> Carry:
+    """A run before its first step, from pure noise or from a picture.
 
-
-def start_from(solver: Solver, latents: jax.Array, noise: jax.Array, memory: State = ()) -> Carry:
-    """A run that begins with a picture, noised as the solver's first step expects it.
-
-    latents: of the picture, scaled; noise: standard normal; (B, ...) each. memory: see `advance_remembering`.
+    latents: standard normal noise (B, ...). clean: (B, ...), a picture's latents, which get that noise at the level of
+    the solver's start; None: none. memory: see `advance_remembering`.
     """
-    latents = add_noise(latents, noise, jnp.asarray(solver.start_alpha_cumprod))
+    if clean is None:
+        latents = latents.astype(jnp.float32) * solver.scale
+    else:
+        latents = add_noise(clean, latents, jnp.asarray(solver.start_alpha_cumprod))
     return Carry(latents, solver.init(latents), latents, memory)
 
 

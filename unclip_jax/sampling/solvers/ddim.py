@@ -10,6 +10,7 @@ from unclip_jax.sampling.solvers import linear
 from unclip_jax.sampling.solvers.settings import (
     SCHEDULE_DEFAULTS,
     THRESHOLDING_DEFAULTS,
+    check_begin,
     check_eta,
     check_steps,
     noise_schedule,
@@ -31,11 +32,11 @@ DEFAULTS = {
 }
 
 
-def ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0) -> Solver:
+def ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, begin: int = 0) -> Solver:
     """DDIM with `num_inference_steps` network calls, 1 to the number of training timesteps.
 
     config: a diffusers scheduler_config.json; eta: 0 (deterministic) to 1 (as noisy as DDPM). The solver takes noise
-    at every step whatever eta is, so that changing eta compiles nothing.
+    at every step whatever eta is, so that changing eta compiles nothing. begin: how many steps are left out.
 
     A step from timestep t aims at t - N // num_inference_steps, which with "trailing" and "linspace" spacing is not
     quite the next timestep. Coefficients are computed in float32 in diffusers' order. Raises ValueError.
@@ -50,13 +51,30 @@ def ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0) 
     if settings["prediction_type"] == "epsilon" and not here.all():
         raise ValueError("scheduler config: prediction_type 'epsilon' cannot start from a zero signal-to-noise ratio")
     sigma = np.float32(eta) * np.sqrt((1 - there) / (1 - here) * (1 - here / there))
-    return Solver(
-        grid=make_grid(timesteps, here, **ddim_columns(there, sigma), **limits(settings)),
-        prediction_type=settings["prediction_type"],
-        init=linear.remember(0),
-        step=linear.step,
-        stochastic=True,
-    )
+    grid = make_grid(timesteps, here, check_begin(begin, count), **ddim_columns(there, sigma), **limits(settings))
+    return linear.table(grid, settings["prediction_type"], stochastic=True)
+
+
+def ddim_inversion(config: Mapping[str, Any], num_inference_steps: int) -> Solver:
+    """DDIM backwards, from a picture's latents to the noise that DDIM makes them of: `num_inference_steps` calls.
+
+    config: a diffusers scheduler_config.json, read as its DDIMInverseScheduler reads it: the timesteps of `ddim`,
+    rising, "leading" or "trailing". In each call x is one stride of noise below the timestep that the network is told.
+    `sample` with this solver takes the latents for the noise; `ddim` with the same config brings them back, the better
+    the more steps. Raises ValueError.
+    """
+    choices = {"timestep_spacing": ("leading", "trailing"), "thresholding": (False,)}
+    settings = read_settings(config, DEFAULTS, choices)
+    table = alphas_cumprod(noise_schedule(settings), "diffusers")
+    count = check_steps(num_inference_steps, len(table))
+    timesteps = spaced_timesteps(settings, count)[::-1]
+    source = timesteps - len(table) // count
+    here = np.where(source >= 0, table[source], np.float32(1) if settings["set_alpha_to_one"] else table[0])
+    if settings["prediction_type"] == "sample" and (here == 1).any():
+        raise ValueError("scheduler config: set_alpha_to_one is True; want false with prediction_type 'sample'")
+    grid = make_grid(timesteps, here, **ddim_columns(table[timesteps], 0 * here), **limits(settings))
+    del grid["noise"]
+    return linear.table(grid, settings["prediction_type"])
 
 
 def ddim_columns(there: np.ndarray, sigma: np.ndarray) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from unclip_jax.sampling.solvers import linear
 from unclip_jax.sampling.solvers.settings import (
     SCHEDULE_DEFAULTS,
     THRESHOLDING_DEFAULTS,
+    check_begin,
     check_steps,
     noise_schedule,
     read_settings,
@@ -32,11 +33,11 @@ DEFAULTS = {
 CHOICES = {"variance_type": ("fixed_small", "fixed_small_log", "fixed_large")}
 
 
-def ddpm(config: Mapping[str, Any], num_inference_steps: int) -> Solver:
+def ddpm(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) -> Solver:
     """DDPM with `num_inference_steps` network calls, 1 to the number of training timesteps; noise at every step.
 
-    config: a diffusers scheduler_config.json (DDPMScheduler); models that predict their variance are refused. Raises
-    ValueError.
+    config: a diffusers scheduler_config.json (DDPMScheduler); models that predict their variance are refused. begin:
+    how many steps are left out. Raises ValueError.
     """
     settings = read_settings(config, DEFAULTS, CHOICES)
     table = alphas_cumprod(noise_schedule(settings), "diffusers")
@@ -47,17 +48,13 @@ def ddpm(config: Mapping[str, Any], num_inference_steps: int) -> Solver:
         raise ValueError("scheduler config: prediction_type 'epsilon' cannot start from a zero signal-to-noise ratio")
     share = here / there
     variance = 1 - share if settings["variance_type"] == "fixed_large" else (1 - there) / (1 - here) * (1 - share)
-    return Solver(
-        grid=make_grid(
-            timesteps,
-            here,
-            x=np.sqrt(share) * (1 - there) / (1 - here),
-            x0=np.sqrt(there) * (1 - share) / (1 - here),
-            noise=np.where(timesteps > 0, np.sqrt(np.maximum(variance, 1e-20)), 0),
-            **limits(settings),
-        ),
-        prediction_type=settings["prediction_type"],
-        init=linear.remember(0),
-        step=linear.step,
-        stochastic=True,
+    grid = make_grid(
+        timesteps,
+        here,
+        check_begin(begin, len(timesteps)),
+        x=np.sqrt(share) * (1 - there) / (1 - here),
+        x0=np.sqrt(there) * (1 - share) / (1 - here),
+        noise=np.where(timesteps > 0, np.sqrt(np.maximum(variance, 1e-20)), 0),
+        **limits(settings),
     )
+    return linear.table(grid, settings["prediction_type"], stochastic=True)

@@ -1,162 +1,257 @@
-"""DPM-Solver++, multistep (Lu et al. 2022, arXiv:2211.01095), as diffusers' DPMSolverMultistepScheduler runs it."""
+"""DPM-Solver and DPM-Solver++ as diffusers' DPMSolverMultistepScheduler and DPMSolverSinglestepScheduler run them.
+
+Lu et al. 2022 (arXiv:2206.00927 and arXiv:2211.01095). The second integrates the network's x0 over the logarithm of the
+signal-to-noise ratio, the first its noise; their "sde" forms draw noise at every step.
+"""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from unclip_jax.sampling.schedule import alphas_cumprod
 from unclip_jax.sampling.solvers import linear
-from unclip_jax.sampling.solvers.settings import (
-    SCHEDULE_DEFAULTS,
-    THRESHOLDING_DEFAULTS,
-    check_steps,
-    check_timesteps,
-    noise_schedule,
-    read_settings,
-    trailing_timesteps,
-)
+from unclip_jax.sampling.solvers.log_snr import CHOICES, DEFAULTS, half_log_snr, levels, warm_up
+from unclip_jax.sampling.solvers.settings import check_begin, read_settings
+from unclip_jax.sampling.solvers.sigmas import Spacing
 from unclip_jax.sampling.solvers.solver import Solver, make_grid
 from unclip_jax.sampling.solvers.thresholding import threshold_columns
 
-DEFAULTS = {
-    **SCHEDULE_DEFAULTS,
-    **THRESHOLDING_DEFAULTS,
-    "rescale_betas_zero_snr": False,
-    "solver_order": 2,
+Algorithm = Literal["dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver"]
+SINGLESTEP = {
+    **{key: value for key, value in DEFAULTS.items() if key not in ("timestep_spacing", "steps_offset")},
     "algorithm_type": "dpmsolver++",
     "solver_type": "midpoint",
-    "lower_order_final": True,
-    "euler_at_final": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-    "use_lu_lambdas": False,
-    "use_flow_sigmas": False,
-    "use_dynamic_shifting": False,
+    "lower_order_final": False,
     "final_sigmas_type": "zero",
     "lambda_min_clipped": -np.inf,
     "variance_type": None,
-    "timestep_spacing": "linspace",
-    "steps_offset": 0,
 }
-CHOICES = {
-    "solver_order": (1, 2, 3),
-    "algorithm_type": ("dpmsolver++",),
-    # The last three are DEIS's and UniPC's: diffusers takes them for "midpoint", so that their files load here.
+MULTISTEP = {
+    **DEFAULTS,
+    **SINGLESTEP,
+    "lower_order_final": True,
+    "euler_at_final": False,
+    "rescale_betas_zero_snr": False,
+}
+DPM_CHOICES = {
+    **CHOICES,
+    # The last is DEIS's, which diffusers takes for "dpmsolver++", so that its files load here.
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver", "deis"),
+    # The last three are DEIS's and UniPC's: diffusers takes them for "midpoint".
     "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),
-    "final_sigmas_type": ("zero", "sigma_min"),
     "variance_type": (None,),
-    **{key: (False,) for key in DEFAULTS if key.startswith("use_")},
 }
 
 
-def dpmpp_2m(config: Mapping[str, Any], num_inference_steps: int, karras: bool = False) -> Solver:
-    """DPM-Solver++ with `num_inference_steps` network calls, 1 to the number of training timesteps.
+def dpmpp_2m(
+    config: Mapping[str, Any],
+    num_inference_steps: int,
+    spacing: Spacing | None = None,
+    begin: int = 0,
+    sde: bool = False,
+) -> Solver:
+    """DPM-Solver++, multistep, with `num_inference_steps` network calls, 1 to the number of training timesteps.
 
-    config: a diffusers scheduler_config.json; its solver_order (1, 2 or 3) is honoured. karras: noise levels spaced
-    as by Karras et al. 2022 (arXiv:2206.00364, rho 7) over the whole schedule, whatever `use_karras_sigmas` says, the
-    network being told the nearest timestep.
+    config: a diffusers scheduler_config.json; its solver_order (1, 2 or 3) is honoured, of which one less is the number
+    of predictions remembered, and of its algorithm_type whether it is DPM-Solver or DPM-Solver++. spacing: see
+    `log_snr.levels`, whatever `use_karras_sigmas` and the like say. begin: how many steps are left out. sde: whether
+    the "sde" form is meant, whatever algorithm_type says.
 
     Two steps at the same noise level, which rounding makes of some large counts, count as one (diffusers divides by
     zero there). Raises ValueError.
     """
-    settings = read_settings(config, DEFAULTS, CHOICES)
-    table = alphas_cumprod(noise_schedule(settings), "diffusers")
-    if settings["rescale_betas_zero_snr"]:
-        table[-1] = 2**-24  # diffusers' choice, the least float16: sigma is 4096 there and not infinite
-    if not table.all():
-        raise ValueError("scheduler config: 'dpm++2m' cannot start from a zero signal-to-noise ratio (trained_betas)")
-    count = check_steps(num_inference_steps, len(table))
-    every_sigma = np.sqrt((1 - table) / table)
-    if karras:
-        timesteps, sigmas = _karras(every_sigma, count)
-        if settings["beta_schedule"] != "squaredcos_cap_v2":
-            timesteps = timesteps.round()
-        timesteps = timesteps.astype(np.int64)
-    else:
-        timesteps = _timesteps(table, settings, count)
-        sigmas = every_sigma[timesteps]
-    last = every_sigma[0] if settings["final_sigmas_type"] == "sigma_min" else 0
-    sigmas = np.append(sigmas, last).astype(np.float32).astype(np.float64)
-    alpha = 1 / np.sqrt(sigmas**2 + 1)
-    columns = multistep_columns(
-        alpha,
-        sigmas * alpha,
-        _orders(settings, len(timesteps)),
-        heun=settings["solver_type"] == "heun",
-    )
-    return Solver(
-        grid=make_grid(timesteps, alpha[:-1] ** 2, **columns, **threshold_columns(settings)),
-        prediction_type=settings["prediction_type"],
-        init=linear.remember(2),
-        step=linear.step,
-        stochastic=False,
-    )
-
-
-def _timesteps(table: np.ndarray, settings: Mapping[str, Any], count: int) -> np.ndarray:
-    """The spaced timesteps, falling; unlike DDIM's they leave out the end of the grid, where the noise is gone."""
-    clipped = 0.5 * (np.log(table) - np.log1p(-table)) < settings["lambda_min_clipped"]
-    last = len(table) - int(np.count_nonzero(clipped))
-    if settings["timestep_spacing"] == "linspace":
-        timesteps = np.linspace(0, last - 1, count + 1).round()[:0:-1].astype(np.int64)
-    elif settings["timestep_spacing"] == "leading":
-        if last <= count:
-            raise ValueError(f"num_inference_steps is {count}; with timestep_spacing 'leading' want 1 to {last - 1}")
-        timesteps = np.arange(count, 0, -1) * (last // (count + 1)) + settings["steps_offset"]
-    else:
-        timesteps = trailing_timesteps(last, len(table), count)
-    return check_timesteps(timesteps, settings, count)
-
-
-def _karras(every_sigma: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fractional timesteps and their noise levels, falling, (count,) float64 each."""
-    low, high = float(every_sigma[0]) ** (1 / 7), float(every_sigma[-1]) ** (1 / 7)
-    sigmas = (high + np.linspace(0, 1, count) * (low - high)) ** 7
-    return np.interp(np.log(sigmas), np.log(every_sigma), np.arange(len(every_sigma))), sigmas
-
-
-def _orders(settings: Mapping[str, Any], calls: int) -> np.ndarray:
-    """The order of each step: as high as the history allows, lower at the end where that is more stable."""
-    orders = np.minimum(np.arange(calls) + 1, settings["solver_order"])
+    name = "dpm++2m-sde" if sde else "dpm++2m"
+    settings = read_settings(config, MULTISTEP, DPM_CHOICES)
+    algorithm = _algorithm(settings, sde)
+    if algorithm == "sde-dpmsolver" and settings["solver_order"] == 3:
+        raise ValueError("scheduler config: solver_order is 3; with algorithm_type 'sde-dpmsolver' want 1 or 2")
+    timesteps, alpha, sigma = levels(settings, num_inference_steps, spacing, name)
+    calls, begin = len(timesteps), check_begin(begin, len(timesteps))
+    orders = warm_up(settings["solver_order"], calls, begin)
     few = settings["lower_order_final"] and calls < 15
     if few:
         orders[-2:-1] = np.minimum(orders[-2:-1], 2)
     if few or settings["euler_at_final"] or settings["final_sigmas_type"] == "zero":
         orders[-1] = 1
-    return orders
+    heun, most = settings["solver_type"] == "heun", settings["solver_order"]
+    columns = multistep_columns(alpha, sigma, orders, most, heun, algorithm)
+    grid = make_grid(timesteps, alpha[:-1] ** 2, begin, **columns, **threshold_columns(settings))
+    return linear.table(grid, settings["prediction_type"], remembers=most - 1, stochastic=sde)
+
+
+def dpmpp_2s(
+    config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, begin: int = 0
+) -> Solver:
+    """DPM-Solver++, single-step: steps of second order (or third) are made of as many calls, the first of lower order.
+
+    config: a diffusers scheduler_config.json (DPMSolverSinglestepScheduler); its solver_order is honoured, of which one
+    less is the number of predictions remembered; "sde" forms are refused. num_inference_steps: network calls, 1 to
+    the number of training timesteps. spacing, begin: as in `dpmpp_2m`. Raises ValueError.
+    """
+    choices = {**DPM_CHOICES, "algorithm_type": ("dpmsolver++", "dpmsolver", "deis")}
+    settings = read_settings(config, SINGLESTEP, choices)
+    settings |= {"timestep_spacing": "linspace", "steps_offset": 0}
+    algorithm = _algorithm(settings, sde=False)
+    timesteps, alpha, sigma = levels(settings, num_inference_steps, spacing, "dpm++2s")
+    calls, begin = len(timesteps), check_begin(begin, len(timesteps))
+    orders = _singlestep_orders(settings, calls, begin)
+    heun, most = settings["solver_type"] == "heun", settings["solver_order"]
+    columns = singlestep_columns(alpha, sigma, orders, most, heun, algorithm)
+    grid = make_grid(timesteps, alpha[:-1] ** 2, begin, **columns, **threshold_columns(settings))
+    return linear.table(grid, settings["prediction_type"], remembers=most - 1)
+
+
+def _algorithm(settings: Mapping[str, Any], sde: bool) -> Algorithm:
+    of_noise = settings["algorithm_type"].removeprefix("sde-") == "dpmsolver"
+    if of_noise and settings["final_sigmas_type"] == "zero":
+        raise ValueError(
+            f"scheduler config: algorithm_type is {settings['algorithm_type']!r}, which wants final_sigmas_type "
+            "'sigma_min', not 'zero'"
+        )
+    if of_noise and settings["thresholding"]:
+        raise ValueError("scheduler config: thresholding is True; want false with algorithm_type 'dpmsolver'")
+    if of_noise:
+        return "sde-dpmsolver" if sde else "dpmsolver"
+    return "sde-dpmsolver++" if sde else "dpmsolver++"
+
+
+def _singlestep_orders(settings: Mapping[str, Any], calls: int, begin: int) -> np.ndarray:
+    """The order of each call, counting up to solver_order and again; lower where it would not end with a whole step."""
+    order, to_zero = settings["solver_order"], settings["final_sigmas_type"] == "zero"
+    orders = np.arange(calls) % order + 1
+    if (settings["lower_order_final"] or to_zero) and orders[-1] == order > 1:
+        orders[-order:] = (*range(1, order), 1)
+    if to_zero:
+        orders[-1] = 1
+    # A run that begins within a step takes what it has for the step's beginning.
+    return np.minimum(orders, warm_up(order, calls, begin))
+
+
+class Integrals(NamedTuple):
+    """Weights of a prediction's value, slope and half curvature, over the step's width in the log of the SNR."""
+
+    constant: float
+    linear: float
+    quadratic: float
+
+
+def integrals(algorithm: Algorithm, alpha: float, sigma: float, h: float) -> Integrals:
+    """Of exponential integration over a step of width h that ends at signal alpha and noise sigma, as diffusers has."""
+    if algorithm.endswith("++"):
+        sde = algorithm.startswith("sde")
+        width = 2 * h if sde else h
+        constant = -alpha * np.expm1(-width)
+        if not 0 < width < np.inf:
+            return Integrals(constant, 0, 0)
+        # The sign of the sde form's half is diffusers', too.
+        quadratic = -alpha * ((np.expm1(-width) + width) / width**2 - (-0.5 if sde else 0.5))
+        return Integrals(constant, alpha * (np.expm1(-width) / width + 1), quadratic)
+    factor = 2 if algorithm.startswith("sde") else 1
+    constant = -factor * sigma * np.expm1(h)
+    if h == 0:
+        return Integrals(constant, 0, 0)
+    linear = -factor * sigma * (np.expm1(h) / h - 1)
+    return Integrals(constant, linear, -sigma * ((np.expm1(h) - h) / h**2 - 0.5))
 
 
 def multistep_columns(
-    alpha: np.ndarray, sigma: np.ndarray, orders: np.ndarray, heun: bool = False
+    alpha: np.ndarray,
+    sigma: np.ndarray,
+    orders: np.ndarray,
+    most: int,
+    heun: bool = False,
+    algorithm: Algorithm = "dpmsolver++",
 ) -> dict[str, np.ndarray]:
-    """Weights of x and of the last three predictions x0, newest first, in each step: (calls,) float64 each.
+    """Weights of x, of noise and of the last predictions, newest first, in each step: (calls,) float64 each.
 
     alpha, sigma: signal and noise at both ends of all steps, (calls + 1,); sigma falls and may end in 0. orders: 1, 2
-    or 3, (calls,). heun: which second-order formula, the paper's (B.1 in DPM-Solver) or the midpoint's.
+    or 3, (calls,); most: the highest that may be. heun: which second-order formula, the paper's (B.1 in DPM-Solver) or
+    the midpoint's.
     """
-    with np.errstate(divide="ignore"):
-        lambdas = np.log(alpha) - np.log(sigma)  # half the log of the signal-to-noise ratio
-    steps = np.diff(lambdas)
-    weights = np.zeros((len(orders), 4))
-    weights[:, 0] = sigma[1:] / sigma[:-1]
+    steps = np.diff(half_log_snr(alpha, sigma))
+    weights = np.zeros((len(orders), 3))
     for i, order in enumerate(orders):
         h = steps[i]
-        # The integrals of exp(lambda) times 1, lambda, lambda^2 / 2 over the step, up to a factor.
-        constant = -alpha[i + 1] * np.expm1(-h)
-        weights[i, 1] = constant
+        constant, linear, quadratic = integrals(algorithm, alpha[i + 1], sigma[i + 1], h)
+        weights[i, 0] = constant
         if h == 0 or order == 1 or steps[i - 1] == 0:
             continue
-        linear = alpha[i + 1] * (np.expm1(-h) / h + 1)
         slope = np.array([1, -1, 0]) * h / steps[i - 1]  # of the predictions over lambda, times h
         if order == 2 or steps[i - 2] == 0:
-            weights[i, 1:] += (linear if heun else constant / 2) * slope
+            weights[i] += (linear if heun else constant / 2) * slope
             continue
         older = np.array([0, 1, -1]) * h / steps[i - 2]
         reach = (steps[i - 1] + steps[i - 2]) / h
         # Twice this would make the formula one of third order; diffusers and the authors' code have it so.
         curve = (slope - older) / reach
-        quadratic = alpha[i + 1] * ((np.expm1(-h) + h) / h**2 - 0.5)
-        weights[i, 1:] += linear * (slope + curve * steps[i - 1] / h) - quadratic * curve
-    names = ("x", "x0", "memory", "memory_2")
-    return {**dict(zip(names, weights.T, strict=True)), "keep_x0": np.ones(len(orders))}
+        weights[i] += linear * (slope + curve * steps[i - 1] / h) + quadratic * curve
+    columns = {"x": _shrinkage(algorithm, alpha, sigma), **_history(algorithm, weights, most)}
+    if algorithm.startswith("sde"):
+        columns["x"] = columns["x"] * (np.exp(-steps) if algorithm.endswith("++") else 1)
+        grown = -np.expm1(-2 * steps) if algorithm.endswith("++") else np.expm1(2 * steps)
+        columns["noise"] = sigma[1:] * np.sqrt(grown)
+    return columns
+
+
+def singlestep_columns(
+    alpha: np.ndarray,
+    sigma: np.ndarray,
+    orders: np.ndarray,
+    most: int,
+    heun: bool = False,
+    algorithm: Algorithm = "dpmsolver++",
+) -> dict[str, np.ndarray]:
+    """Weights as of `multistep_columns`; a call of order n goes from where call n - 1 before it started.
+
+    There x was x / shrinkage less what the calls since have added, so that no x need be kept. most: the highest order.
+    """
+    lambdas = half_log_snr(alpha, sigma)
+    scale = sigma if algorithm.endswith("++") else alpha
+    weights = np.zeros((len(orders), 3))
+    added = np.zeros(3)  # to x / scale since the step began, by the predictions, newest first
+    for i, order in enumerate(orders):
+        begin = i + 1 - order
+        h = lambdas[i + 1] - lambdas[begin]
+        constant, linear, quadratic = integrals(algorithm, alpha[i + 1], sigma[i + 1], h)
+        whole = np.zeros(3)
+        whole[order - 1] = constant
+        # Divided differences from the step's start, times h; none where noise levels are the same.
+        to_newest = _slope(0, order - 1, h, lambdas[i] - lambdas[begin])
+        if order == 2:
+            whole += (linear if heun else constant / 2) * to_newest
+        elif order == 3:
+            newest, middle = lambdas[i] - lambdas[begin], lambdas[i - 1] - lambdas[begin]
+            if heun and newest > middle > 0:
+                r0, r1 = newest / h, middle / h
+                to_middle = _slope(1, 2, h, middle)
+                whole += linear * (r0 * to_middle - r1 * to_newest) / (r0 - r1)
+                whole += quadratic * 2 * (to_newest - to_middle) / (r0 - r1)
+            else:
+                whole += linear * to_newest
+        weights[i] = whole
+        if order > 1:
+            weights[i, 1:] -= scale[i + 1] * added[:-1]
+        if i + 1 < len(orders) and orders[i + 1] > 1:
+            added = whole / scale[i + 1]
+    return {"x": _shrinkage(algorithm, alpha, sigma), **_history(algorithm, weights, most)}
+
+
+def _slope(newer: int, older: int, h: float, distance: float) -> np.ndarray:
+    slope = np.zeros(3)
+    if distance > 0:
+        slope[newer], slope[older] = h / distance, -h / distance
+    return slope
+
+
+def _shrinkage(algorithm: Algorithm, alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """What is left of x in a step."""
+    scale = sigma if algorithm.endswith("++") else alpha
+    return scale[1:] / scale[:-1]
+
+
+def _history(algorithm: Algorithm, weights: np.ndarray, most: int) -> dict[str, np.ndarray]:
+    """Columns of the `most` last predictions, of which each but the last is kept."""
+    kind = "x0" if algorithm.endswith("++") else "eps"
+    names = (kind, "memory", "memory_2")[:most]
+    keep = {f"keep_{kind}": np.ones(len(weights))} if most > 1 else {}
+    return {**dict(zip(names, weights.T, strict=False)), **keep}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from unclip_jax.sampling.solvers import linear
-from unclip_jax.sampling.solvers.settings import read_settings
+from unclip_jax.sampling.solvers.settings import check_begin, read_settings
 from unclip_jax.sampling.solvers.sigmas import DEFAULTS, Spacing, noise_levels
 from unclip_jax.sampling.solvers.solver import Solver, make_grid
 
@@ -28,44 +28,37 @@ CHOICES = {
 }
 
 
-def euler(config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None) -> Solver:
+def euler(
+    config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, begin: int = 0
+) -> Solver:
     """Euler's method: one network call a step, nothing remembered; first order.
 
-    config: a diffusers scheduler_config.json (EulerDiscreteScheduler). spacing: see `sigmas.noise_levels`. Raises
-    ValueError.
+    config: a diffusers scheduler_config.json (EulerDiscreteScheduler). spacing: see `sigmas.noise_levels`. begin: how
+    many steps are left out. Raises ValueError.
     """
     settings = read_settings(config, EULER, CHOICES)
     levels = noise_levels(settings, num_inference_steps, spacing)
     sigmas, alphas = levels.sigmas, levels.alphas
     columns = toward(sigmas[:-1], alphas[:-1], sigmas[1:], alphas[1:])
-    return Solver(
-        grid=make_grid(levels.timesteps, alphas[:-1] ** 2, **columns),
-        prediction_type=settings["prediction_type"],
-        init=linear.remember(0),
-        step=linear.step,
-        stochastic=False,
-        scale=levels.scale,
-    )
+    begin = check_begin(begin, len(levels.timesteps))
+    grid = make_grid(levels.timesteps, alphas[:-1] ** 2, begin, **columns)
+    return linear.table(grid, settings["prediction_type"], scale=levels.scale)
 
 
-def euler_ancestral(config: Mapping[str, Any], num_inference_steps: int) -> Solver:
+def euler_ancestral(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) -> Solver:
     """Euler's method to below the next noise level, and noise up to it: one network call a step, nothing remembered.
 
-    config: a diffusers scheduler_config.json (EulerAncestralDiscreteScheduler). Raises ValueError.
+    config: a diffusers scheduler_config.json (EulerAncestralDiscreteScheduler). begin: how many steps are left
+    out. Raises ValueError.
     """
     settings = read_settings(config, {**DEFAULTS, "rescale_betas_zero_snr": False})
     levels = noise_levels(settings, num_inference_steps, None)
     sigmas, alphas = levels.sigmas, levels.alphas
     down, up = ancestral(sigmas)
     columns = toward(sigmas[:-1], alphas[:-1], down, alphas[1:])
-    return Solver(
-        grid=make_grid(levels.timesteps, alphas[:-1] ** 2, **columns, noise=up * alphas[1:]),
-        prediction_type=settings["prediction_type"],
-        init=linear.remember(0),
-        step=linear.step,
-        stochastic=True,
-        scale=levels.scale,
-    )
+    begin = check_begin(begin, len(levels.timesteps))
+    grid = make_grid(levels.timesteps, alphas[:-1] ** 2, begin, **columns, noise=up * alphas[1:])
+    return linear.table(grid, settings["prediction_type"], stochastic=True, scale=levels.scale)
 
 
 def toward(sigma: np.ndarray, alpha: np.ndarray, target: np.ndarray, target_alpha: np.ndarray) -> dict[str, np.ndarray]:

@@ -8,8 +8,10 @@ import numpy as np
 from unclip_jax.sampling.schedule import NoiseSchedule, alphas_cumprod, torch_linspace
 from unclip_jax.sampling.solvers import dpmpp, linear
 from unclip_jax.sampling.solvers.ddim import ddim_columns
+from unclip_jax.sampling.solvers.pndm import ADAMS
 from unclip_jax.sampling.solvers.settings import (
     SCHEDULE_DEFAULTS,
+    check_begin,
     check_eta,
     check_steps,
     noise_schedule,
@@ -21,35 +23,81 @@ DEFAULTS = {**SCHEDULE_DEFAULTS, "rescale_betas_zero_snr": False}
 CHOICES = {"prediction_type": ("epsilon", "v_prediction"), "rescale_betas_zero_snr": (False,)}
 
 
-def ldm_ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0) -> Solver:
+def ldm_ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, begin: int = 0) -> Solver:
     """The original's DDIM: timesteps 1, 1 + c, ... below N + 1 with c = N // num_inference_steps, from the highest.
 
     config: a diffusers scheduler_config.json, of which only the betas and prediction_type are read; eta: 0 to 1. When
     num_inference_steps does not divide N there may be more network calls than steps (30 -> 31, 75 -> 77). Counts
     whose grid would reach timestep N, where the original stops with an index error (3, 9, 27, 36, 37, 101 to 111, 251
     to 333 and 501 to 1000 of 1000), are refused with the nearest accepted ones. The last step ends at timestep 0's
-    noise level, not at none. The solver takes noise at every step, as the original draws it. Raises ValueError.
+    noise level, not at none. The solver takes noise at every step, as the original draws it. begin: how many calls are
+    left out; as in the original's img2img the picture is then noised to the level of the last one of those. Raises
+    ValueError.
     """
     settings = read_settings(config, DEFAULTS, CHOICES)
     table = alphas_cumprod(noise_schedule(settings), "ldm")
-    count, eta = check_steps(num_inference_steps, len(table)), check_eta(eta)
-    timesteps = _ddim_timesteps(count, len(table))
-    if timesteps[0] >= len(table):
-        raise ValueError(
-            f"num_inference_steps={count} does not work with 'ldm-ddim' (its timesteps would reach {timesteps[0]} of 0 "
-            f"to {len(table) - 1}); nearest accepted: {_nearest_counts(count, len(table))}"
-        )
+    eta, timesteps = check_eta(eta), _checked_timesteps(num_inference_steps, len(table), "ldm-ddim")
+    begin = check_begin(begin, len(timesteps))
     # float64 arithmetic on the float32 table, as in the original
     here = table[timesteps].astype(np.float64)
     there = table[np.append(timesteps[1:], 0)].astype(np.float64)
     sigma = eta * np.sqrt((1 - there) / (1 - here) * (1 - here / there))
-    return Solver(
-        grid=make_grid(timesteps, here, **ddim_columns(there, sigma)),
-        prediction_type=settings["prediction_type"],
-        init=linear.remember(0),
-        step=linear.step,
-        stochastic=True,
+    grid = make_grid(timesteps, here, begin, **ddim_columns(there, sigma))
+    start = here[begin - 1] if begin else 0.0
+    return linear.table(grid, settings["prediction_type"], stochastic=True, start_alpha_cumprod=start)
+
+
+def ldm_plms(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) -> Solver:
+    """The original's PLMS, for models that predict noise: Adams-Bashforth over noises on the grid of `ldm_ddim`.
+
+    config: a diffusers scheduler_config.json, of which only the betas and prediction_type are read. The first step
+    takes two network calls, so there is one call more than "ldm-ddim" has; its counts are the same. Three noises are
+    remembered. A v-model is refused (the original takes its output for noise), and so is a start part-way, which the
+    original does not have. Raises ValueError.
+    """
+    if config.get("prediction_type") == "v_prediction":
+        raise ValueError("'ldm-plms' works with models that predict epsilon only; this one has 'v_prediction'")
+    settings = read_settings(config, DEFAULTS, {**CHOICES, "prediction_type": ("epsilon",)})
+    _refuse_begin(begin, "ldm-plms")
+    table = alphas_cumprod(noise_schedule(settings), "ldm")
+    timesteps = _checked_timesteps(num_inference_steps, len(table), "ldm-plms")
+    here = table[timesteps].astype(np.float64)
+    there = table[np.append(timesteps[1:], 0)].astype(np.float64)
+    # A DDIM step as weights of x and of the noise.
+    x = np.sqrt(there / here)
+    eps = np.sqrt(1 - there) - x * np.sqrt(1 - here)
+    orders = np.minimum(np.arange(len(timesteps)) + 1, 4)
+    noises = np.array([ADAMS[order] for order in orders]) * eps[:, None]
+    # The second call corrects the first step by half the difference of the noises at its two ends, and keeps the older.
+    second = timesteps[1:2] if len(timesteps) > 1 else timesteps
+    timesteps, level = np.insert(timesteps, 1, second), np.insert(here, 1, table[second])
+    noises = np.insert(noises, 1, [eps[0] / 2, -eps[0] / 2, 0, 0], axis=0)
+    keep_old = np.arange(len(timesteps)) == 1
+    grid = make_grid(
+        timesteps,
+        level,
+        x=np.insert(x, 1, 1),
+        **dict(zip(("eps", "memory", "memory_2", "memory_3"), noises.T, strict=True)),
+        keep_eps=~keep_old,
+        keep_memory=keep_old,
     )
+    return linear.table(grid, settings["prediction_type"], remembers=3)
+
+
+def _refuse_begin(begin: int, solver: str) -> None:
+    if begin != 0:
+        raise ValueError(f"begin is {begin!r:.80}; {solver!r} has no start part-way: want 0, or the solver 'ldm-ddim'")
+
+
+def _checked_timesteps(num_inference_steps: int, train: int, solver: str) -> np.ndarray:
+    count = check_steps(num_inference_steps, train)
+    timesteps = _ddim_timesteps(count, train)
+    if timesteps[0] >= train:
+        raise ValueError(
+            f"num_inference_steps={count} does not work with {solver!r} (its timesteps would reach {timesteps[0]} of 0 "
+            f"to {train - 1}); nearest accepted: {_nearest_counts(count, train)}"
+        )
+    return timesteps
 
 
 def _ddim_timesteps(count: int, train: int) -> np.ndarray:
@@ -62,15 +110,17 @@ def _nearest_counts(count: int, train: int) -> str:
     return ", ".join(str(n) for n in (next(lower, None), next(higher, None)) if n is not None)
 
 
-def ldm_dpm(config: Mapping[str, Any], num_inference_steps: int) -> Solver:
+def ldm_dpm(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) -> Solver:
     """The original's DPM-Solver++ (2M): `num_inference_steps` network calls, 2 to N, at fractional timesteps.
 
     config: a diffusers scheduler_config.json, of which only the betas and prediction_type are read. Times are spaced
     evenly from 1 to 1 / N, where sampling ends without a last denoising; the noise level between training timesteps
     is interpolated linearly in log(alpha). Steps are of second order but for the first, and for the last when there
-    are fewer than 15. Raises ValueError.
+    are fewer than 15. One prediction is remembered. A start part-way is refused: the original has none. Raises
+    ValueError.
     """
     settings = read_settings(config, DEFAULTS, CHOICES)
+    _refuse_begin(begin, "ldm-dpm")
     schedule = noise_schedule(settings)
     count = check_steps(num_inference_steps, schedule.num_train_timesteps, least=2, solver="'ldm-dpm'")
     times, log_alpha = continuous_grid(schedule, count)
@@ -81,14 +131,9 @@ def ldm_dpm(config: Mapping[str, Any], num_inference_steps: int) -> Solver:
         orders[-1] = 1
     # The network is told (t - 1 / N) * 1000, in float32.
     timesteps = (times - np.float32(1 / schedule.num_train_timesteps)) * np.float32(1000)
-    columns = dpmpp.multistep_columns(np.exp(log_alpha), sigma, orders)
-    return Solver(
-        grid=make_grid(timesteps[:-1], np.exp(2 * log_alpha[:-1]), **columns),
-        prediction_type=settings["prediction_type"],
-        init=linear.remember(2),
-        step=linear.step,
-        stochastic=False,
-    )
+    columns = dpmpp.multistep_columns(np.exp(log_alpha), sigma, orders, most=2)
+    grid = make_grid(timesteps[:-1], np.exp(2 * log_alpha[:-1]), **columns)
+    return linear.table(grid, settings["prediction_type"], remembers=1)
 
 
 def continuous_grid(schedule: NoiseSchedule, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,12 +14,38 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from unclip_jax.sampling.schedule import to_x0_eps
-from unclip_jax.sampling.solvers.solver import Init, Row
+from unclip_jax.sampling.solvers.solver import Init, Row, Solver
 from unclip_jax.sampling.solvers.thresholding import threshold
 
 Memory = tuple[jax.Array, ...]
+
+
+def table(
+    grid: Mapping[str, np.ndarray],
+    prediction_type: str,
+    *,
+    remembers: int = 0,
+    stochastic: bool = False,
+    scale: np.floating | None = None,
+    start_alpha_cumprod: np.floating | float | None = None,
+) -> Solver:
+    """The solver whose weights are `grid`, and which keeps `remembers` arrays.
+
+    start_alpha_cumprod: None for the first call's noise level; scale: None for 1. See `Solver`.
+    """
+    start = grid["alpha_cumprod"][0] if start_alpha_cumprod is None else start_alpha_cumprod
+    return Solver(
+        grid=grid,
+        prediction_type=prediction_type,
+        init=remember(remembers),
+        step=step,
+        stochastic=stochastic,
+        start_alpha_cumprod=np.float32(start),
+        scale=np.float32(1 if scale is None else scale),
+    )
 
 
 @functools.cache

@@ -6,18 +6,19 @@ from typing import Any
 import numpy as np
 
 from unclip_jax.sampling.solvers import linear
-from unclip_jax.sampling.solvers.settings import read_settings
+from unclip_jax.sampling.solvers.settings import check_begin, read_settings
 from unclip_jax.sampling.solvers.sigmas import DEFAULTS, Spacing, noise_levels
 from unclip_jax.sampling.solvers.solver import Solver, make_grid
 
 ORDER = 4
 
 
-def lms(config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None) -> Solver:
+def lms(config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, begin: int = 0) -> Solver:
     """A linear multistep method of fourth order: one network call a step, three slopes remembered.
 
-    config: a diffusers scheduler_config.json (LMSDiscreteScheduler). spacing: see `sigmas.noise_levels`. Raises
-    ValueError.
+    config: a diffusers scheduler_config.json (LMSDiscreteScheduler). spacing: see `sigmas.noise_levels`. begin: how
+    many steps are left out; as in diffusers those that are left keep their weights, though the slopes before them are
+    zero then. Raises ValueError.
     """
     settings = read_settings(config, DEFAULTS)
     levels = noise_levels(settings, num_inference_steps, spacing)
@@ -28,14 +29,8 @@ def lms(config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | 
     columns = {"x": (1 + weights[0] / here) / alpha, "x0": -weights[0] / here}
     columns |= dict(zip(("memory", "memory_2", "memory_3"), weights[1:], strict=True))
     columns = {name: column * next_alpha for name, column in columns.items()}
-    return Solver(
-        grid=make_grid(levels.timesteps, alpha**2, **columns, keep_eps=1),
-        prediction_type=settings["prediction_type"],
-        init=linear.remember(ORDER - 1),
-        step=linear.step,
-        stochastic=False,
-        scale=levels.scale,
-    )
+    grid = make_grid(levels.timesteps, alpha**2, check_begin(begin, len(here)), **columns, keep_eps=1)
+    return linear.table(grid, settings["prediction_type"], remembers=ORDER - 1, scale=levels.scale)
 
 
 def slope_weights(sigmas: np.ndarray, step: int) -> np.ndarray:

@@ -3,19 +3,23 @@
 import difflib
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from numbers import Real
+from typing import Any
 
+from unclip_jax.sampling.solvers.consistency import lcm, tcd
 from unclip_jax.sampling.solvers.ddim import ddim
 from unclip_jax.sampling.solvers.ddpm import ddpm
-from unclip_jax.sampling.solvers.dpmpp import dpmpp_2m
+from unclip_jax.sampling.solvers.deis import deis
+from unclip_jax.sampling.solvers.dpmpp import dpmpp_2m, dpmpp_2s
 from unclip_jax.sampling.solvers.euler import euler, euler_ancestral
-from unclip_jax.sampling.solvers.ldm import ldm_ddim, ldm_dpm
+from unclip_jax.sampling.solvers.ldm import ldm_ddim, ldm_dpm, ldm_plms
 from unclip_jax.sampling.solvers.lms import lms
 from unclip_jax.sampling.solvers.pndm import pndm
-from unclip_jax.sampling.solvers.settings import check_eta
-from unclip_jax.sampling.solvers.sigmas import SPACINGS, Spacing
+from unclip_jax.sampling.solvers.settings import check_eta, check_steps
+from unclip_jax.sampling.solvers.sigmas import SPACINGS
 from unclip_jax.sampling.solvers.solver import Solver
 from unclip_jax.sampling.solvers.two_calls import dpm2, heun
+from unclip_jax.sampling.solvers.unipc import unipc
 
 # What stabilityai/stable-diffusion-2-1-unclip publishes; original files behave like it under diffusers' solver names.
 PUBLISHED_UNCLIP_SCHEDULER: dict[str, Any] = {
@@ -32,75 +36,147 @@ PUBLISHED_UNCLIP_SCHEDULER: dict[str, Any] = {
     "trained_betas": None,
 }
 
-_BUILDERS: dict[str, Callable[[Mapping[str, Any], int, float], Solver]] = {
+_BUILDERS: dict[str, Callable[..., Solver]] = {
     "ddim": ddim,
-    "ddpm": lambda config, steps, eta: ddpm(config, steps),
-    "pndm": lambda config, steps, eta: pndm(config, steps),
-    "dpm++2m": lambda config, steps, eta: dpmpp_2m(config, steps),
-    "dpm++2m-karras": lambda config, steps, eta: dpmpp_2m(config, steps, karras=True),
-    "euler": lambda config, steps, eta: euler(config, steps),
-    "euler-ancestral": lambda config, steps, eta: euler_ancestral(config, steps),
-    "heun": lambda config, steps, eta: heun(config, steps),
-    "lms": lambda config, steps, eta: lms(config, steps),
-    "dpm2": lambda config, steps, eta: dpm2(config, steps),
-    "dpm2-ancestral": lambda config, steps, eta: dpm2(config, steps, ancestral_steps=True),
-    "ldm-ddim": ldm_ddim,
-    "ldm-dpm": lambda config, steps, eta: ldm_dpm(config, steps),
-}
-_SPACED: dict[str, Callable[[Mapping[str, Any], int, Spacing], Solver]] = {
+    "ddpm": ddpm,
+    "pndm": pndm,
+    "dpm++2m": dpmpp_2m,
+    "dpm++2m-sde": functools.partial(dpmpp_2m, sde=True),
+    "dpm++2s": dpmpp_2s,
+    "unipc": unipc,
+    "deis": deis,
     "euler": euler,
+    "euler-a": euler_ancestral,
     "heun": heun,
     "lms": lms,
     "dpm2": dpm2,
-    "dpm2-ancestral": functools.partial(dpm2, ancestral_steps=True),
+    "dpm2-a": functools.partial(dpm2, ancestral_steps=True),
+    "lcm": lcm,
+    "tcd": tcd,
+    "ldm-ddim": ldm_ddim,
+    "ldm-dpm": ldm_dpm,
+    "ldm-plms": ldm_plms,
 }
-SCHEDULERS = (*_BUILDERS, *(f"{name}-{spacing}" for name in _SPACED for spacing in SPACINGS))
+_TAKE_ETA = ("ddim", "tcd", "ldm-ddim")
+# The last parts that each name may have: what diffusers' class has a `use_..._sigmas` for, and trailing timesteps.
+SGM_UNIFORM = "sgm-uniform"
+_SPACED: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("dpm++2m", "dpm++2m-sde"), (*SPACINGS, "lu", SGM_UNIFORM)),
+    "dpm++2s": SPACINGS,
+    **dict.fromkeys(("unipc", "deis", "euler", "heun", "lms", "dpm2", "dpm2-a"), (*SPACINGS, SGM_UNIFORM)),
+    "euler-a": (SGM_UNIFORM,),
+}
+_NAMES: dict[str, tuple[str, str | None]] = {
+    **{name: (name, None) for name in _BUILDERS},
+    **{f"{name}-{spacing}": (name, spacing) for name, spacings in _SPACED.items() for spacing in spacings},
+}
+SCHEDULERS = tuple(_NAMES)
 
 _CLASSES = {
     "DDIMScheduler": "ddim",
     "DDPMScheduler": "ddpm",
     "PNDMScheduler": "pndm",
     "DPMSolverMultistepScheduler": "dpm++2m",
+    "DPMSolverSinglestepScheduler": "dpm++2s",
+    "UniPCMultistepScheduler": "unipc",
+    "DEISMultistepScheduler": "deis",
     "EulerDiscreteScheduler": "euler",
-    "EulerAncestralDiscreteScheduler": "euler-ancestral",
+    "EulerAncestralDiscreteScheduler": "euler-a",
     "HeunDiscreteScheduler": "heun",
     "LMSDiscreteScheduler": "lms",
     "KDPM2DiscreteScheduler": "dpm2",
-    "KDPM2AncestralDiscreteScheduler": "dpm2-ancestral",
+    "KDPM2AncestralDiscreteScheduler": "dpm2-a",
+    "LCMScheduler": "lcm",
+    "TCDScheduler": "tcd",
 }
 
 
-def make_solver(name: str, config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0) -> Solver:
+def make_solver(
+    name: str, config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, begin: int = 0
+) -> Solver:
     """The solver called `name` for a model with the diffusers scheduler_config.json `config`.
 
     name: one of `SCHEDULERS`. "ldm-*" are the original repository's procedures, which read only the betas and
     prediction_type; the others are diffusers', which read `config` as `from_config` does: its keys win, absent keys
-    take the class's own default, keys of other classes are ignored. A last part "karras", "exponential" or "beta"
-    spaces the noise levels so; without it they are as `timestep_spacing` says, whatever `use_karras_sigmas` and the
-    like are. num_inference_steps: 1 to the number of training timesteps. eta: 0 to 1, read by "ddim" and "ldm-ddim"
-    and, as in diffusers, ignored by the others.
+    take the class's own default, keys of other classes are ignored. A last part "karras", "exponential", "beta" or
+    "lu" spaces the noise levels so, and "sgm-uniform" makes `timestep_spacing` "trailing", as that spacing of other
+    programs is called here; without it they are as `timestep_spacing` says, whatever `use_karras_sigmas` and the like
+    are. num_inference_steps: 1 to the number of training timesteps ("lcm" and "tcd": original_inference_steps). eta: 0
+    to 1, read by "ddim", "tcd" and "ldm-ddim" and, as in diffusers, ignored by the others. begin: how many steps are
+    left out at the start, for runs that start from a picture (see `first_step`); multistep solvers have no history
+    there. All steps are counted as if none were left out: a step is the same step whatever `begin` is.
 
     Raises ValueError, before anything is computed, for what is unknown, out of range or not supported.
     """
+    base, spacing = _parts(name)
+    options: dict[str, Any] = {"begin": begin}
+    eta = check_eta(eta)
+    if base in _TAKE_ETA:
+        options["eta"] = eta
+    if spacing == SGM_UNIFORM:
+        config = {**config, "timestep_spacing": "trailing"}
+    elif spacing:
+        options["spacing"] = spacing
+    return _BUILDERS[base](config, num_inference_steps, **options)
+
+
+def first_step(name: str, num_inference_steps: int, strength: float, train: int = 1000, depth: bool = False) -> int:
+    """The `begin` of `make_solver` for a run that starts from a picture, noised by `strength`.
+
+    strength: above 0 to 1. diffusers' solvers make the last int(num_inference_steps * strength) steps. "ldm-ddim" makes
+    as many, and noises the picture to the level before those, which at strength 1 does not exist unless `train`, the
+    number of training timesteps, is no multiple of num_inference_steps. depth: the rule of the original's depth demo,
+    for "ldm-ddim" alone: one step less at strength 1, where that starts from pure noise.
+
+    Raises ValueError for what is out of range, for a strength that leaves no step, and for solvers of the original
+    that cannot start part-way.
+    """
+    base, _ = _parts(name)
+    if base in ("ldm-dpm", "ldm-plms"):
+        raise ValueError(f"scheduler {name!r} cannot start from a picture in the original; want 'ldm-ddim' or another")
+    if not isinstance(strength, Real) or isinstance(strength, bool) or not 0 < strength <= 1:
+        raise ValueError(f"strength is {strength!r:.80}; want a number above 0, to 1")
+    count = check_steps(num_inference_steps, train)
+    made = min(int(count * strength), count)
+    # The original's grid may have more steps than were asked for.
+    steps = len(range(0, train, train // count)) if base == "ldm-ddim" else count
+    if base == "ldm-ddim" and depth:
+        made = min(made, count - 1)
+    if made < 1:
+        raise ValueError(
+            f"strength is {strength} and num_inference_steps {count}, which leaves no step; want a product of 1 or more"
+            f"{', and 2 steps or more' if depth else ''}"
+        )
+    if base == "ldm-ddim" and made == steps:
+        raise ValueError(
+            f"strength is {strength}; 'ldm-ddim' with {count} steps has no noise level above its first: want less than 1, "
+            f"{(count - 1) / count:.3g} for one step less"
+        )
+    return steps - made
+
+
+def _parts(name: str) -> tuple[str, str | None]:
+    """Base and spacing of a name. Raises ValueError for an unknown one, with the nearest."""
     if name not in SCHEDULERS:
         close = difflib.get_close_matches(str(name).lower(), SCHEDULERS, n=1, cutoff=0.4)
         advice = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"unknown scheduler {name!r}; {advice}accepted: {', '.join(SCHEDULERS)}")
-    eta = check_eta(eta)
-    if name in _BUILDERS:
-        return _BUILDERS[name](config, num_inference_steps, eta)
-    name, _, spacing = name.rpartition("-")
-    return _SPACED[name](config, num_inference_steps, cast(Spacing, spacing))
+    return _NAMES[name]
 
 
 def scheduler_name(config: Mapping[str, Any]) -> str:
     """Our name for the scheduler that a diffusers scheduler_config.json describes, by its `_class_name`.
 
-    Raises ValueError for a class that we do not have.
+    Its `algorithm_type` and `use_karras_sigmas` and the like choose the form. Raises ValueError for a class that we do
+    not have.
     """
     kind = config.get("_class_name")
     if not isinstance(kind, str) or kind not in _CLASSES:
         raise ValueError(f"unsupported scheduler _class_name {kind!r}; accepted: {', '.join(_CLASSES)}")
-    spacing = next((spacing for spacing in SPACINGS if config.get(f"use_{spacing}_sigmas")), None)
-    spaced = f"{_CLASSES[kind]}-{spacing}"
-    return spaced if spaced in SCHEDULERS else _CLASSES[kind]
+    name = _CLASSES[kind]
+    if name == "dpm++2m" and str(config.get("algorithm_type")).startswith("sde-"):
+        name = "dpm++2m-sde"
+    keys = {"karras": "use_karras_sigmas", "lu": "use_lu_lambdas"}
+    keys |= {"exponential": "use_exponential_sigmas", "beta": "use_beta_sigmas"}
+    spaced = (f"{name}-{spacing}" for spacing, key in keys.items() if config.get(key))
+    return next((full for full in spaced if full in SCHEDULERS), name)

@@ -10,6 +10,7 @@ import numpy as np
 from unclip_jax.sampling.schedule import alphas_cumprod, to_x0_eps
 from unclip_jax.sampling.solvers.settings import (
     SCHEDULE_DEFAULTS,
+    check_begin,
     check_steps,
     noise_schedule,
     read_settings,
@@ -35,13 +36,17 @@ ADAMS = {
 RUNGE_KUTTA = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 
 
-def pndm(config: Mapping[str, Any], num_inference_steps: int) -> Solver:
+def pndm(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) -> Solver:
     """PNDM: a linear multistep method of fourth order over the network's outputs.
 
     config: a diffusers scheduler_config.json. With skip_prk_steps (PLMS; every Stable Diffusion has it) the first
     step is made twice, the second time with the mean of two outputs: num_inference_steps + 1 network calls, but one
     call for one step. Without it the first three steps are Runge-Kutta's, four calls each: num_inference_steps + 9
     calls, at least 4 steps. Outputs are combined as they come and only then converted, v-predictions too.
+
+    begin: how many network calls are left out, with skip_prk_steps only. As in diffusers the first two calls that are
+    left make one step, whichever they are: from the third call on, the network is then told timesteps one step below
+    the noise level of its x (but with begin 1, where the repeated timestep comes first).
 
     Raises ValueError.
     """
@@ -51,10 +56,13 @@ def pndm(config: Mapping[str, Any], num_inference_steps: int) -> Solver:
     count = check_steps(num_inference_steps, len(table), least, "'pndm' with skip_prk_steps false" if least > 1 else "")
     stride = len(table) // count
     falling = spaced_timesteps(settings, count)
+    begin = check_begin(begin, count)
     if settings["skip_prk_steps"]:
-        timesteps, source, target, columns = _multistep_calls(falling, stride)
-    else:
+        timesteps, source, target, columns = _multistep_calls(falling, stride, begin)
+    elif begin == 0:
         timesteps, source, target, columns = _runge_kutta_calls(falling, stride)
+    else:
+        raise ValueError(f"begin is {begin}; 'pndm' with skip_prk_steps false starts at the first step only")
     here = table[source]
     there = np.where(target >= 0, table[target], np.float32(1) if settings["set_alpha_to_one"] else table[0])
     if not here.all():
@@ -72,15 +80,16 @@ def pndm(config: Mapping[str, Any], num_inference_steps: int) -> Solver:
         init=init,
         step=step,
         stochastic=False,
+        start_alpha_cumprod=table[timesteps[0]],
     )
 
 
 Calls = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]
 
 
-def _multistep_calls(falling: np.ndarray, stride: int) -> Calls:
+def _multistep_calls(falling: np.ndarray, stride: int, begin: int) -> Calls:
     """For each call the timestep, where its step starts and ends, and the weights."""
-    timesteps = np.insert(falling, 1, falling[1:2])
+    timesteps = np.insert(falling, 1, falling[1:2])[begin:]
     source, target = timesteps.copy(), timesteps - stride
     columns = _columns(len(timesteps))
     for call in range(len(timesteps)):

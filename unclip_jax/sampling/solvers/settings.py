@@ -95,6 +95,15 @@ def check_steps(num_inference_steps: int, most: int, least: int = 1, solver: str
     return int(num_inference_steps)
 
 
+def check_begin(begin: int, steps: int) -> int:
+    """`begin`, how many of `steps` steps are left out, as an int; ValueError unless one at least is left."""
+    if not isinstance(begin, Integral) or isinstance(begin, bool) or not 0 <= begin < steps:
+        raise ValueError(
+            f"begin is {begin!r:.80}; want an integer from 0 to {steps - 1}: one step of {steps} must be left"
+        )
+    return int(begin)
+
+
 def check_eta(eta: float) -> float:
     """`eta` as a float; ValueError unless it is a number from 0 to 1."""
     if not isinstance(eta, Real) or isinstance(eta, bool) or not 0 <= eta <= 1:

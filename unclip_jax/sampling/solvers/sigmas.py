@@ -12,7 +12,7 @@ import scipy.stats
 from unclip_jax.sampling.schedule import alphas_cumprod
 from unclip_jax.sampling.solvers.settings import SCHEDULE_DEFAULTS, check_steps, check_timesteps, noise_schedule
 
-Spacing = Literal["karras", "exponential", "beta"]
+Spacing = Literal["karras", "exponential", "beta", "lu"]
 SPACINGS: tuple[Spacing, ...] = ("karras", "exponential", "beta")
 DEFAULTS: dict[str, Any] = {**SCHEDULE_DEFAULTS, "timestep_spacing": "linspace", "steps_offset": 0}
 # Classes written after k-diffusion's begin with Stable Diffusion's betas.
@@ -85,6 +85,6 @@ def spaced(first: float, last: float, count: int, spacing: Spacing) -> np.ndarra
     share = np.linspace(0, 1, count)
     if spacing == "karras":
         return (first ** (1 / 7) + share * (last ** (1 / 7) - first ** (1 / 7))) ** 7
-    if spacing == "exponential":
+    if spacing in ("exponential", "lu"):
         return np.exp(np.linspace(np.log(first), np.log(last), count))
     return last + scipy.stats.beta.ppf(1 - share, 0.6, 0.6) * (first - last)

@@ -16,7 +16,7 @@ Step = Callable[[str, State, jax.Array, jax.Array, Row, jax.Array | None], tuple
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["grid", "scale"],
+    data_fields=["grid", "start_alpha_cumprod", "scale"],
     meta_fields=["prediction_type", "init", "step", "stochastic"],
 )
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,9 @@ class Solver:
         network's output for it, of any float dtype; row: the call's row of the grid, scalars; noise: standard normal
         like x, or None unless `stochastic`. Pure and traceable, float32 inside.
     stochastic: whether every step takes noise
+    start_alpha_cumprod: a, () float32: a run from a picture's latents z starts at sqrt(a) z + sqrt(1 - a) noise. The
+        first call's noise level, but for "ldm-ddim", which starts one level above it, and from pure noise alone (a is
+        0) when no step is left out
     scale: what the initial noise is multiplied by, for solvers that begin at a noise level without a picture's share
     """
 
@@ -40,6 +43,7 @@ class Solver:
     init: Init
     step: Step
     stochastic: bool
+    start_alpha_cumprod: jax.Array | np.floating
     scale: jax.Array | np.floating = np.float32(1)  # noqa: RUF009
 
     @property
@@ -48,9 +52,18 @@ class Solver:
         return self.grid["index"].shape[0]
 
 
-def make_grid(timesteps: np.ndarray, alpha_cumprod: np.ndarray, **columns: np.ndarray | float) -> dict[str, np.ndarray]:
-    """A grid of float32 columns and the index, (calls,) each; a scalar column is repeated."""
+def make_grid(
+    timesteps: np.ndarray, alpha_cumprod: np.ndarray, begin: int = 0, /, **columns: np.ndarray | float
+) -> dict[str, np.ndarray]:
+    """A grid of float32 columns and the index; a scalar column is repeated.
+
+    begin: how many rows to leave out at the start; the index counts those that are left. timesteps, alpha_cumprod,
+    columns: (calls,), of which (calls - begin,) are returned.
+    """
     calls = len(timesteps)
     floats = {"timestep": timesteps, "alpha_cumprod": alpha_cumprod, **columns}
     grid = {name: np.broadcast_to(np.asarray(column, np.float32), (calls,)) for name, column in floats.items()}
-    return {"index": np.arange(calls, dtype=np.int32), **grid}
+    return {
+        "index": np.arange(calls - begin, dtype=np.int32),
+        **{name: column[begin:] for name, column in grid.items()},
+    }

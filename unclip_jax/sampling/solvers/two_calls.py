@@ -10,7 +10,7 @@ import numpy as np
 
 from unclip_jax.sampling.solvers import linear
 from unclip_jax.sampling.solvers.euler import ancestral, toward
-from unclip_jax.sampling.solvers.settings import read_settings
+from unclip_jax.sampling.solvers.settings import check_begin, read_settings
 from unclip_jax.sampling.solvers.sigmas import DEFAULTS, K_DIFFUSION_BETAS, Spacing, alpha_of, noise_levels
 from unclip_jax.sampling.solvers.solver import Solver, make_grid
 
@@ -18,11 +18,11 @@ DPM2 = {**DEFAULTS, **K_DIFFUSION_BETAS}
 HEUN = {**DPM2, "clip_sample": False}
 
 
-def heun(config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None) -> Solver:
+def heun(config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, begin: int = 0) -> Solver:
     """Heun's method: Euler's step, and again with the mean of the slopes at both its ends.
 
     config: a diffusers scheduler_config.json (HeunDiscreteScheduler). 2 * num_inference_steps - 1 network calls.
-    spacing: see `sigmas.noise_levels`. Raises ValueError.
+    spacing: see `sigmas.noise_levels`. begin: how many steps are left out. Raises ValueError.
     """
     settings = read_settings(config, HEUN, {"clip_sample": (False,)})
     levels = noise_levels(settings, num_inference_steps, spacing)
@@ -33,28 +33,27 @@ def heun(config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing |
     first = toward(here, alpha, there, next_alpha) | {"eps": 0 * here, "memory": 0 * here}
     second = {"eps": half[:-1] * next_alpha[:-1], "memory": next_alpha[:-1]}
     kept = {"keep_x": 1 / alpha, "keep_eps": half}
-    return Solver(
-        grid=make_grid(
-            _between(levels.timesteps, levels.timesteps[1:]),
-            _between(alpha, next_alpha[:-1]) ** 2,
-            **_both_calls({**first, **kept}, second),
-        ),
-        prediction_type=settings["prediction_type"],
-        init=linear.remember(1),
-        step=linear.step,
-        stochastic=False,
-        scale=levels.scale,
+    grid = make_grid(
+        _between(levels.timesteps, levels.timesteps[1:]),
+        _between(alpha, next_alpha[:-1]) ** 2,
+        2 * check_begin(begin, len(here)),
+        **_both_calls({**first, **kept}, second),
     )
+    return linear.table(grid, settings["prediction_type"], remembers=1, scale=levels.scale)
 
 
 def dpm2(
-    config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, ancestral_steps: bool = False
+    config: Mapping[str, Any],
+    num_inference_steps: int,
+    spacing: Spacing | None = None,
+    begin: int = 0,
+    ancestral_steps: bool = False,
 ) -> Solver:
     """DPM-Solver-2: the slope halfway, in the logarithm of the noise level, is taken for the whole step.
 
     config: a diffusers scheduler_config.json (KDPM2DiscreteScheduler or KDPM2AncestralDiscreteScheduler).
-    2 * num_inference_steps - 1 network calls. spacing: see `sigmas.noise_levels`. ancestral_steps: each step goes below
-    the next noise level, and noise leads up to it. Raises ValueError.
+    2 * num_inference_steps - 1 network calls. spacing: see `sigmas.noise_levels`. begin: how many steps are left
+    out. ancestral_steps: each step goes below the next noise level, and noise leads up to it. Raises ValueError.
     """
     settings = read_settings(config, DPM2)
     levels = noise_levels(settings, num_inference_steps, spacing)
@@ -68,18 +67,13 @@ def dpm2(
         first["noise"] = 0 * here
         second["noise"] = (up * next_alpha)[:-1]
     timesteps = levels.timesteps.round() if spacing == "karras" else levels.timesteps
-    return Solver(
-        grid=make_grid(
-            _between(timesteps, levels.timestep_of(middle[:-1])),
-            _between(alpha, alpha_of(middle[:-1])) ** 2,
-            **_both_calls(first, second),
-        ),
-        prediction_type=settings["prediction_type"],
-        init=linear.remember(1),
-        step=linear.step,
-        stochastic=ancestral_steps,
-        scale=levels.scale,
+    grid = make_grid(
+        _between(timesteps, levels.timestep_of(middle[:-1])),
+        _between(alpha, alpha_of(middle[:-1])) ** 2,
+        2 * check_begin(begin, len(here)),
+        **_both_calls(first, second),
     )
+    return linear.table(grid, settings["prediction_type"], remembers=1, stochastic=ancestral_steps, scale=levels.scale)
 
 
 def _between(steps: np.ndarray, halves: np.ndarray) -> np.ndarray:

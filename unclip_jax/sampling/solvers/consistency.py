@@ -1,0 +1,96 @@
+"""Few steps of distilled models: LCM and TCD, as diffusers' LCMScheduler and TCDScheduler run them.
+
+Luo et al. 2023 (arXiv:2310.04378) and Zheng et al. 2024 (arXiv:2402.19159).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from unclip_jax.sampling.schedule import alphas_cumprod
+from unclip_jax.sampling.solvers import linear
+from unclip_jax.sampling.solvers.settings import (
+    SCHEDULE_DEFAULTS,
+    THRESHOLDING_DEFAULTS,
+    check_begin,
+    check_eta,
+    check_steps,
+    noise_schedule,
+    read_settings,
+)
+from unclip_jax.sampling.solvers.solver import Solver, make_grid
+from unclip_jax.sampling.solvers.thresholding import limits
+
+TCD = {
+    **SCHEDULE_DEFAULTS,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "original_inference_steps": 50,
+    "rescale_betas_zero_snr": False,
+}
+LCM = {**TCD, **THRESHOLDING_DEFAULTS, "clip_sample": False, "clip_sample_range": 1.0, "timestep_scaling": 10.0}
+SIGMA_DATA = 0.5
+
+
+def lcm(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) -> Solver:
+    """Multistep consistency sampling: the end is guessed and noised again to the next level.
+
+    config: a diffusers scheduler_config.json (LCMScheduler). num_inference_steps: network calls, 1 to
+    original_inference_steps (50), of whose timesteps they are a part. begin: how many steps are left out. Raises
+    ValueError.
+    """
+    settings = read_settings(config, LCM)
+    timesteps, table = _timesteps(settings, num_inference_steps, "lcm")
+    there = np.append(table[timesteps[1:]], np.float32(1)).astype(np.float64)
+    # How much of x the consistency function keeps, and how much of the network's x0 it takes.
+    scaled = timesteps * float(settings["timestep_scaling"])
+    skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
+    out = scaled / np.sqrt(scaled**2 + SIGMA_DATA**2)
+    grid = make_grid(
+        timesteps,
+        table[timesteps],
+        check_begin(begin, len(timesteps)),
+        x=np.sqrt(there) * skip,
+        x0=np.sqrt(there) * out,
+        noise=np.sqrt(1 - there),
+        **limits(settings),
+    )
+    return linear.table(grid, settings["prediction_type"], stochastic=True)
+
+
+def tcd(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, begin: int = 0) -> Solver:
+    """Trajectory consistency sampling: a DDIM step to below the next noise level, and noise up to it.
+
+    config: a diffusers scheduler_config.json (TCDScheduler). eta: the paper's gamma, from 0 (nothing below, no noise)
+    to 1 (down to the end each time). num_inference_steps, begin: as of `lcm`. Raises ValueError.
+    """
+    settings = read_settings(config, TCD)
+    timesteps, table = _timesteps(settings, num_inference_steps, "tcd")
+    target = np.append(timesteps[1:], 0)
+    below = np.floor(np.float32(1 - check_eta(eta)) * target.astype(np.float32)).astype(np.int64)
+    there, under = table[target].astype(np.float64), table[below].astype(np.float64)
+    grid = make_grid(
+        timesteps,
+        table[timesteps],
+        check_begin(begin, len(timesteps)),
+        x0=np.sqrt(there),
+        eps=np.sqrt(there / under * (1 - under)),
+        noise=np.sqrt(1 - there / under),
+    )
+    return linear.table(grid, settings["prediction_type"], stochastic=True)
+
+
+def _timesteps(settings: Mapping[str, Any], num_inference_steps: int, solver: str) -> tuple[np.ndarray, np.ndarray]:
+    """Timesteps, falling, out of those of the distillation, and alphas_cumprod."""
+    table = alphas_cumprod(noise_schedule(settings), "diffusers")
+    most = settings["original_inference_steps"]
+    if not 1 <= most <= len(table):
+        raise ValueError(f"scheduler config: original_inference_steps is {most}; want 1 to {len(table)}")
+    count = check_steps(num_inference_steps, most, solver=f"{solver!r}, whose original_inference_steps is {most}")
+    learned = np.arange(most, 0, -1) * (len(table) // most) - 1
+    timesteps = learned[np.linspace(0, most, count, endpoint=False).astype(np.int64)]
+    if settings["prediction_type"] == "epsilon" and not table[timesteps].all():
+        raise ValueError("scheduler config: prediction_type 'epsilon' cannot start from a zero signal-to-noise ratio")
+    return timesteps, table
