@@ -81,9 +81,7 @@ def check(args: argparse.Namespace) -> int:
         with open_checkpoint(args.source if path is None else path, config=args.config) as checkpoint:
             print(f"complete: {len(checkpoint.params)} parameters, each there with its shape")
         return 0
-    report = check_source(
-        path, config=args.config, text_encoder=args.text_encoder, variant=args.variant, ema=args.ema
-    )
+    report = check_source(path, config=args.config, text_encoder=args.text_encoder, variant=args.variant, ema=args.ema)
     print(f"complete: {len(report.used)} tensors are used, each there with its shape")
     for reason, count in Counter(report.unused.values()).items():
         print(f"{count} tensors are not used: {reason}")

@@ -147,9 +147,7 @@ def _beside(path: Path, suffix: str, published: str | None = None) -> Path | Non
     return next((place for place in places if place.is_file()), None)
 
 
-def _open_karlo(
-    stack: contextlib.ExitStack, path: Path, config: Path | None, text_encoder: Path | None
-) -> _Karlo:
+def _open_karlo(stack: contextlib.ExitStack, path: Path, config: Path | None, text_encoder: Path | None) -> _Karlo:
     path = path / KARLO_FILE if path.is_dir() else path
     config = config or _beside(path, YAML_SUFFIX)
     prior = PriorConfig() if config is None else architecture.from_karlo_yaml(config)
@@ -165,7 +163,7 @@ def _open_karlo(
     table = rules.karlo(prior, text, specs).rules
     report = engine.check(table, specs, tensors, rules.KARLO_UNUSED)
     if report.misshapen and config is None:
-        raise CheckpointError(f"{path.name}: not the published prior, and no --config, Karlo's yaml, was given; {report}")
+        raise CheckpointError(f"{path.name}: not the published prior, and no yaml of Karlo's as --config; {report}")
     engine.require_complete(report, path.name)
     return _Karlo(table, specs, tensors, read, tuple(files), report, path, prior, text)
 

@@ -119,7 +119,7 @@ def text_from_tensors(tensors: Mapping[str, TensorInfo], where: str) -> TextConf
 
 
 def part_names(folder: Path) -> dict[str, str]:
-    """The sub-folders of a prior's parts: with the prefix, as in StableUnCLIPPipeline's folder, or as in Karlo's own."""
+    """The sub-folders of a prior's parts, with the prefix as in StableUnCLIPPipeline's folder, or as in Karlo's."""
     names = ("text_encoder", "tokenizer")
     prefix = PREFIX if (folder / f"{PREFIX}text_encoder").is_dir() else ""
     return {"prior": "prior", "scheduler": f"{PREFIX}scheduler", **{name: prefix + name for name in names}}

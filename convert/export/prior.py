@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from convert.architecture.prior import PREFIX, karlo_yaml
+from convert.architecture.prior import CLASSES, PREFIX, karlo_yaml
 from convert.engine import export_tensors
 from convert.export.diffusers_configs import VERSION, _text
 from convert.export.tokenizer import tokenizer_files
@@ -75,11 +75,11 @@ def save_diffusers_prior(
         component, _, within = name.partition("/")
         components[component][within] = tensor
     kinds = Counter((tensor.dtype if dtype is None else dtype).name for tensor in components[text].values())
-    architecture = "CLIPTextModelWithProjection"
+    tower = _text(config.text_encoder, kinds.most_common(1)[0][0]) | {"architectures": [CLASSES["text_encoder"]]}
     files: dict[str, Any] = {
         "prior/config.json": _prior(config.prior),
         f"{PREFIX}scheduler/scheduler_config.json": _scheduler(config),
-        f"{text}/config.json": _text(config.text_encoder, kinds.most_common(1)[0][0]) | {"architectures": [architecture]},
+        f"{text}/config.json": tower,
     }
     texts = {path: json.dumps(data, indent=2, sort_keys=True) + "\n" for path, data in files.items()}
     texts |= {f"{PREFIX}tokenizer/{path}": content for path, content in tokenizer_files(checkpoint.tokenizer).items()}
@@ -111,5 +111,6 @@ def _scheduler(config: PriorCheckpointConfig) -> dict[str, Any]:
     settings = {"_diffusers_version": VERSION, **config.scheduler_config}
     if settings["_class_name"] != "UnCLIPScheduler":
         return settings
-    # The same timesteps, told apart by their spacing.
-    return {"beta_schedule": "squaredcos_cap_v2", **settings, "_class_name": "DDPMScheduler", "timestep_spacing": "linspace"}
+    # The same timesteps, which that class has under the name of their spacing.
+    same = {"_class_name": "DDPMScheduler", "timestep_spacing": "linspace"}
+    return {"beta_schedule": "squaredcos_cap_v2", **settings, **same}

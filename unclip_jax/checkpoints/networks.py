@@ -105,8 +105,8 @@ class _SameKey:
 def abstract_params(config: AnyConfig) -> dict[str, Any]:
     """Every parameter of a checkpoint, "component.name" -> ShapeDtypeStruct.
 
-    Beside the networks': the statistics by which unCLIP and its prior normalise image embeddings, and CLIP's scale of similarities,
-    the logarithm of a factor.
+    Beside the networks': the statistics by which unCLIP and its prior normalise image embeddings, and CLIP's scale of
+    similarities, the logarithm of a factor.
     """
     params: dict[str, Any] = {
         f"{component}.{name}": spec

@@ -119,7 +119,7 @@ class Tokenizer:
         return self._rows(prompts)[0]
 
     def with_mask(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """As the call, with a mask, (B, context_length) bool: true up to and including the end token, not at padding."""
+        """The call's ids and a mask, (B, context_length) bool: true up to and including the end token."""
         return self._rows(prompts)
 
     def _rows(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -181,8 +181,7 @@ def openai_tokenizer_json() -> str:
     The start and end tokens have other names, and padding is the end token. (Karlo pads with 0: its prior masks
     padding, so that what it is never matters, and transformers' CLIP-L has this.)
     """
-    start, end = NAMED_TOKENS["bos_token"], NAMED_TOKENS["eos_token"]
-    assert start is not None and end is not None
+    start, end = "<|startoftext|>", "<|endoftext|>"
     return _openai_json(_clip_merges(), OPENAI_WORDS, start, end, pad=end)
 
 

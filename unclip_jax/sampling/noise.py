@@ -22,7 +22,7 @@ def image_keys(seed: jax.Array | int, indices: jax.Array) -> jax.Array:
 
 
 def branch(keys: jax.Array, name: Branch) -> jax.Array:
-    """Keys of a run within a run, which then draws by the same branches without repeating numbers. keys: (B,) -> (B,)."""
+    """Keys of a run within a run, whose own branches then repeat no number of the outer one's. keys: (B,) -> (B,)."""
     return jax.vmap(lambda key: jax.random.fold_in(key, int(name)))(keys)
 
 

@@ -52,10 +52,8 @@ def unclip_scheduler(config: Mapping[str, Any], num_inference_steps: int, refere
     table = alphas_cumprod(schedule, reference)
     count = check_steps(num_inference_steps, len(table), 2, "the prior's respaced timesteps")
     stride = (len(table) - 1) / (count - 1)
-    if reference == "ldm":
-        rising = np.cumsum([0.0, *[stride] * (count - 1)])
-    else:
-        rising = np.arange(count) * stride
+    added = np.cumsum(np.append(0.0, np.full(count - 1, stride)))
+    rising = added if reference == "ldm" else np.arange(count) * stride
     timesteps = rising.round()[::-1].astype(np.int64)
     here = table[timesteps].astype(np.float64)
     there = np.append(here[1:], 1.0)
