@@ -8,7 +8,7 @@ import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +33,27 @@ from unclip_jax.sampling.noise import Branch, branch, draw, image_keys
 from unclip_jax.sampling.solvers import Solver
 from unclip_jax.sampling.solvers.unclip_scheduler import prior_solver
 
-Text = tuple[jax.Array, jax.Array, jax.Array]
+
+class TextFeatures(NamedTuple):
+    """What the prior reads of B texts: `TextToEmbeddingPrior.encode_prompts` makes them.
+
+    states: (B, S, D) float32, of CLIP's text tower after its final norm; embeds: (B, D) float32, un-normalised; mask:
+    (B, S) bool, true up to and including the end token.
+    """
+
+    states: Any
+    embeds: Any
+    mask: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """A checked call, as host arrays; B = prompts * repeats."""
+    """A checked call, as host arrays; B = P * repeats."""
 
-    prompts: list[str]
+    prompts: list[str] | None
+    text: TextFeatures | None  # of P prompts
+    negative: TextFeatures | None  # of 1 or P
+    batch: int
     repeats: int
     solver: Solver
     guided: bool
@@ -49,10 +62,6 @@ class _Request:
     step_noise: np.ndarray | None  # (calls, B, D)
     seed: int
     batch_size: int
-
-    @property
-    def batch(self) -> int:
-        return len(self.prompts) * self.repeats
 
 
 class TextToEmbeddingPrior:
@@ -113,13 +122,15 @@ class TextToEmbeddingPrior:
 
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
         prior_num_inference_steps: int = 25,
         prior_guidance_scale: float = 4.0,
         prior_latents: Any = None,
         prior_step_noise: Any = None,
         seed: int = 0,
+        text_features: TextFeatures | None = None,
+        negative_text_features: TextFeatures | None = None,
         batch_size: int | None = None,
     ) -> np.ndarray:
         """Image embeddings of `num_images_per_prompt` pictures of each prompt: (B, D) float32, un-normalised.
@@ -127,7 +138,9 @@ class TextToEmbeddingPrior:
         B = prompts * num_images_per_prompt, prompt-major. The network predicts the clean embedding; guidance is against
         the empty prompt, and what it gives is clipped as the scheduler says.
 
-        prompt: a string, or a list of them
+        prompt: a string, or a list of them; or instead
+        text_features: of P prompts, as `encode_prompts` gives them
+        negative_text_features: what guidance leads away from, one or P rows; None is the empty prompt's
         prior_num_inference_steps: 2..1000 (1 with schedulers that allow it)
         prior_guidance_scale: off at exactly 1 in Karlo's own checkpoints, at 1 and below in diffusers' folders
         prior_latents: (B, D) initial noise, standard normal
@@ -138,12 +151,17 @@ class TextToEmbeddingPrior:
         Raises ValueError for bad arguments, before anything is compiled.
         """
         request = self._check(**{k: v for k, v in locals().items() if k != "self"})
-        text = self._encode([*request.prompts, ""])
+        text, negative = request.text, request.negative
+        if text is None:
+            assert request.prompts is not None
+            text = self.encode_prompts(request.prompts)
+        if negative is None and request.guided:
+            negative = self.encode_prompts([""])
         with Progress("sampling embeddings", request.batch, unit="image", enabled=self.progress) as bar:
             made = []
             for first in range(0, request.batch, request.batch_size):
                 chunk = np.arange(first, min(first + request.batch_size, request.batch))
-                made.append(self._sample(request, text, chunk))
+                made.append(self._sample(request, text, negative, chunk))
                 bar.update(len(chunk))
         return np.concatenate(made)
 
@@ -160,12 +178,25 @@ class TextToEmbeddingPrior:
         prior_latents: Any,
         prior_step_noise: Any,
         seed: Any,
+        text_features: Any,
+        negative_text_features: Any,
         batch_size: Any,
     ) -> _Request:
         """Raises ValueError, in one line by name, for anything that would fail later."""
-        prompts = check.check_prompts("prompt", prompt, 1 if isinstance(prompt, str) else _count(prompt))
-        if not prompts:
-            raise ValueError("prompt is an empty list")
+        if (prompt is None) == (text_features is None):
+            found = "got neither" if prompt is None else "not both"
+            raise ValueError(f"give one of prompt and text_features, {found}")
+        prompts, text, negative = None, None, None
+        if prompt is None:
+            text = self._check_features("text_features", text_features, None)
+            count = len(text.embeds)
+        else:
+            count = 1 if isinstance(prompt, str) or not isinstance(prompt, Sequence) else len(prompt)
+            prompts = check.check_prompts("prompt", prompt, count)
+        if not count:
+            raise ValueError(f"{'prompt is an empty list' if text is None else 'text_features has no rows'}")
+        if negative_text_features is not None:
+            negative = self._check_features("negative_text_features", negative_text_features, count)
         repeats = check.check_integer("num_images_per_prompt", num_images_per_prompt, 1, 1 << 20)
         steps = check.check_integer("prior_num_inference_steps", prior_num_inference_steps, 1, 1000)
         try:
@@ -176,7 +207,7 @@ class TextToEmbeddingPrior:
         number = isinstance(scale, int | float | np.integer | np.floating) and not isinstance(scale, bool)
         if not number or not math.isfinite(scale):
             raise ValueError(f"prior_guidance_scale is {scale!r:.80}; want a finite number")
-        batch, dim = len(prompts) * repeats, self.config.prior.embedding_dim
+        batch, dim = count * repeats, self.config.prior.embedding_dim
         shapes = {"prior_latents": (batch, dim), "prior_step_noise": (solver.calls, batch, dim)}
         given = {"prior_latents": prior_latents, "prior_step_noise": prior_step_noise}
         noise = {k: None if v is None else check.check_array(k, v, shapes[k]) for k, v in given.items()}
@@ -186,6 +217,9 @@ class TextToEmbeddingPrior:
         size = batch if batch_size is None else check.check_integer("batch_size", batch_size, 1, 1 << 20)
         return _Request(
             prompts=prompts,
+            text=text,
+            negative=negative,
+            batch=batch,
             repeats=repeats,
             solver=solver,
             guided=bool(scale != 1 if self.config.dialect == "original" else scale > 1),
@@ -196,28 +230,49 @@ class TextToEmbeddingPrior:
             batch_size=min(size, batch),
         )
 
-    def _encode(self, prompts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The text tower's states (B, S, D) and embeddings (B, D), and the mask (B, S); equal prompts only once."""
+    def _check_features(self, name: str, value: Any, rows: int | None) -> TextFeatures:
+        """rows: how many, beside one for all; None for any number."""
+        if not isinstance(value, tuple) or len(value) != 3:
+            raise ValueError(f"{name} is {type(value).__name__}; want TextFeatures: states, embeds and mask")
+        length, dim = self.config.prior.context_length, self.config.prior.embedding_dim
+        states = check.check_array(f"{name}.states", value[0], *((n, length, dim) for n in {rows, rows and 1}))
+        embeds = check.check_array(f"{name}.embeds", value[1], (len(states), dim))
+        mask = check.check_array(f"{name}.mask", value[2], (len(states), length)) != 0
+        if not mask[:, :1].all():
+            raise ValueError(
+                f"{name}.mask hides the first token of a text; want true up to and including the end token"
+            )
+        return TextFeatures(states, embeds, mask)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> TextFeatures:
+        """What the prior reads of P prompts, (P, ...) each. Equal prompts are encoded once."""
+        prompts = list(prompts)
         unique = list(dict.fromkeys(prompts))
         tokens, mask = self.tokenizer.with_mask(unique)
         params, everywhere = self.networks["text_encoder"].params, placement.replicated(self.mesh)
         rows = [self._describe(params, jax.device_put(row[None], everywhere)) for row in tokens]
         states, embeds = (np.concatenate([np.asarray(row[i], np.float32) for row in rows]) for i in (0, 1))
         places = [unique.index(prompt) for prompt in prompts]
-        return states[places], embeds[places], mask[places]
+        return TextFeatures(states[places], embeds[places], mask[places])
 
-    def _sample(self, request: _Request, text: Sequence[np.ndarray], chunk: np.ndarray) -> np.ndarray:
-        """Some of a request's embeddings. text: of the prompts, and the empty one last."""
+    def _sample(
+        self, request: _Request, text: TextFeatures, negative: TextFeatures | None, chunk: np.ndarray
+    ) -> np.ndarray:
+        """Some of a request's embeddings."""
         size = placement.data_size(self.mesh)
         rows = placement.pad_batch(chunk, -(-len(chunk) // size) * size)
         by_batch, everywhere = placement.batch_sharding(self.mesh), placement.replicated(self.mesh)
         by_call = NamedSharding(self.mesh, P(None, *by_batch.spec))
-        noise = request.step_noise
+        noise, prompt = request.step_noise, rows // request.repeats
+
+        def of_prompt(features: TextFeatures) -> TextFeatures:
+            return TextFeatures(*(jax.device_put(a[np.minimum(prompt, len(a) - 1)], by_batch) for a in features))
+
         embeds = self._run(
             self.networks["prior"].params,
             request.solver,
-            tuple(jax.device_put(a[rows // request.repeats], by_batch) for a in text),
-            tuple(jax.device_put(a[-1:], everywhere) for a in text),
+            of_prompt(text),
+            None if negative is None or not request.guided else of_prompt(negative),
             None if request.latents is None else jax.device_put(request.latents[rows], by_batch),
             None if noise is None else jax.device_put(noise[:, rows], by_call),
             jax.device_put(np.uint32(request.seed), everywhere),
@@ -234,8 +289,8 @@ def _run(
     prior: Network,
     params: Mapping[str, jax.Array],
     solver: Solver,
-    text: Text,
-    empty: Text,
+    text: TextFeatures,
+    negative: TextFeatures | None,
     latents: jax.Array | None,
     step_noise: jax.Array | None,
     seed: jax.Array,
@@ -246,16 +301,15 @@ def _run(
     guided: bool,
     dim: int,
 ) -> jax.Array:
-    """The whole loop: (B, D) float32, un-normalised. text: of B prompts; empty: of the empty one, (1, ...) each."""
+    """The whole loop: (B, D) float32, un-normalised. text, negative: a row an embedding; negative is for guidance."""
     model = prior.merge(params)
     keys = branch(image_keys(seed, indices), Branch.PRIOR)
     if latents is None:
         latents = draw(keys, Branch.LATENTS, (dim,))
     if guided:
-        states, embeds, mask = (interleave(jnp.broadcast_to(u, c.shape), c) for u, c in zip(empty, text, strict=True))
-    else:
-        states, embeds, mask = text
-    context = model.encode_text(states, embeds, mask)
+        assert negative is not None
+        text = TextFeatures(*map(interleave, negative, text))
+    context = model.encode_text(*text)
     times = model.embed_time(jnp.asarray(solver.grid["timestep"]))
 
     def denoise(x: jax.Array, row: Mapping[str, jax.Array]) -> jax.Array:
@@ -264,7 +318,3 @@ def _run(
 
     mean, std = statistics
     return sample(denoise, solver, latents, keys=keys, step_noise=step_noise) * std + mean
-
-
-def _count(prompt: Any) -> int:
-    return len(prompt) if isinstance(prompt, Sequence) else 1
