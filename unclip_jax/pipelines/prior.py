@@ -239,9 +239,7 @@ class TextToEmbeddingPrior:
         embeds = check.check_array(f"{name}.embeds", value[1], (len(states), dim))
         mask = check.check_array(f"{name}.mask", value[2], (len(states), length)) != 0
         if not mask[:, :1].all():
-            raise ValueError(
-                f"{name}.mask hides the first token of a text; want true up to and including the end token"
-            )
+            raise ValueError(f"{name}.mask hides the first token of a text; want true up to its end token")
         return TextFeatures(states, embeds, mask)
 
     def encode_prompts(self, prompts: Sequence[str]) -> TextFeatures:

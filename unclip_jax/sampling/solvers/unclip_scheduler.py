@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from unclip_jax.sampling.schedule import NoiseSchedule, alphas_cumprod
+from unclip_jax.sampling.schedule import NoiseSchedule, alphas_cumprod, cosine_betas
 from unclip_jax.sampling.solvers import linear
 from unclip_jax.sampling.solvers.names import make_solver, scheduler_name
 from unclip_jax.sampling.solvers.settings import check_steps, read_settings
@@ -57,14 +57,19 @@ def unclip_scheduler(config: Mapping[str, Any], num_inference_steps: int, refere
     timesteps = rising.round()[::-1].astype(np.int64)
     here = table[timesteps].astype(np.float64)
     there = np.append(here[1:], 1.0)
-    share = here / there
-    variance = (1 - there) / (1 - here) * (1 - share)
+    beta = 1 - here / there
+    if reference == "diffusers":
+        # Between neighbours diffusers takes the beta itself: at the end, where 1 - alpha_cumprod has lost its digits in
+        # float32, the embedding comes out 0.04 % longer.
+        single = cosine_betas(len(table)).astype(np.float32)
+        beta = np.where(np.append(timesteps[1:], -1) == timesteps - 1, single[timesteps], beta)
+    variance = (1 - there) / (1 - here) * beta
     return Solver(
         grid=make_grid(
             timesteps,
             here,
-            x=np.sqrt(share) * (1 - there) / (1 - here),
-            x0=np.sqrt(there) * (1 - share) / (1 - here),
+            x=np.sqrt(1 - beta) * (1 - there) / (1 - here),
+            x0=np.sqrt(there) * beta / (1 - here),
             noise=np.where(timesteps > 0, np.sqrt(np.maximum(variance, 1e-20)), 0),
             **limits({**settings, "thresholding": False}),
         ),
