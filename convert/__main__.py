@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--clip-stats", metavar="FILE", help="statistics of the image embeddings (OpenAI encoder): .th, .npz"
     )
+    p.add_argument("--text-encoder", metavar="FILE", help="OpenAI's ViT-L-14.pt, for Karlo's prior")
     p.add_argument("--variant", help="of a diffusers folder or hub id, such as fp16")
     p.add_argument("--revision", help="of a hub id: branch, tag or commit")
     p.add_argument("--preprocess", help="record another image preprocessing than the source's own")
@@ -76,11 +77,11 @@ def check(args: argparse.Namespace) -> int:
         path = None
     else:
         path = local_path(args.source, revision=args.revision, variant=args.variant)
-    if path is None or is_clip(path) or (path.is_dir() and is_directory_checkpoint(path)):
+    if path is None or (path.is_dir() and is_directory_checkpoint(path)) or is_clip(path):
         with open_checkpoint(args.source if path is None else path, config=args.config) as checkpoint:
             print(f"complete: {len(checkpoint.params)} parameters, each there with its shape")
         return 0
-    report = check_source(path, config=args.config, variant=args.variant, ema=args.ema)
+    report = check_source(path, config=args.config, text_encoder=args.text_encoder, variant=args.variant, ema=args.ema)
     print(f"complete: {len(report.used)} tensors are used, each there with its shape")
     for reason, count in Counter(report.unused.values()).items():
         print(f"{count} tensors are not used: {reason}")
@@ -106,7 +107,8 @@ def convert(args: argparse.Namespace) -> int:
         digests = _digests([Path(args.source)], Progress, sha256)
         if digests[Path(args.source).name] != args.sha256.lower():
             raise ValueError(f"{args.source}: SHA-256 is {digests[Path(args.source).name]}, not {args.sha256}")
-    options = {k: getattr(args, k) for k in ("config", "clip_stats", "variant", "revision", "preprocess", "ema")}
+    names = ("config", "clip_stats", "text_encoder", "variant", "revision", "preprocess", "ema")
+    options = {name: getattr(args, name) for name in names}
     dtype = {None: None, "bfloat16": np.dtype(ml_dtypes.bfloat16)}.get(args.dtype, args.dtype and np.dtype(args.dtype))
     with open_checkpoint(args.source, **options) as checkpoint:
         parameters = sum(int(np.prod(p.shape, dtype=np.int64)) for p in checkpoint.params.values())

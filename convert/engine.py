@@ -54,7 +54,10 @@ LAYOUTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """foreign[part-th of `parts` along axis 0] <-> ours[layer]; parts = 1 and layer = None mean the whole tensor."""
+    """foreign[part-th of `parts` along axis 0] <-> ours[layer]; parts = 1 and layer = None mean the whole tensor.
+
+    groups: how often the parts follow each other along the axis, as where every head has its own query, key and value.
+    """
 
     foreign: str
     ours: str
@@ -62,6 +65,7 @@ class Rule:
     layer: int | None = None
     part: int = 0
     parts: int = 1
+    groups: int = 1
 
 
 class Table:
@@ -206,7 +210,8 @@ def _piece(rule: Rule, shape: Shape, read: Callable[[str], np.ndarray]) -> Calla
         array = read(rule.foreign).reshape(shape)
         if rule.parts > 1:
             rows = shape[0] // rule.parts
-            array = array[rule.part * rows : (rule.part + 1) * rows]
+            grouped = array.reshape(rule.groups, rule.parts, rows // rule.groups, *shape[1:])
+            array = grouped[:, rule.part].reshape(rows, *shape[1:])
         ours = LAYOUTS[rule.layout].ours(warn_unless_finite(rule.foreign, array))
         return ours if rule.layer is None else ours[None]
 
@@ -222,7 +227,10 @@ def export_tensors(rules: list[Rule], params: Mapping[str, Parameter]) -> dict[s
         name: Parameter(
             foreign_shape(group[0], params),
             np.result_type(*(params[rule.ours].dtype for rule in group)),
-            tuple(_foreign_piece(rule, params[rule.ours]) for rule in sorted(group, key=lambda r: r.part)),
+            _in_groups(
+                group[0].groups,
+                tuple(_foreign_piece(rule, params[rule.ours]) for rule in sorted(group, key=lambda r: r.part)),
+            ),
         )
         for name, group in by_foreign.items()
     }
@@ -233,6 +241,19 @@ def _foreign_piece(rule: Rule, param: Parameter) -> Callable[[], np.ndarray]:
         return LAYOUTS[rule.layout].foreign(param.read() if rule.layer is None else param.read_layer(rule.layer))
 
     return piece
+
+
+def _in_groups(groups: int, parts: tuple[Callable[[], np.ndarray], ...]) -> tuple[Callable[[], np.ndarray], ...]:
+    """The pieces of a foreign tensor whose parts alternate in so many groups."""
+    if groups == 1:
+        return parts
+
+    def whole() -> np.ndarray:
+        arrays = [part() for part in parts]
+        rest = arrays[0].shape[1:]
+        return np.stack([a.reshape(groups, -1, *rest) for a in arrays], axis=1).reshape(-1, *rest)
+
+    return (whole,)
 
 
 def require_complete(report: Report, where: str) -> None:

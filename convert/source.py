@@ -12,6 +12,7 @@ import numpy as np
 from convert import engine
 from convert.architecture import diffusers as diffusers_architecture
 from convert.architecture import original, presets
+from convert.prior import check_prior, is_prior
 from convert.readers import CheckpointError, TensorInfo, open_tensors
 from convert.rules import diffusers, ldm
 from convert.statistics import STATISTICS, embedding_statistics
@@ -64,12 +65,20 @@ def open_diffusers(folder: Path, *, variant: str | None = None) -> Checkpoint:
 
 
 def check_source(
-    path: Path, *, config: Path | str | None = None, variant: str | None = None, ema: bool = False
+    path: Path,
+    *,
+    config: Path | str | None = None,
+    text_encoder: Path | str | None = None,
+    variant: str | None = None,
+    ema: bool = False,
 ) -> engine.Report:
     """Proves a file or diffusers folder complete from names, shapes and dtypes; reads no tensor data.
 
-    Takes the options of `open_original` and `open_diffusers`, and raises as they do.
+    Takes the options of `open_original`, `open_diffusers` and `convert.prior.check_prior`, and raises as they do.
     """
+    if is_prior(path):
+        given = {"config": config, "text_encoder": text_encoder}
+        return check_prior(path, variant=variant, **{name: Path(p) for name, p in given.items() if p is not None})
     with contextlib.ExitStack() as stack:
         if path.is_dir():
             return _plan_diffusers(stack, path, variant).report

@@ -8,10 +8,12 @@ import numpy as np
 
 from convert.engine import export_tensors
 from convert.export.diffusers_configs import diffusers_configs
+from convert.export.prior import save_diffusers_prior
 from convert.export.tokenizer import tokenizer_files
 from convert.rules import diffusers
 from unclip_jax.checkpoints.atomic import atomic_directory
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter, family_config
+from unclip_jax.checkpoints.config import PriorCheckpointConfig
 from unclip_jax.checkpoints.stream import Progress, write_safetensors
 
 # Components that are transformers models name their weights otherwise than diffusers does.
@@ -27,9 +29,13 @@ def save_diffusers(
 ) -> list[Path]:
     """Writes the folder that `DiffusionPipeline.from_pretrained` opens; returns its path, alone in a list.
 
+    A prior becomes a folder of its four parts: see `convert.export.prior.save_diffusers_prior`.
+
     Names are those of the older, prefixed dialect, which every release of transformers and diffusers reads. dtype: None
     keeps each tensor's own. Needs memory for one tensor at a time. Raises FileExistsError when `destination` exists.
     """
+    if isinstance(checkpoint.config, PriorCheckpointConfig):
+        return save_diffusers_prior(checkpoint, Path(destination), dtype=dtype, progress=progress)
     destination, config = Path(destination), family_config(checkpoint)
     components: dict[str, dict[str, Parameter]] = defaultdict(dict)
     rules = diffusers.table(config, checkpoint.params).rules

@@ -10,11 +10,12 @@ import yaml
 from convert.architecture.presets import PRESETS
 from convert.engine import export_tensors
 from convert.export.original_yaml import original_yaml
+from convert.export.prior import save_karlo_prior
 from convert.rules import ldm
 from convert.statistics import STATISTICS
 from unclip_jax.checkpoints.atomic import atomic_files
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
-from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.config import CheckpointConfig, PriorCheckpointConfig
 from unclip_jax.checkpoints.stream import Progress, write_safetensors
 
 
@@ -33,10 +34,14 @@ def save_original(
 
     dtype: None keeps each tensor's own. Needs memory for one tensor at a time. Raises FileExistsError when a file of
     one of the names exists, ValueError for a name without the suffix `.safetensors`.
+
+    A prior is written as Karlo's: see `convert.export.prior.save_karlo_prior`.
     """
     destination = Path(destination)
     if destination.suffix != ".safetensors":
         raise ValueError(f"destination is {destination}: the original's layout is one file, NAME.safetensors")
+    if isinstance(checkpoint.config, PriorCheckpointConfig):
+        return save_karlo_prior(checkpoint, destination, dtype=dtype, progress=progress)
     config = family_config(checkpoint)
     params = {name: p for name, p in checkpoint.params.items() if name not in STATISTICS}
     tensors = export_tensors(ldm.table(config, params).rules, params)

@@ -32,7 +32,7 @@ DIALECTS = [
     (r"(vae/.*\.mid_block\.attentions\.0)\.key\.(weight|bias)", r"\1.to_k.\2"),
     (r"(vae/.*\.mid_block\.attentions\.0)\.value\.(weight|bias)", r"\1.to_v.\2"),
     (r"(vae/.*\.mid_block\.attentions\.0)\.proj_attn\.(weight|bias)", r"\1.to_out.0.\2"),
-    (r"text_encoder/((?:embeddings|encoder|final_layer_norm)\..*)", r"text_encoder/text_model.\1"),
+    (r"((?:prior_)?text_encoder)/((?:embeddings|encoder|final_layer_norm)\..*)", r"\1/text_model.\2"),
 ]
 
 

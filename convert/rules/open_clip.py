@@ -26,8 +26,8 @@ UNUSED = [
 
 
 def text_tower(t: Table, prefix: str, layers: int) -> None:
-    """The text tower's tensors, whose names begin with `prefix` and a dot, or with nothing."""
-    dotted = f"{prefix}." if prefix else ""
+    """The text tower's tensors, whose names begin with `prefix` and a dot, with a folder ("x/"), or with nothing."""
+    dotted = f"{prefix}." if prefix and not prefix.endswith("/") else prefix
     t.module("text_encoder.token_embedding", f"{dotted}token_embedding")
     t.tensor("text_encoder.position_embedding.embedding", f"{dotted}positional_embedding")
     t.module("text_encoder.final_norm", f"{dotted}ln_final")

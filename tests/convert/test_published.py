@@ -19,6 +19,7 @@ INVENTORIES = {
     "v2-inpainting-inference": "",
     "v2-midas-inference": "",
     "x4-upscaling": "",
+    "karlo_prior": "",
 }
 
 

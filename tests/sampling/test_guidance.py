@@ -214,7 +214,7 @@ def test_in_the_loop(name):
         columns = {k: jnp.full(solver.calls, v, jnp.float32) for k, v in strengths.items()}
         return columns | {k: jnp.asarray(v) for k, v in solver.grid.items()}
 
-    begin = lambda x: start(solver, x, guidance_memory(guidance, x))  # noqa: E731
+    begin = lambda x: start(solver, x, memory=guidance_memory(guidance, x))  # noqa: E731
     whole = run(begin(noise), rows(), keys)
     for other in (rows(momentum=0), rows(pag_scale=0)):
         assert np.abs(run(begin(noise), other, keys).latents - whole.latents).max() > 1e-2

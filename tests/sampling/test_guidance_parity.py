@@ -126,7 +126,7 @@ def test_pipeline_with_perturbed_attention(unets, kind, scale, amount, theirs, o
     rows = {name: jnp.asarray(column) for name, column in solver.grid.items()}
     for name, value in {"guidance_scale": scale, "pag_scale": pag_scale, "guidance_rescale": amount}.items():
         rows[name] = jnp.full(solver.calls, value, jnp.float32)
-    carry = start(solver, jnp.asarray(latents), guidance_memory(guidance, latents))
+    carry = start(solver, jnp.asarray(latents), memory=guidance_memory(guidance, latents))
     denoise = guided(network, guidance, kind)
     got = jax.jit(
         lambda carry: advance_remembering(denoise, solver, carry, rows, jax.random.split(jax.random.key(0), 3))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig
+from unclip_jax.checkpoints.config import AnyConfig, CheckpointConfig, ClipConfig, PriorCheckpointConfig
 from unclip_jax.conditioning.tokenizer import Tokenizer
 
 
@@ -55,7 +55,7 @@ class Checkpoint:
     people. files: the files that it was read from, for provenance.
     """
 
-    config: CheckpointConfig | ClipConfig
+    config: AnyConfig
     tokenizer: Tokenizer
     params: Mapping[str, Parameter]
     source: str
@@ -90,7 +90,16 @@ class Checkpoint:
 
 
 def family_config(checkpoint: Checkpoint) -> CheckpointConfig:
-    """The configuration of a Stable Diffusion checkpoint. Raises ValueError in one line for a CLIP model on its own."""
-    if isinstance(checkpoint.config, ClipConfig):
-        raise ValueError(f"{checkpoint.source} is a CLIP model on its own, not a Stable Diffusion checkpoint")
-    return checkpoint.config
+    """The configuration of a Stable Diffusion checkpoint. Raises ValueError in one line for another kind."""
+    if isinstance(checkpoint.config, CheckpointConfig):
+        return checkpoint.config
+    kind = "a CLIP model" if isinstance(checkpoint.config, ClipConfig) else "a prior"
+    raise ValueError(f"{checkpoint.source} is {kind} on its own, not a Stable Diffusion checkpoint")
+
+
+def prior_config(checkpoint: Checkpoint) -> PriorCheckpointConfig:
+    """The configuration of a prior's checkpoint. Raises ValueError in one line for another kind."""
+    if isinstance(checkpoint.config, PriorCheckpointConfig):
+        return checkpoint.config
+    kind = "a CLIP model on its own" if isinstance(checkpoint.config, ClipConfig) else "a Stable Diffusion checkpoint"
+    raise ValueError(f"{checkpoint.source} is {kind}, not a text-to-image prior")

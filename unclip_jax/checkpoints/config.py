@@ -10,6 +10,7 @@ from unclip_jax.conditioning.image import Dialect as PreprocessDialect
 from unclip_jax.conditioning.tokenizer import Dialect as TokenizerDialect
 from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.depth import DepthConfig
+from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
 from unclip_jax.sampling.schedule import NoiseSchedule
@@ -91,10 +92,58 @@ class ClipConfig:
         return build(cls, {k: v for k, v in _content(data).items() if k != "kind"}, "config.json")
 
 
-def read_config(data: Mapping[str, Any]) -> CheckpointConfig | ClipConfig:
-    """The configuration in a config.json, of whichever kind it is. Raises ValueError as the two `from_json` do."""
-    kind: type[CheckpointConfig] | type[ClipConfig] = ClipConfig if data.get("kind") == "clip" else CheckpointConfig
-    return kind.from_json(data)
+@dataclasses.dataclass(frozen=True)
+class PriorCheckpointConfig:
+    """A text-to-image-embedding prior on its own: its network and the text tower that it reads.
+
+    dialect: whose arithmetic it follows, as in `CheckpointConfig`; Karlo's own code is "original"
+    scheduler_config: the diffusers settings of its scheduler, with `_class_name`
+    """
+
+    prior: PriorConfig
+    text_encoder: TextConfig
+    dialect: Literal["original", "diffusers"]
+    scheduler_config: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        text, prior = self.text_encoder, self.prior
+        if not text.width == text.projection_dim == prior.embedding_dim:
+            raise ValueError(
+                f"PriorCheckpointConfig: text_encoder has width {text.width} and projection_dim "
+                f"{text.projection_dim}; the prior's embedding_dim is {prior.embedding_dim}; want the same"
+            )
+        if text.context_length != prior.context_length:
+            raise ValueError(
+                f"PriorCheckpointConfig: text_encoder.context_length is {text.context_length}, "
+                f"prior.context_length is {prior.context_length}; want the same"
+            )
+
+    @property
+    def tokenizer_dialect(self) -> TokenizerDialect:
+        return "open_clip" if self.dialect == "original" else "transformers"
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as JSON types, with the format's version."""
+        return {**_HEADER, "kind": "prior", **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "PriorCheckpointConfig":
+        """The inverse of `to_json`. Raises ValueError as `CheckpointConfig.from_json` does."""
+        return build(cls, {k: v for k, v in _content(data).items() if k != "kind"}, "config.json")
+
+
+AnyConfig = CheckpointConfig | ClipConfig | PriorCheckpointConfig
+
+
+def read_config(data: Mapping[str, Any]) -> AnyConfig:
+    """The configuration in a config.json, of whichever kind it is. Raises ValueError as the `from_json` do."""
+    match data.get("kind"):
+        case "clip":
+            return ClipConfig.from_json(data)
+        case "prior":
+            return PriorCheckpointConfig.from_json(data)
+        case _:
+            return CheckpointConfig.from_json(data)
 
 
 _LARGEST = 1 << 20  # far above any size here; layers of more would take forever to describe

@@ -45,7 +45,8 @@ WEIGHTS = re.compile(
     r"(?P<shard>-\d{5}-of-\d{5}(?:\.(?P<late_variant>[\w-]+))?)?"
     r"\.(?P<kind>safetensors|bin)(?P<index>\.index(?:\.(?P<index_variant>[\w-]+))?\.json)?"
 )
-UNUSED = frozenset(("safety_checker",))
+# The last four are Karlo's, beside its prior.
+UNUSED = frozenset(("safety_checker", "decoder", "super_res_first", "super_res_last", "text_proj"))
 
 ATTEMPTS = 3
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"

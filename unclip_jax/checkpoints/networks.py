@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig
+from unclip_jax.checkpoints.config import AnyConfig, ClipConfig, PriorCheckpointConfig
 from unclip_jax.models.clip import TextEncoder, VisionEncoder
 from unclip_jax.models.depth import DepthEstimator
+from unclip_jax.models.prior import Prior
 from unclip_jax.models.unet import UNet
 from unclip_jax.models.vae import VAE
 
@@ -51,11 +52,12 @@ NETWORKS: dict[str, Any] = {
     "text_encoder": TextEncoder,
     "image_encoder": VisionEncoder,
     "depth_estimator": DepthEstimator,
+    "prior": Prior,
 }
 
 
 def abstract_networks(
-    config: CheckpointConfig | ClipConfig, dtype: Any = jnp.float32, attention_chunk: int | None = None
+    config: AnyConfig, dtype: Any = jnp.float32, attention_chunk: int | None = None
 ) -> dict[str, Network]:
     """Every network of a checkpoint with `jax.ShapeDtypeStruct` parameters; nothing is allocated.
 
@@ -80,7 +82,7 @@ def abstract_network(
     """
     # Shapes need no randomness, and nnx.Rngs counts its draws at a cost that grows with their number. The towers,
     # which split it over their layers, need the real one and draw little.
-    make_rngs: Any = nnx.Rngs if cls in (TextEncoder, VisionEncoder, DepthEstimator) else _SameKey
+    make_rngs: Any = nnx.Rngs if cls in (TextEncoder, VisionEncoder, DepthEstimator, Prior) else _SameKey
 
     def build() -> Any:
         return cls(config, dtype=dtype, param_dtype=param_dtype or dtype, rngs=make_rngs(0), **options)
@@ -100,22 +102,26 @@ class _SameKey:
         return self.key
 
 
-def abstract_params(config: CheckpointConfig | ClipConfig) -> dict[str, Any]:
+def abstract_params(config: AnyConfig) -> dict[str, Any]:
     """Every parameter of a checkpoint, "component.name" -> ShapeDtypeStruct.
 
-    Beside the networks': the statistics by which unCLIP normalises image embeddings, and CLIP's scale of similarities,
-    the logarithm of a factor.
+    Beside the networks': the statistics by which unCLIP and its prior normalise image embeddings, and CLIP's scale of
+    similarities, the logarithm of a factor.
     """
     params: dict[str, Any] = {
         f"{component}.{name}": spec
         for component, network in abstract_networks(config).items()
         for name, spec in network.params.items()
     }
+    width: int | None = None
     if isinstance(config, ClipConfig):
         params["similarity.logit_scale"] = jax.ShapeDtypeStruct((), jnp.float32)
+    elif isinstance(config, PriorCheckpointConfig):
+        width = config.prior.embedding_dim
     elif config.image_encoder is not None:
-        width = (config.image_encoder.projection_dim,)
-        params |= {f"image_normalizer.{name}": jax.ShapeDtypeStruct(width, jnp.float32) for name in ("mean", "std")}
+        width = config.image_encoder.projection_dim
+    if width is not None:
+        params |= {f"image_normalizer.{name}": jax.ShapeDtypeStruct((width,), jnp.float32) for name in ("mean", "std")}
     return params
 
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, get_args
 
-from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
+from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config, prior_config
 from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_directory
 from unclip_jax.checkpoints.hub import download, is_hub_id
 from unclip_jax.conditioning.image import Dialect as PreprocessDialect
@@ -19,6 +19,7 @@ def open_checkpoint(
     *,
     config: str | os.PathLike[str] | None = None,
     clip_stats: str | os.PathLike[str] | None = None,
+    text_encoder: str | os.PathLike[str] | None = None,
     preprocess: PreprocessDialect | None = None,
     variant: str | None = None,
     revision: str | None = None,
@@ -28,8 +29,10 @@ def open_checkpoint(
 
     source: a converted directory, a diffusers folder, an original `.ckpt`/`.safetensors` file, or a hub id such as
         "sd2-community/stable-diffusion-2-1-unclip"; or a CLIP model on its own: open_clip's file, transformers' folder,
-        "open_clip:ViT-H-14/laion2b_s32b_b79k"; None is the bundled demo model
+        "open_clip:ViT-H-14/laion2b_s32b_b79k"; or a text-to-image prior on its own, see `open_prior`; None is the
+        bundled demo model
     config, clip_stats, ema: for original files, see `convert.source.open_original`
+    text_encoder: for Karlo's prior, see `convert.prior.open_karlo_prior`
     variant: for diffusers folders and hub ids, such as "fp16"; revision: for hub ids
     preprocess: how pictures become pixel values, instead of the checkpoint's own way
 
@@ -43,11 +46,68 @@ def open_checkpoint(
 
         return open_open_clip(str(source))
     path = local_path(source, revision=revision, variant=variant)
-    checkpoint = _open(path, {"config": config, "clip_stats": clip_stats, "ema": ema}, variant)
+    options = {"config": config, "clip_stats": clip_stats, "text_encoder": text_encoder, "ema": ema}
+    checkpoint = _open(path, options, variant)
     if preprocess is not None:
         settings = dataclasses.replace(family_config(checkpoint), preprocess=preprocess)
         checkpoint = dataclasses.replace(checkpoint, config=settings)
     return checkpoint
+
+
+def open_prior(
+    source: str | os.PathLike[str],
+    *,
+    config: str | os.PathLike[str] | None = None,
+    text_encoder: str | os.PathLike[str] | None = None,
+    clip_stats: str | os.PathLike[str] | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+) -> Checkpoint:
+    """Opens a text-to-image prior for reading; use it as a context manager.
+
+    source: a converted directory; a diffusers folder or hub id with the parts `prior`, `prior_scheduler`,
+        `prior_text_encoder` and `prior_tokenizer`, alone or among those of StableUnCLIPPipeline, or as in
+        "kakaobrain/karlo-v1-alpha"; or Karlo's own checkpoint, or the folder that it lies in
+    config, text_encoder, clip_stats: for Karlo's own, see `convert.prior.open_karlo_prior`
+    variant: for diffusers folders and hub ids, such as "fp16"; revision: for hub ids
+
+    Raises FileNotFoundError when there is nothing there, ValueError for a file that is refused (one line).
+    """
+    path = local_path(source, revision=revision, variant=variant)
+    karlo = {"config": config, "text_encoder": text_encoder, "clip_stats": clip_stats}
+    checkpoint = _open_prior(path, {name: value for name, value in karlo.items() if value is not None}, variant)
+    if checkpoint is None:
+        raise ValueError(f"{path}: no text-to-image prior: neither converted, nor diffusers' (prior), nor Karlo's")
+    try:
+        prior_config(checkpoint)
+    except ValueError:
+        checkpoint.resources.close()
+        raise
+    return checkpoint
+
+
+def _open_prior(path: Path, karlo: dict[str, Any], variant: str | None) -> Checkpoint | None:
+    """None where there is no prior. karlo: those of `open_karlo_prior`'s options that are given."""
+    from convert.prior import is_karlo_prior, is_prior_folder, open_diffusers_prior, open_karlo_prior
+
+    converted = path.is_dir() and is_directory_checkpoint(path)
+    if converted or (path.is_dir() and is_prior_folder(path)):
+        if karlo:
+            raise ValueError(f"{', '.join(karlo)}: only for Karlo's own files, and {path} is another folder")
+        if not converted:
+            return open_diffusers_prior(path, variant=variant)
+        if variant is not None:
+            raise ValueError(f"variant is {variant!r}, but {path} is a converted checkpoint: it has no variants")
+        return open_directory(path)
+    if not is_karlo_prior(path):
+        return None
+    if variant is not None:
+        raise ValueError(f"variant is {variant!r}, but {path} is Karlo's own: only diffusers folders have variants")
+    for name, value in karlo.items():
+        karlo[name] = Path(value)
+        if not karlo[name].exists():
+            raise FileNotFoundError(f"{name}: no such file: {value}")
+    return open_karlo_prior(path, **karlo)
 
 
 def local_path(source: str | os.PathLike[str], *, revision: str | None = None, variant: str | None = None) -> Path:
@@ -74,8 +134,17 @@ def _open(path: Path, original: dict[str, Any], variant: str | None) -> Checkpoi
     from convert.architecture.original import ARCHITECTURES
     from convert.architecture.presets import PRESETS
     from convert.clip import is_open_clip, is_transformers_clip, open_open_clip, open_transformers_clip
+    from convert.prior import is_prior
     from convert.source import open_diffusers, open_original
 
+    if is_prior(path):
+        if original.pop("ema"):
+            raise ValueError(f"ema: only for Stable Diffusion checkpoints, and {path} is a prior")
+        checkpoint = _open_prior(path, {name: value for name, value in original.items() if value is not None}, variant)
+        assert checkpoint is not None
+        return checkpoint
+    if original.pop("text_encoder"):
+        raise ValueError(f"text_encoder: only for Karlo's prior, and {path} is none")
     if path.is_dir():
         if is_transformers_clip(path):
             return open_transformers_clip(path, variant=variant)

@@ -30,6 +30,7 @@ MERGES = 49152 - 256 - 2  # CLIP uses the first of the file's 262,144 merges
 # the one mark (U+0345) that has a letter for its other case. A special string counts only where a word can start: in
 # "!<end_of_text>" the run of punctuation takes the "<".
 OPEN_CLIP_WORDS = r"<[sſ]tart_of_text>|<end_of_text>|'[sſ]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
+OPENAI_WORDS = OPEN_CLIP_WORDS.replace("<[sſ]tart_of_text>|<end_of_text>", r"<\|[sſ]tartoftext\|>|<\|endoftext\|>")
 TRANSFORMERS_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 # The tokens that a transformers folder names, in the order in which transformers registers them, with CLIP's defaults.
@@ -115,8 +116,16 @@ class Tokenizer:
         A prompt that does not fit is cut to `context_length` - 2 tokens with a UserWarning that quotes the rest. Raises
         ValueError for a single string, an entry that is not a string, or text that is not valid Unicode.
         """
+        return self._rows(prompts)[0]
+
+    def with_mask(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The call's ids and a mask, (B, context_length) bool: true up to and including the end token."""
+        return self._rows(prompts)
+
+    def _rows(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(prompts, str):
             raise ValueError(f"prompts: expected a sequence of strings, got the string {prompts!r}")
+        mask = np.zeros((len(prompts), self.context_length), np.bool_)
         rows = np.full((len(prompts), self.context_length), self._pad, np.int32)
         room = self.context_length - 2
         for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
@@ -126,11 +135,12 @@ class Tokenizer:
             if len(tokens) > room:
                 dropped = self._tokenizer.decode(tokens[room:], skip_special_tokens=False).strip()
                 warnings.warn(
-                    f"the prompt is {len(tokens)} tokens long and only {room} fit; dropped: {dropped!r}", stacklevel=2
+                    f"the prompt is {len(tokens)} tokens long and only {room} fit; dropped: {dropped!r}", stacklevel=3
                 )
             ids = [self._start, *tokens[:room], self._end]
             row[: len(ids)] = ids
-        return rows
+            mask[index, : len(ids)] = True
+        return rows, mask
 
     def _encode(self, prompt: str, index: int) -> list[int]:
         """The ids of a prompt's own tokens, however many."""
@@ -161,9 +171,24 @@ def clean(text: str) -> str:
 @functools.cache
 def clip_tokenizer_json() -> str:
     """The tokenizer.json of CLIP's own vocabulary (49,408 ids), which ships with the package, for dialect open_clip."""
+    return open_clip_tokenizer_json(_clip_merges())
+
+
+@functools.cache
+def openai_tokenizer_json() -> str:
+    """The same vocabulary as OpenAI's own code reads it, and with it Karlo's, for dialect open_clip.
+
+    The start and end tokens have other names, and padding is the end token. (Karlo pads with 0: its prior masks
+    padding, so that what it is never matters, and transformers' CLIP-L has this.)
+    """
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    return _openai_json(_clip_merges(), OPENAI_WORDS, start, end, pad=end)
+
+
+def _clip_merges() -> list[tuple[str, str]]:
     packed = importlib.resources.files("unclip_jax.conditioning").joinpath("data", VOCABULARY).read_bytes()
     lines = gzip.decompress(packed).decode("utf-8").split("\n")[1 : MERGES + 1]  # the first line is a title
-    return open_clip_tokenizer_json([(left, right) for left, right in map(str.split, lines)])
+    return [(left, right) for left, right in map(str.split, lines)]
 
 
 def open_clip_tokenizer_json(merges: Sequence[tuple[str, str]]) -> str:
@@ -172,16 +197,20 @@ def open_clip_tokenizer_json(merges: Sequence[tuple[str, str]]) -> str:
     Ids: the 256 byte symbols, the same at the end of a word ("</w>"), one for each merge, the start and end tokens.
     Padding is id 0. Raises ValueError when a merge joins tokens that no earlier line made.
     """
+    return _openai_json(merges, OPEN_CLIP_WORDS, "<start_of_text>", "<end_of_text>", pad=None)
+
+
+def _openai_json(merges: Sequence[tuple[str, str]], pattern: str, start: str, end: str, pad: str | None) -> str:
+    """pad: None for id 0."""
     # Bytes that print in Latin-1 stand for themselves and come first; the others borrow the letters from U+0100 on.
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     symbols = [chr(byte) for byte in printable] + [chr(0x100 + i) for i in range(256 - len(printable))]
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *(left + right for left, right in merges)]
-    start, end = "<start_of_text>", "<end_of_text>"
     vocabulary = {token: index for index, token in enumerate([*tokens, start, end])}
     tokenizer = tokenizers.Tokenizer(_bpe(vocabulary, list(merges), None, "merges"))
-    tokenizer.pre_tokenizer = words(OPEN_CLIP_WORDS, split_again=False)
+    tokenizer.pre_tokenizer = words(pattern, split_again=False)
     specials = [AddedToken(start, special=True), AddedToken(end, special=True)]
-    return _complete(tokenizer, specials, start, end, pad=symbols[0])
+    return _complete(tokenizer, specials, start, end, pad=symbols[0] if pad is None else pad)
 
 
 def tokenizer_json_from_folder(folder: Path) -> str:

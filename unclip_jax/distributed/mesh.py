@@ -14,9 +14,9 @@ AXES = ("data", "model")
 # Parameter name -> which axis of it is split over "model"; the first match wins and the last row matches everything.
 # Inputs of a residual branch are split by output feature and its end by input feature: one reduction a branch.
 PARTITION_RULES: list[tuple[str, tuple[str | None, ...]]] = [
-    (r"(text|image)_encoder\.layers\.(q_proj|k_proj|v_proj|fc1)\.kernel", (None, None, "model")),
-    (r"(text|image)_encoder\.layers\.(q_proj|k_proj|v_proj|fc1)\.bias", (None, "model")),
-    (r"(text|image)_encoder\.layers\.(out_proj|fc2)\.kernel", (None, "model", None)),
+    (r"(text_encoder|image_encoder|prior)\.layers\.(q_proj|k_proj|v_proj|fc1)\.kernel", (None, None, "model")),
+    (r"(text_encoder|image_encoder|prior)\.layers\.(q_proj|k_proj|v_proj|fc1)\.bias", (None, "model")),
+    (r"(text_encoder|image_encoder|prior)\.layers\.(out_proj|fc2)\.kernel", (None, "model", None)),
     (r".*\.(to_q|to_k|to_v|linear_1)\.kernel", (None, "model")),
     (r".*\.(to_out|ff\.proj_out|linear_2)\.kernel", ("model", None)),
     (r".*\.(conv1)\.kernel", (None, None, None, "model")),

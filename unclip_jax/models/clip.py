@@ -97,7 +97,7 @@ def activate(kind: Activation, x: jax.Array) -> jax.Array:
 
 
 class Layer(nnx.Module):
-    """Pre-norm attention and MLP. Call: x (B, T, width), bias (T, T) or None -> (B, T, width)."""
+    """Pre-norm attention and MLP. Call: x (B, T, width), bias as `attend` takes it -> (B, T, width)."""
 
     def __init__(self, config: LayerConfig, *, epsilon: float = 1e-5, **kw: Any):
         width = config.width
@@ -139,7 +139,7 @@ def run_layers(
     start: int | None = None,
     stop: int | None = None,
 ) -> jax.Array:
-    """The stacked layers start..stop, one after the other. x: (B, T, width), bias: (T, T) or None -> x's shape."""
+    """The stacked layers start..stop, one after the other. x: (B, T, width), bias as `attend` takes it -> x's shape."""
     graphdef, state = nnx.split(layers)
     if (start, stop) != (None, None):
         state = jax.tree.map(lambda stacked: stacked[start:stop], state)
@@ -192,10 +192,14 @@ class TextEncoder(nnx.Module):
         The end token is the highest id of the vocabulary, so its first place is the arg-max. Raises ValueError when
         the tower was loaded without its projection.
         """
+        return self.describe(tokens)[1]
+
+    def describe(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What the call and `embed` give, from one pass: (B, T, width) and (B, projection_dim)."""
         if self.projection is None:
             raise ValueError("this text tower has no projection into the joint space (projection_dim is None)")
         hidden = self(tokens)
-        return self.projection(hidden[jnp.arange(tokens.shape[0]), jnp.argmax(tokens, axis=-1)])
+        return hidden, self.projection(hidden[jnp.arange(tokens.shape[0]), jnp.argmax(tokens, axis=-1)])
 
 
 class VisionEncoder(nnx.Module):

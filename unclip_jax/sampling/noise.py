@@ -14,12 +14,18 @@ class Branch(IntEnum):
     STEP = 2  # noise of stochastic solvers; folds in the network call's number, too
     POSTERIOR = 3  # of the VAE's encoding of a given picture; folds in the picture's number, too
     LOW_RESOLUTION = 4  # on the small picture of an upscaler
+    PRIOR = 8  # whatever the prior draws: its start and steps are branches of the keys that `branch` gives
 
 
 def image_keys(seed: jax.Array | int, indices: jax.Array) -> jax.Array:
     """One key an image: fold_in(key(seed), index). indices: (B,) int -> (B,) keys."""
     root = jax.random.key(seed)
     return jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
+
+
+def branch(keys: jax.Array, name: Branch) -> jax.Array:
+    """Keys of a run within a run, whose own branches then repeat no number of the outer one's. keys: (B,) -> (B,)."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, int(name)))(keys)
 
 
 def draw(keys: jax.Array, branch: Branch, shape: tuple[int, ...], number: jax.Array | int = 0) -> jax.Array:

@@ -75,7 +75,8 @@ def alphas_cumprod(schedule: NoiseSchedule, reference: Literal["ldm", "diffusers
     return table
 
 
-def _cosine_betas(count: int) -> np.ndarray:
+def cosine_betas(count: int) -> np.ndarray:
+    """The betas of "squaredcos_cap_v2", as both references compute them: (count,) float64."""
     # In Python floats, as both references compute them: numpy's vectorised cosine may round differently.
     share = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
     return np.array([min(1 - after / before, 0.999) for before, after in itertools.pairwise(share)])
@@ -85,7 +86,7 @@ def _float64_table(schedule: NoiseSchedule) -> np.ndarray:
     if schedule.trained_betas is not None:
         betas = np.array(schedule.trained_betas, np.float64)
     elif schedule.beta_schedule == "squaredcos_cap_v2":
-        betas = _cosine_betas(schedule.num_train_timesteps)
+        betas = cosine_betas(schedule.num_train_timesteps)
     elif schedule.beta_schedule == "scaled_linear":
         betas = torch_linspace(schedule.beta_start**0.5, schedule.beta_end**0.5, schedule.num_train_timesteps) ** 2
     else:
@@ -102,7 +103,7 @@ def _torch_table(schedule: NoiseSchedule) -> np.ndarray:
     if schedule.trained_betas is not None:
         betas = np.array(schedule.trained_betas, np.float32)
     elif schedule.beta_schedule == "squaredcos_cap_v2":
-        betas = _cosine_betas(schedule.num_train_timesteps).astype(np.float32)
+        betas = cosine_betas(schedule.num_train_timesteps).astype(np.float32)
     elif schedule.beta_schedule == "scaled_linear":
         start, end = schedule.beta_start**0.5, schedule.beta_end**0.5
         betas = torch_linspace(start, end, schedule.num_train_timesteps, np.float32) ** 2

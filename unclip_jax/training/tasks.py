@@ -247,7 +247,7 @@ def _judge(settings: TrainSettings, mesh: Any, progress: bool) -> tuple[Network 
     if source is None:
         return None, {}
     with open_checkpoint(source) as checkpoint:
-        config = checkpoint.config.image_encoder
+        config = getattr(checkpoint.config, "image_encoder", None)
         if config is None:
             raise ValueError(f"autoencoder.perceptual_model: {source} has no image encoder")
         network = abstract_network(VisionEncoder, config, jnp.dtype(settings.dtype))

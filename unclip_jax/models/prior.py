@@ -1,0 +1,135 @@
+"""The diffusion prior of unCLIP: a causal transformer that predicts a CLIP image embedding from a text's.
+
+Ramesh et al. 2022 (arXiv:2204.06125), as Karlo trained it for OpenAI's ViT-L/14. It reads a sequence
+
+    the text's tokens | the text's embedding | the timestep | the noisy image embedding | a learnt token
+
+and answers at the last one with the clean image embedding, normalised by the statistics of such embeddings.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from unclip_jax.models.clip import MAX_LAYERS, Activation, run_layers, stack_layers
+from unclip_jax.models.layers import layer_norm
+from unclip_jax.models.timestep import timestep_embedding
+
+EXTRA_TOKENS = 4  # behind the text: its embedding, the timestep, the noisy image embedding, and the learnt token
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorConfig:
+    """The architecture of a prior; the defaults are Karlo's `prior_1B_vit_l`.
+
+    embedding_dim: D, of CLIP's joint space and of the states of its text tower; context_length: S, tokens of a text
+    """
+
+    embedding_dim: int = 768
+    context_length: int = 77
+    width: int = 2048
+    layers: int = 20
+    heads: int = 32
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.layers <= MAX_LAYERS:
+            raise ValueError(f"PriorConfig.layers is {self.layers}; want 1 to {MAX_LAYERS}")
+        if self.heads < 1 or self.width < 1 or self.width % self.heads:
+            raise ValueError(f"PriorConfig.width {self.width} is not divisible by heads={self.heads}")
+        for name in ("embedding_dim", "context_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"PriorConfig.{name} is {getattr(self, name)}; want at least 1")
+
+    @property
+    def mlp_width(self) -> int:
+        return 4 * self.width
+
+    @property
+    def activation(self) -> Activation:
+        return "gelu"
+
+
+class PriorTimeEmbedding(nnx.Module):
+    """Linear, SiLU, linear. Call: sinusoids (B, width) -> (B, width)."""
+
+    def __init__(self, width: int, **kw: Any):
+        self.linear_1 = nnx.Linear(width, width, **kw)
+        self.linear_2 = nnx.Linear(width, width, **kw)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.linear_2(nnx.silu(self.linear_1(x)))
+
+
+class Prior(nnx.Module):
+    """The prior's network. Call: x (B, D), timesteps (B,), text_states (B, S, D), text_embeds (B, D), text_mask (B, S).
+
+    x: the noisy image embedding, normalised. text_states, text_embeds: of the text tower, after its final norm and
+    un-normalised. text_mask: bool, true up to and including the end token. Returns the clean embedding (B, D).
+    A loop calls the parts: `encode_text` and `embed_time` once, `denoise` at each step.
+    """
+
+    def __init__(
+        self,
+        config: PriorConfig,
+        *,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        width, dim = config.width, config.embedding_dim
+        self.config = config
+        self.dtype = dtype
+        self.text_states_proj = nnx.Linear(dim, width, rngs=rngs, **kw)
+        self.text_embeds_proj = nnx.Linear(dim, width, rngs=rngs, **kw)
+        self.time_embedding = PriorTimeEmbedding(width, rngs=rngs, **kw)
+        self.proj_in = nnx.Linear(dim, width, rngs=rngs, **kw)
+        normal = nnx.initializers.normal(0.01)
+        self.last_token = nnx.Param(normal(rngs.params(), (width,), param_dtype))
+        self.position_embedding = nnx.Embed(config.context_length + EXTRA_TOKENS, width, rngs=rngs, **kw)
+        self.layers = stack_layers(config, rngs, **kw)
+        self.final_norm = layer_norm(width, rngs=rngs, **kw)
+        self.proj_out = nnx.Linear(width, dim, rngs=rngs, **kw)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        timesteps: jax.Array,
+        text_states: jax.Array,
+        text_embeds: jax.Array,
+        text_mask: jax.Array,
+    ) -> jax.Array:
+        return self.denoise(x, self.embed_time(timesteps), self.encode_text(text_states, text_embeds, text_mask))
+
+    def encode_text(
+        self, text_states: jax.Array, text_embeds: jax.Array, text_mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """What the text gives to every step: its tokens (B, S + 1, width) and who looks at whom (B, 1, S + 4, S + 4).
+
+        Shapes as in the call. Nobody looks ahead, and nobody at padding. The first is without positions.
+        """
+        length = self.config.context_length
+        if text_states.shape[1] != length:
+            raise ValueError(f"text_states has {text_states.shape[1]} tokens; this prior takes {length}")
+        tokens = [self.text_states_proj(text_states), self.text_embeds_proj(text_embeds)[:, None]]
+        seen = jnp.pad(text_mask, ((0, 0), (0, EXTRA_TOKENS)), constant_values=True)
+        past = np.tri(length + EXTRA_TOKENS, dtype=bool)
+        bias = jnp.where(seen[:, None, None, :] & past, 0.0, -jnp.inf)
+        return jnp.concatenate(tokens, axis=1), bias
+
+    def embed_time(self, timesteps: jax.Array) -> jax.Array:
+        """timesteps: (B,) -> (B, width)."""
+        return self.time_embedding(timestep_embedding(timesteps, self.config.width).astype(self.dtype))
+
+    def denoise(self, x: jax.Array, time: jax.Array, text: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """x: (B, D); time: (B or 1, width) of `embed_time`; text: of `encode_text` -> the clean embedding (B, D)."""
+        tokens, bias = text
+        last = self.last_token[...].astype(tokens.dtype)
+        rows = [jnp.broadcast_to(row, tokens[:, 0].shape) for row in (time, self.proj_in(x), last)]
+        h = jnp.concatenate([tokens, jnp.stack(rows, axis=1)], axis=1)
+        h = run_layers(self.layers, h + self.position_embedding(jnp.arange(h.shape[1])), bias)
+        return self.proj_out(self.final_norm(h[:, -1]))
