@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unclip_jax.models.attention import attend
+from unclip_jax.models.freeu import FreeU, reweight
 from unclip_jax.models.layers import (
     MAX_LAYERS,
     MAX_LEVELS,
@@ -306,8 +307,11 @@ class UNet(nnx.Module):
         """context: (B, S, cross_attention_dim) -> every transformer's keys and values of the text, in call order."""
         return [transformer.encode_context(context.astype(self.dtype)) for transformer in self._transformers()]
 
-    def denoise(self, x: jax.Array, emb: jax.Array, text: TextKeyValues) -> jax.Array:
-        """The part that every step repeats: x (B, H, W, in_channels), emb (B, time_channels), text as encoded."""
+    def denoise(self, x: jax.Array, emb: jax.Array, text: TextKeyValues, freeu: FreeU | None = None) -> jax.Array:
+        """The part that every step repeats: x (B, H, W, in_channels), emb (B, time_channels), text as encoded.
+
+        freeu: reweights the way up, None leaves it as it was trained.
+        """
         texts = iter(text)
         run = nnx.remat(_apply) if self.remat else _apply
 
@@ -326,9 +330,12 @@ class UNet(nnx.Module):
                 skips.append(x)
         for index in range(2):
             x = layer(self.mid_block, index, x)
-        for block in self.up_blocks:
+        for level, block in enumerate(self.up_blocks):
             for index in range(len(block.resnets)):
-                x = layer(block, index, jnp.concatenate([x, skips.pop()], axis=-1))
+                skip = skips.pop()
+                if freeu is not None:
+                    x, skip = reweight(x, skip, level, freeu)
+                x = layer(block, index, jnp.concatenate([x, skip], axis=-1))
             if block.resample is not None:
                 x = block.resample(upsample_nearest(x))
         return self.conv_out(nnx.silu(self.conv_norm_out(x)))

@@ -33,7 +33,7 @@ from unclip_jax.training.data import Record, load_rgb, stacked
 from unclip_jax.training.denoiser import Denoiser
 from unclip_jax.training.draws import draw_step, step_keys
 from unclip_jax.training.initial import initial_network
-from unclip_jax.training.lora import initial_lora, merge_lora
+from unclip_jax.training.lora import as_lora, initial_lora, merge_lora
 from unclip_jax.training.rows import RowLoader, square
 from unclip_jax.training.settings import Task, TrainSettings
 from unclip_jax.training.setup import (
@@ -95,7 +95,7 @@ def lora(settings: TrainSettings, progress: bool) -> Path:
         state = setup.train(
             adapter, setup.unet.params, lambda frozen, params: {"unet": merge_lora(frozen["unet"], params)}
         )
-        return save_lora(setup.config, averages(state), Path(settings.out))
+        return save_lora(setup.config, as_lora(averages(state), "unet"), Path(settings.out))
 
 
 def textual_inversion(settings: TrainSettings, progress: bool) -> Path:
