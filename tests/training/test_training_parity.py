@@ -8,6 +8,7 @@ import pytest
 from convert.export.diffusers import save_diffusers
 from convert.export.lora import save_lora
 from convert.export.textual_inversion import save_textual_inversion
+from unclip_jax.adapters.words import EMBEDDING, with_placeholder
 from unclip_jax.checkpoints.networks import Network
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.pipelines.unclip import UnCLIPPipeline
@@ -18,7 +19,7 @@ from unclip_jax.training.draws import draw_step, step_keys
 from unclip_jax.training.lora import EVERYTHING, as_lora, initial_lora, merge_lora
 from unclip_jax.training.optimizer import adamw, learning_rate
 from unclip_jax.training.step import start_training, train_step
-from unclip_jax.training.textual_inversion import EMBEDDING, with_placeholder, with_rows
+from unclip_jax.training.textual_inversion import with_rows
 
 pytestmark = pytest.mark.parity
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from convert.export.lora import save_lora
 from convert.export.textual_inversion import save_textual_inversion
+from unclip_jax.adapters.words import with_placeholder
 from unclip_jax.checkpoints.checkpoint import family_config
 from unclip_jax.checkpoints.config import ClipConfig
 from unclip_jax.checkpoints.loading import load_networks
@@ -46,7 +47,7 @@ from unclip_jax.training.setup import (
     validation_records,
 )
 from unclip_jax.training.step import TrainState
-from unclip_jax.training.textual_inversion import expand, initial_rows, with_placeholder, with_rows
+from unclip_jax.training.textual_inversion import expand, initial_rows, with_rows
 
 LARGEST_LOGIT_SCALE = np.log(100.0)  # where CLIP's own training stops it
 
