@@ -165,7 +165,7 @@ def check(
         if name not in tensors:
             continue
         info = tensors[name]
-        if _core(info.shape) != _core(shape):
+        if core_shape(info.shape) != core_shape(shape):
             misshapen.append(f"{name} has shape {info.shape}, want {shape}")
         elif info.dtype.kind not in "fV":  # V: numpy's kind for bfloat16
             misshapen.append(f"{name} has dtype {info.dtype}, want a floating one")
@@ -262,8 +262,8 @@ def require_complete(report: Report, where: str) -> None:
         raise CheckpointError(f"{where}: {report}")
 
 
-def _core(shape: Shape) -> Shape:
-    # Some dialects keep a Linear as a 1x1 convolution, and the other way round: the numbers are the same.
+def core_shape(shape: Shape) -> Shape:
+    """A shape without what dialects differ in: some keep a Linear as a 1x1 convolution, and the other way round."""
     return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 

@@ -23,7 +23,7 @@ from convert.tensor_file import (
 )
 from convert.torch_zip import load_torch, open_torch
 
-__all__ = ["CheckpointError", "TensorFile", "TensorInfo", "load_pickle", "open_tensors"]
+__all__ = ["CheckpointError", "TensorFile", "TensorInfo", "load_pickle", "open_tensors", "recognise"]
 
 RESAVE = "in torch, save it again with torch.save(torch.load(file), new_file), or as .safetensors"
 REFUSED = {
@@ -45,7 +45,7 @@ def open_tensors(path: Path) -> TensorFile:
 
     Raises FileNotFoundError, and CheckpointError in one line for a file that is damaged, hostile or something else.
     """
-    match _recognise(path):
+    match recognise(path):
         case "safetensors":
             return open_safetensors(path)
         case "zip":
@@ -63,7 +63,7 @@ def load_pickle(path: Path) -> Any:
 
     Raises FileNotFoundError, and CheckpointError in one line for a file that is damaged, hostile or something else.
     """
-    match _recognise(path):
+    match recognise(path):
         case "zip":
             return load_torch(path)
         case "safetensors" | "json":
@@ -72,7 +72,7 @@ def load_pickle(path: Path) -> Any:
             raise CheckpointError(f"{path}: {REFUSED[other]}")
 
 
-def _recognise(path: Path) -> str:
+def recognise(path: Path) -> str:
     """What a file is by its first bytes: "safetensors", "zip", "json" or a key of REFUSED."""
     with naming(path), open_file(path) as file:
         head = file.read(512)
@@ -126,7 +126,7 @@ def _is_plain(name: str) -> bool:
 def _open_shard(index: Path, shard: str) -> TensorFile:
     path = index.parent / shard
     try:
-        kind = _recognise(path)
+        kind = recognise(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{index}: its shard {quoted(shard)} is missing") from error
     if kind == "json":

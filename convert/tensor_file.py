@@ -68,10 +68,12 @@ class TensorFile:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Puts the file's name in front of every refusal inside."""
+    """Puts the file's name in front of every refusal inside that does not have it."""
     try:
         yield
     except CheckpointError as error:
+        if str(error).startswith(f"{path}: "):
+            raise
         raise CheckpointError(f"{path}: {error}") from error
 
 

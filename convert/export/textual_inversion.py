@@ -1,19 +1,34 @@
-"""Learnt words in the file that diffusers and other tools read: `learned_embeds.safetensors`, {placeholder: rows}."""
+"""Learnt words in files for other tools: diffusers' {word: rows}, and AUTOMATIC1111's, named after the word."""
 
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from convert.adapters import WORD_FILES
 from unclip_jax.checkpoints.atomic import replaced_file
 
-FILE = "learned_embeds.safetensors"
+FILE = WORD_FILES[0]
+Form = Literal["diffusers", "a1111"]
 
 
-def save_textual_inversion(placeholder: str, rows: np.ndarray, folder: Path) -> Path:
-    """Writes rows (n, width) of a placeholder into a folder, for `load_textual_inversion`; returns the file's path."""
-    path = Path(folder) / FILE
+def save_textual_inversion(word: str, rows: np.ndarray, path: Path | str, form: Form = "diffusers") -> Path:
+    """Writes rows (n, width) of a word, in the dtype they have, for `load_textual_inversion`; returns the file's path.
+
+    path: a `.safetensors` file, or a folder, where it becomes `learned_embeds.safetensors`, or for form "a1111", whose
+    files say their word by their name alone, WORD.safetensors. Raises ValueError for an unknown form and for a word
+    that cannot be the name of a file.
+    """
+    if form not in get_args(Form):
+        raise ValueError(f"form is {form!r}; accepted: {', '.join(get_args(Form))}")
+    path = Path(path)
+    if form == "a1111" and (path.stem != word if path.suffix == ".safetensors" else not word.strip(".") or "/" in word):
+        raise ValueError(f"word {word!r}: in AUTOMATIC1111's form the file's name is the word, and {path} cannot be")
+    if path.suffix != ".safetensors":
+        path /= FILE if form == "diffusers" else f"{word}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(path) as partial:
-        save_file({placeholder: np.ascontiguousarray(rows, np.float32)}, partial, {"format": "pt"})
+        tensors = {word if form == "diffusers" else "emb_params": np.ascontiguousarray(rows)}
+        save_file(tensors, partial, {"format": "pt"})
     return path

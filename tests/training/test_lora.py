@@ -9,7 +9,7 @@ from convert.export.lora import lora_tensors
 from tests import small_models
 from unclip_jax.models.unet import UNet
 from unclip_jax.training.initial import initial_network
-from unclip_jax.training.lora import EVERYTHING, adapted, initial_lora, merge_lora
+from unclip_jax.training.lora import EVERYTHING, adapted, as_lora, initial_lora, merge_lora
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +70,12 @@ def test_what_does_not_fit_is_refused_by_name(network):
 
 def test_an_export_has_pefts_names_and_shapes(network):
     adapter = initial_lora(network.params, 3, 0, EVERYTHING)
-    tensors = lora_tensors(small_models.SMALL, adapter)
+    tensors, metadata = lora_tensors(small_models.SMALL, as_lora(adapter, "unet"))
     assert len(tensors) == len(adapter)
+    assert not metadata  # the scale is 1
     module = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
     assert tensors[f"{module}.lora_A.weight"].shape == (3, 32)
     assert tensors[f"{module}.lora_B.weight"].shape == (32, 3)
     conv = "unet.down_blocks.0.resnets.0.conv1"
     assert tensors[f"{conv}.lora_A.weight"].shape == (3, 32, 3, 3)
     assert tensors[f"{conv}.lora_B.weight"].shape == (32, 3, 1, 1)
-    with pytest.raises(ValueError, match="no such parameter"):
-        lora_tensors(small_models.SMALL, {"x.kernel.down": np.zeros((2, 2)), "x.kernel.up": np.zeros((2, 2))})

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from tests import small_models
+from unclip_jax.adapters.words import EMBEDDING, with_placeholder
 from unclip_jax.conditioning.tokenizer import Tokenizer, open_clip_tokenizer_json
 from unclip_jax.models.clip import TextEncoder
 from unclip_jax.training.initial import initial_network
-from unclip_jax.training.textual_inversion import EMBEDDING, expand, initial_rows, with_placeholder, with_rows
+from unclip_jax.training.textual_inversion import expand, initial_rows, with_rows
 
 
 @pytest.fixture(params=["open_clip", "transformers"])

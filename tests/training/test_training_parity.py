@@ -8,6 +8,7 @@ import pytest
 from convert.export.diffusers import save_diffusers
 from convert.export.lora import save_lora
 from convert.export.textual_inversion import save_textual_inversion
+from unclip_jax.adapters.words import EMBEDDING, with_placeholder
 from unclip_jax.checkpoints.networks import Network
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.pipelines.unclip import UnCLIPPipeline
@@ -15,10 +16,10 @@ from unclip_jax.sampling.schedule import alphas_cumprod
 from unclip_jax.training import denoising
 from unclip_jax.training.denoiser import _schedule
 from unclip_jax.training.draws import draw_step, step_keys
-from unclip_jax.training.lora import EVERYTHING, initial_lora, merge_lora
+from unclip_jax.training.lora import EVERYTHING, as_lora, initial_lora, merge_lora
 from unclip_jax.training.optimizer import adamw, learning_rate
 from unclip_jax.training.step import start_training, train_step
-from unclip_jax.training.textual_inversion import EMBEDDING, with_placeholder, with_rows
+from unclip_jax.training.textual_inversion import with_rows
 
 pytestmark = pytest.mark.parity
 
@@ -146,7 +147,7 @@ def test_an_exported_adapter_is_the_same_in_diffusers(both, tmp_path):
         name: jnp.asarray(rng.standard_normal(value.shape) * 0.1, jnp.float32) if name.endswith(".up") else value
         for name, value in adapter.items()
     }
-    save_lora(pipe.config, adapter, tmp_path)
+    save_lora(pipe.config, as_lora(adapter, "unet"), tmp_path)
     x = rng.standard_normal((2, 8, 8, 4)).astype(np.float32)
     context = rng.standard_normal((2, 16, 32)).astype(np.float32)
     labels = rng.standard_normal((2, 32)).astype(np.float32)

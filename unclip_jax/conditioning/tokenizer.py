@@ -85,7 +85,9 @@ class Tokenizer:
         self._specials = {tokenizer.id_to_token(i): i for i in ends}
         words = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items() if i not in ends}
         longest_first = sorted(map(re.escape, words), key=len, reverse=True)
-        self._words, self._word = words, re.compile(f"({'|'.join(longest_first)})") if words else None
+        self._words = words
+        self._lower = {word.lower(): i for word, i in words.items()}  # case counts as little as in the rest of a prompt
+        self._word = re.compile(f"({'|'.join(longest_first)})", re.IGNORECASE) if words else None
 
     @classmethod
     def from_json(cls, text: str, dialect: Dialect, context_length: int = 77) -> "Tokenizer":
@@ -105,6 +107,11 @@ class Tokenizer:
     def known_tokens(self) -> set[str]:
         """Every token that has an id."""
         return set(self._tokenizer.get_vocab(with_added_tokens=True))
+
+    @property
+    def added_tokens(self) -> set[str]:
+        """The tokens beside the vocabulary, without start and end: learnt words are among them."""
+        return set(self._words)
 
     def tokens(self, text: str) -> list[int]:
         """A text's own ids, without start, end and padding, however many."""
@@ -152,8 +159,8 @@ class Tokenizer:
         # Word by word: the library's own `encode` would find special strings before it splits words.
         model, ids = self._tokenizer.model, []
         for part in [prompt] if self._word is None else self._word.split(prompt):
-            if part in self._words:  # one that was learnt, see `unclip_jax.training.textual_inversion`
-                ids.append(self._words[part])
+            if part.lower() in self._lower:  # one that was learnt, see `unclip_jax.adapters.words`
+                ids.append(self._words.get(part, self._lower[part.lower()]))
                 continue
             for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(clean(part)):
                 if word in self._specials:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unclip_jax.models.attention import attend
+from unclip_jax.models.freeu import FreeU, reweight
 from unclip_jax.models.layers import (
     MAX_LAYERS,
     MAX_LEVELS,
@@ -335,10 +336,12 @@ class UNet(nnx.Module):
         emb: jax.Array,
         text: TextKeyValues,
         perturbed: Sequence[jax.Array | None] | None = None,
+        freeu: FreeU | None = None,
     ) -> jax.Array:
         """The part that every step repeats: x (B, H, W, in_channels), emb (B, time_channels), text as encoded.
 
         perturbed: from `perturb_attention`, which rows lose their self-attention in which layers.
+        freeu: reweights the way up, None leaves it as it was trained.
         """
         texts = iter(zip(text, perturbed or [None] * len(text), strict=True))
         run = nnx.remat(_apply) if self.remat else _apply
@@ -358,9 +361,12 @@ class UNet(nnx.Module):
                 skips.append(x)
         for index in range(2):
             x = layer(self.mid_block, index, x)
-        for block in self.up_blocks:
+        for level, block in enumerate(self.up_blocks):
             for index in range(len(block.resnets)):
-                x = layer(block, index, jnp.concatenate([x, skips.pop()], axis=-1))
+                skip = skips.pop()
+                if freeu is not None:
+                    x, skip = reweight(x, skip, level, freeu)
+                x = layer(block, index, jnp.concatenate([x, skip], axis=-1))
             if block.resample is not None:
                 x = block.resample(upsample_nearest(x))
         return self.conv_out(nnx.silu(self.conv_norm_out(x)))

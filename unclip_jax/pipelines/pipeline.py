@@ -185,7 +185,7 @@ class Pipeline:
         With `memory.free_networks` nothing is read yet, and the checkpoint has to stay open as long as the pipeline.
         Raises ValueError for a checkpoint of another task.
         """
-        dtype = _dtype(dtype, mesh)
+        dtype = check_dtype(dtype, mesh)
         config = family_config(checkpoint)
         if config.task not in cls.tasks:
             raise ValueError(
@@ -469,7 +469,8 @@ def open_pipeline(
         return pipe
 
 
-def _dtype(dtype: Any, mesh: Mesh) -> Any:
+def check_dtype(dtype: Any, mesh: Mesh) -> Any:
+    """The dtype of weights and computation: None is float32 on a CPU and bfloat16 elsewhere. Raises ValueError."""
     if dtype is None:
         return jnp.float32 if mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16
     try:

@@ -25,7 +25,7 @@ from unclip_jax.compilation import use_compilation_cache
 from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.distributed import mesh as placement
 from unclip_jax.pipelines import arguments as check
-from unclip_jax.pipelines.unclip import _dtype
+from unclip_jax.pipelines.pipeline import check_dtype
 from unclip_jax.progress import Progress
 from unclip_jax.sampling.guidance import double, guide, interleave
 from unclip_jax.sampling.loop import sample
@@ -115,7 +115,7 @@ class TextToEmbeddingPrior:
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, dtype: Any, mesh: Mesh) -> "TextToEmbeddingPrior":
         """Fills the networks of an open checkpoint, parameter by parameter, straight onto their devices."""
-        config, dtype = prior_config(checkpoint), _dtype(dtype, mesh)
+        config, dtype = prior_config(checkpoint), check_dtype(dtype, mesh)
         networks = load_networks(checkpoint, abstract_networks(config, dtype), mesh)
         mean, std = (np.asarray(checkpoint.params[f"image_normalizer.{n}"].read(), np.float32) for n in ("mean", "std"))
         return cls(config, checkpoint.tokenizer, networks, (mean, std), mesh, dtype)

@@ -2,7 +2,8 @@
 
 An adapter is a mapping of the adapted parameters' names with `.down` and `.up` to arrays, apart from the network's own:
 down (in, rank) or (h, w, in, rank), up (rank, out). `merge_lora` is pure, so gradients of a loss of the merged weights
-with respect to the adapter are all that a training step needs, and the base stays as it is, in whatever dtype.
+with respect to the adapter are all that a training step needs, and the base stays as it is, in whatever dtype. alpha is
+no number of its own here, where everything is trained: `as_lora` makes what the rest of the package calls an adapter.
 """
 
 import re
@@ -12,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from unclip_jax.adapters.lora import LowRank, with_lora
 
 # What diffusers and peft adapt by default: the projections of attention.
 ATTENTION = r".*\.(to_q|to_k|to_v|to_out)\.kernel"
@@ -51,15 +54,17 @@ def merge_lora(
 
     Raises ValueError, naming it, for an adapter of a parameter that is not there or has another shape.
     """
-    merged = dict(params)
+    return with_lora(params, [as_lora(adapter)], [scale])
+
+
+def as_lora(adapter: Mapping[str, Any], network: str | None = None) -> dict[str, LowRank]:
+    """The same as one value for each parameter, with alpha the rank; under names that begin with a network's."""
+    prefix = "" if network is None else f"{network}."
+    changes = {}
     for name in adapted(adapter):
         down, up = adapter[f"{name}.down"], adapter[f"{name}.up"]
-        if name not in params or params[name].shape != (*down.shape[:-1], up.shape[-1]):
-            have = "no such parameter" if name not in params else f"shape {params[name].shape}"
-            raise ValueError(f"adapter of {name}, {(*down.shape[:-1], up.shape[-1])}: this network has {have}")
-        change = jnp.einsum("...r,ro->...o", down.astype(jnp.float32), up.astype(jnp.float32))
-        merged[name] = (params[name].astype(jnp.float32) + scale * change).astype(params[name].dtype)
-    return merged
+        changes[prefix + name] = LowRank(down, up, np.float32(down.shape[-1]))
+    return changes
 
 
 def adapted(adapter: Mapping[str, Any]) -> list[str]:

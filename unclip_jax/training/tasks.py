@@ -18,6 +18,7 @@ import numpy as np
 
 from convert.export.lora import save_lora
 from convert.export.textual_inversion import save_textual_inversion
+from unclip_jax.adapters.words import with_placeholder
 from unclip_jax.checkpoints.checkpoint import family_config
 from unclip_jax.checkpoints.config import ClipConfig
 from unclip_jax.checkpoints.loading import load_networks
@@ -33,7 +34,7 @@ from unclip_jax.training.data import Record, load_rgb, stacked
 from unclip_jax.training.denoiser import Denoiser
 from unclip_jax.training.draws import draw_step, step_keys
 from unclip_jax.training.initial import initial_network
-from unclip_jax.training.lora import initial_lora, merge_lora
+from unclip_jax.training.lora import as_lora, initial_lora, merge_lora
 from unclip_jax.training.rows import RowLoader, square
 from unclip_jax.training.settings import Task, TrainSettings
 from unclip_jax.training.setup import (
@@ -46,7 +47,7 @@ from unclip_jax.training.setup import (
     validation_records,
 )
 from unclip_jax.training.step import TrainState
-from unclip_jax.training.textual_inversion import expand, initial_rows, with_placeholder, with_rows
+from unclip_jax.training.textual_inversion import expand, initial_rows, with_rows
 
 LARGEST_LOGIT_SCALE = np.log(100.0)  # where CLIP's own training stops it
 
@@ -95,7 +96,7 @@ def lora(settings: TrainSettings, progress: bool) -> Path:
         state = setup.train(
             adapter, setup.unet.params, lambda frozen, params: {"unet": merge_lora(frozen["unet"], params)}
         )
-        return save_lora(setup.config, averages(state), Path(settings.out))
+        return save_lora(setup.config, as_lora(averages(state), "unet"), Path(settings.out))
 
 
 def textual_inversion(settings: TrainSettings, progress: bool) -> Path:

@@ -1,0 +1,1 @@
+"""What changes a network's weights from outside: low-rank adapters (LoRA), and learnt words (textual inversion)."""

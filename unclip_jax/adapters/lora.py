@@ -1,0 +1,138 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) as pure functions of a network's parameters.
+
+W + scale alpha / rank A B stands in the place of W. The parameters that an adapter is added to are never changed, so
+taking it away is to use them again, and its scale is an ordinary number: outside `jit` `with_lora` merges, inside a
+compiled program it applies the adapter on the fly, and another scale compiles nothing anew.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from unclip_jax.checkpoints.networks import Network, part
+
+
+class LowRank(NamedTuple):
+    """The change of one kernel, alpha / rank times `down` @ `up`.
+
+    down: (in, rank), or (h, w, in, rank) of a convolution; up: (rank, out); alpha: (). Floating, of any dtype.
+    """
+
+    down: Any
+    up: Any
+    alpha: Any
+
+    @property
+    def rank(self) -> int:
+        return int(self.down.shape[-1])
+
+
+# By our parameter's name, with its network's before it where an adapter is of several: "unet.conv_in.kernel". Where a
+# parameter stacks a tower's layers, an adapter is of one: "text_encoder.layers.3.q_proj.kernel" is of the fourth
+# layer of "text_encoder.layers.q_proj.kernel".
+Lora = Mapping[str, LowRank]
+Term = tuple[Any, Any, Any]  # down, up, scale
+
+
+def with_lora(params: Mapping[str, Any], loras: Sequence[Lora], scales: Sequence[jax.Array | float]) -> dict[str, Any]:
+    """A network's parameters with adapters at these scales, each in the dtype it had; the sum is made in float32.
+
+    params: name -> array; loras: under the same names, any number of them; scales: () each, traced like everything
+    else. Parameters without an adapter are the given ones. Raises ValueError, naming it, for an adapter of a parameter
+    that is not there or has another shape, and where there is not one scale for each adapter.
+    """
+    if len(loras) != len(scales):
+        raise ValueError(f"{len(scales)} scales for {len(loras)} adapters; want one for each")
+    changes: dict[str, dict[int | None, list[Term]]] = defaultdict(lambda: defaultdict(list))
+    for lora, scale in zip(loras, scales, strict=True):
+        for name, change in lora.items():
+            target, layer = _target(name)
+            _check(name, change, params.get(target), layer)
+            changes[target][layer].append((change.down, change.up, scale * change.alpha / change.rank))
+    changed = {}
+    for name, layers in changes.items():
+        table = [layers[None]] if None in layers else [layers.get(i, []) for i in range(params[name].shape[0])]
+        changed[name] = _add(params[name], table, stacked=None not in layers)
+    return {**params, **changed}
+
+
+def merge_loras(networks: Mapping[str, Network], loras: Sequence[Lora], weights: Sequence[float]) -> dict[str, Network]:
+    """A pipeline's networks with adapters of several merged in; those that no adapter changes are the same objects.
+
+    networks: by name, as in an adapter's names; weights: one a lora, any finite number, of which 0 leaves it out. Keep
+    the given networks: the way back is to use them again. Every parameter stays on its devices, sharded as it was.
+    Raises ValueError as `with_lora` does, for an adapter of a network that is not there, and for a weight that is not
+    finite.
+    """
+    if len(loras) != len(weights):
+        raise ValueError(f"{len(weights)} weights for {len(loras)} adapters; want one for each")
+    for weight in weights:
+        if not math.isfinite(weight):
+            raise ValueError(f"adapter weight is {weight}; want a finite number")
+    used = [(lora, weight) for lora, weight in zip(loras, weights, strict=True) if weight]
+    merged = dict(networks)
+    for component in dict.fromkeys(name.split(".")[0] for lora, _ in used for name in lora):
+        if component not in networks:
+            raise ValueError(f"adapter of {component}: want one of {', '.join(networks)}")
+        network = networks[component]
+        whole = with_lora(network.params, [part(lora, component) for lora, _ in used], [weight for _, weight in used])
+        for name, value in whole.items():
+            base = network.params[name]
+            if value is not base and isinstance(base, jax.Array):
+                whole[name] = jax.device_put(value, base.sharding)
+        merged[component] = Network(network.graphdef, whole)
+    return merged
+
+
+def _target(name: str) -> tuple[str, int | None]:
+    """The parameter that a name of an adapter means, and which of its stacked layers."""
+    match = re.fullmatch(r"((?:.*\.)?layers)\.(\d+)(\..*)", name)
+    return (match[1] + match[3], int(match[2])) if match else (name, None)
+
+
+def _check(name: str, change: LowRank, param: Any, layer: int | None) -> None:
+    want = None if param is None else param.shape if layer is None else param.shape[1:]
+    product = (*change.down.shape[:-1], change.up.shape[-1])
+    if want is None or product != want or (layer is not None and layer >= param.shape[0]):
+        have = "no such parameter" if want is None else f"shape {param.shape}"
+        raise ValueError(f"adapter of {name}, {product}: this network has {have}")
+    if change.up.ndim != 2 or change.up.shape[0] != change.rank:
+        raise ValueError(f"adapter of {name}: down {change.down.shape} and up {change.up.shape} are of different ranks")
+
+
+def _add(base: Any, layers: list[list[Term]], *, stacked: bool) -> jax.Array:
+    return _add_stacked(base, layers) if stacked else _add_one(base, layers[0])
+
+
+@jax.jit
+def _add_one(base: jax.Array, terms: list[Term]) -> jax.Array:
+    down, up = _joined(terms)
+    return _sum(base, down, up)
+
+
+@jax.jit
+def _add_stacked(base: jax.Array, layers: list[list[Term]]) -> jax.Array:
+    """Layers may be of different ranks, or without an adapter: factors are filled up with zeros, which add nothing."""
+    _, inner, out = base.shape
+    none = (jnp.zeros((inner, 0)), jnp.zeros((0, out)))
+    pairs = [_joined(terms) if terms else none for terms in layers]
+    rank = max(up.shape[0] for _, up in pairs)
+    downs = jnp.stack([jnp.pad(down, ((0, 0), (0, rank - down.shape[1]))) for down, _ in pairs])
+    ups = jnp.stack([jnp.pad(up, ((0, rank - up.shape[0]), (0, 0))) for _, up in pairs])
+    return _sum(base, downs, ups)
+
+
+def _joined(terms: list[Term]) -> tuple[jax.Array, jax.Array]:
+    """Several adapters of one kernel as one, of the sum of their ranks: scales in `down`, all in float32."""
+    downs = [jnp.asarray(down, jnp.float32) * jnp.asarray(scale, jnp.float32) for down, _, scale in terms]
+    return jnp.concatenate(downs, axis=-1), jnp.concatenate([jnp.asarray(up, jnp.float32) for _, up, _ in terms])
+
+
+def _sum(base: jax.Array, down: jax.Array, up: jax.Array) -> jax.Array:
+    change = jnp.matmul(down, up, precision="highest")
+    return (base.astype(jnp.float32) + change).astype(base.dtype)

@@ -1,0 +1,83 @@
+"""Learnt words (textual inversion, Gal et al. 2022, arXiv:2208.01618): new tokens, and their rows for a text encoder.
+
+A word of several vectors is the tokens "word", "word_1", "word_2" …, as diffusers has it: `expand_words` writes them
+out in a prompt.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from unclip_jax.checkpoints.networks import Network
+from unclip_jax.conditioning.tokenizer import Tokenizer
+
+EMBEDDING = "token_embedding.embedding"
+
+
+def placeholder_tokens(word: str, vectors: int) -> list[str]:
+    """The tokens that a word of so many vectors stands for."""
+    return [word, *(f"{word}_{index}" for index in range(1, vectors))]
+
+
+def with_placeholder(tokenizer: Tokenizer, word: str, vectors: int) -> tuple[Tokenizer, list[int]]:
+    """The tokenizer with a word's tokens, and their ids, which follow all others.
+
+    Raises ValueError for a word with white space, and for one that the tokenizer knows already as one token.
+    """
+    if not word or re.search(r"\s", word) or vectors < 1:
+        raise ValueError(f"placeholder is {word!r} of {vectors} vectors; want a word, and at least one vector")
+    tokens = placeholder_tokens(word, vectors)
+    if known := sorted(set(tokens) & tokenizer.known_tokens):
+        raise ValueError(f"placeholder {word!r}: the tokenizer has the token {known[0]!r} already")
+    first = tokenizer.vocabulary_size
+    data = json.loads(tokenizer.json)
+    # "normalized": found in a prompt in whatever case, as everything else of CLIP's vocabulary.
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    ids = [first + index for index in range(vectors)]
+    added = [{"id": i, "content": token, **flags} for i, token in zip(ids, tokens, strict=True)]
+    data["added_tokens"] = [*data.get("added_tokens", []), *added]
+    wider = Tokenizer.from_json(json.dumps(data), tokenizer.dialect, tokenizer.context_length)
+    return wider, ids
+
+
+def add_words(tokenizer: Tokenizer, text_encoder: Network, words: Mapping[str, Any]) -> tuple[Tokenizer, Network]:
+    """A tokenizer and a text encoder that know new words; the given ones stay as they are.
+
+    words: word -> rows (n, width), or (width,) of a word of one vector. Raises ValueError for a word that is none or is
+    known already, and for rows of another width.
+    """
+    table = text_encoder.params[EMBEDDING]
+    width = table.shape[1]
+    for word, rows in words.items():
+        if rows.ndim not in (1, 2) or not rows.size or rows.shape[-1] != width:
+            raise ValueError(f"word {word!r} has shape {rows.shape}; want (vectors, {width}) for this text encoder")
+        rows = jnp.asarray(rows).reshape(-1, width)
+        tokenizer, ids = with_placeholder(tokenizer, word, len(rows))
+        if ids[0] > table.shape[0]:
+            raise ValueError(f"word {word!r}: the tokenizer has {ids[0]} ids, the text encoder {table.shape[0]} rows")
+        # A table may have rows to spare, of ids that the tokenizer does not give.
+        table = jnp.concatenate([table[: ids[0]], rows.astype(table.dtype)])
+    return tokenizer, Network(text_encoder.graphdef, {**text_encoder.params, EMBEDDING: table})
+
+
+def expand_words(tokenizer: Tokenizer, prompt: str) -> str:
+    """A prompt with the other tokens of its words of several vectors after each of them, as diffusers has it.
+
+    A word is only expanded as it was given: in other case it stands for its first vector.
+    """
+    known = tokenizer.added_tokens
+    longest_first = sorted(known, key=len, reverse=True)
+    if not any(f"{word}_1" in known for word in known):
+        return prompt
+
+    def whole(match: re.Match[str]) -> str:
+        tokens, index = [match[0]], 1
+        while (token := f"{match[0]}_{index}") in known:
+            tokens.append(token)
+            index += 1
+        return " ".join(tokens)
+
+    return re.sub("|".join(map(re.escape, longest_first)), whole, prompt)
