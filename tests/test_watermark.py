@@ -29,7 +29,7 @@ def test_equals_the_library():
     seed=st.integers(0, 999),
     mark=st.binary(min_size=1, max_size=4),
 )
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_reads_what_was_written(height, width, seed, mark):
     image = natural(height, width, seed)
     before = image.copy()

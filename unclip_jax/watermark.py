@@ -1,9 +1,9 @@
 """The invisible watermark that Stability's scripts put into their pictures: a few bytes, here "SDV2".
 
-It is the method `dwtDct` of the library invisible-watermark 0.2 with its default settings: every bit is written many
-times into the low frequencies of one colour channel, and read back by a vote. Both ways are bit for bit the library's,
-and so are its limits: JPEG, resizing or cropping destroy the mark, and where colours are flat or strong the vote can
-fail at once, so that a mark which cannot be read proves nothing.
+It is the method `dwtDct` of the library invisible-watermark, releases 0.1.5 to 0.2, with its default settings: every
+bit is written many times into the low frequencies of one colour channel, and read back by a vote. Both ways are bit for
+bit the library's, and so are its limits: JPEG, resizing or cropping destroy the mark, and where colours are flat or
+strong the vote can fail at once, so that a mark which cannot be read proves nothing.
 """
 
 from typing import Any
