@@ -15,9 +15,7 @@ from tests.sampling.trajectories import BIAS, DIFFERENT, PUBLISHED, SHAPE, netwo
 from unclip_jax.sampling.solvers import (
     PUBLISHED_UNCLIP_SCHEDULER,
     SCHEDULERS,
-    ddim_inversion,
     dpmpp_2m,
-    first_step,
     ldm_ddim,
     ldm_dpm,
     make_solver,
@@ -328,7 +326,10 @@ def test_solvers_are_pytrees_that_scan_without_recompiling(name):
 
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_scanned_and_stepped_loops_agree(name):
-    solver, x = make_solver(name, config_of(name), 6), np.linspace(-1, 1, np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
+    solver, x = (
+        make_solver(name, config_of(name), 6),
+        np.linspace(-1, 1, np.prod(SHAPE), dtype=np.float32).reshape(SHAPE),
+    )
 
     def body(carry, row):
         noise = jnp.zeros_like(x) if solver.stochastic else None
