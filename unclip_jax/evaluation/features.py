@@ -86,7 +86,7 @@ def embed_texts(
     config = checkpoint.config.text_encoder
     if config.projection_dim is None:
         raise ValueError(
-            f"{checkpoint.source}: its text encoder has no projection into CLIP's joint space; open the CLIP model itself"
+            f"{checkpoint.source}: its text encoder has no projection into the joint space; open the CLIP model itself"
         )
     if isinstance(texts, str) or not len(texts):
         raise ValueError(f"texts is {texts!r}; want a list of at least one string")
