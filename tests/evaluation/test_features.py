@@ -8,7 +8,7 @@ from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.evaluation.features import clip_features, embed_texts
 
-TEXTS = ["a photo of a dog", "a photo of a cat in winter", ""]
+TEXTS = ["a photo of a dog", "a cat", ""]
 
 
 def test_texts_alone_are_the_texts_of_both_towers(small_clip):

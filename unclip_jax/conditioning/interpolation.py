@@ -45,7 +45,7 @@ def interpolate_path(embeds: jax.Array, count: int) -> jax.Array:
     place = np.linspace(0, len(embeds) - 1, count)
     before = np.minimum(place.astype(np.int32), len(embeds) - 2)
     share = (place - before).reshape(-1, *[1] * (embeds.ndim - 2))
-    return slerp(embeds[before], embeds[before + 1], share.astype(np.float32))
+    return slerp(embeds[before], embeds[before + 1], jnp.asarray(share, jnp.float32))
 
 
 def interpolate_grid(corners: jax.Array, rows: int, columns: int) -> jax.Array:
