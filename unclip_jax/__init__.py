@@ -11,7 +11,11 @@ _MODULES = {
     "DepthToImagePipeline": "pipelines.depth_to_image",
     "ImageToImagePipeline": "pipelines.image_to_image",
     "InpaintPipeline": "pipelines.inpaint",
+    "Memory": "pipelines.memory",
     "PipelineOutput": "pipelines.pipeline",
+    "ProjectedGuidance": "pipelines.arguments",
+    "StableUnCLIPPipeline": "pipelines.stable_unclip",
+    "TextToEmbeddingPrior": "pipelines.prior",
     "TextToImagePipeline": "pipelines.text_to_image",
     "UnCLIPPipeline": "pipelines.unclip",
     "UpscalePipeline": "pipelines.upscale",
@@ -21,7 +25,11 @@ __all__ = [
     "DepthToImagePipeline",
     "ImageToImagePipeline",
     "InpaintPipeline",
+    "Memory",
     "PipelineOutput",
+    "ProjectedGuidance",
+    "StableUnCLIPPipeline",
+    "TextToEmbeddingPrior",
     "TextToImagePipeline",
     "UnCLIPPipeline",
     "UpscalePipeline",
@@ -30,11 +38,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from unclip_jax.pipelines.arguments import ProjectedGuidance
     from unclip_jax.pipelines.choose import from_pretrained
     from unclip_jax.pipelines.depth_to_image import DepthToImagePipeline
     from unclip_jax.pipelines.image_to_image import ImageToImagePipeline
     from unclip_jax.pipelines.inpaint import InpaintPipeline
+    from unclip_jax.pipelines.memory import Memory
     from unclip_jax.pipelines.pipeline import PipelineOutput
+    from unclip_jax.pipelines.prior import TextToEmbeddingPrior
+    from unclip_jax.pipelines.stable_unclip import StableUnCLIPPipeline
     from unclip_jax.pipelines.text_to_image import TextToImagePipeline
     from unclip_jax.pipelines.unclip import UnCLIPPipeline
     from unclip_jax.pipelines.upscale import UpscalePipeline

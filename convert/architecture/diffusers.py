@@ -36,16 +36,19 @@ COMPONENTS = {
 }
 NETWORKS = ("unet", "vae", "text_encoder", "image_encoder")
 _BASE = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_UNCLIP = ("image_encoder", "feature_extractor", "image_normalizer", "image_noising_scheduler")
+_UNCLIP = ("image_normalizer", "image_noising_scheduler")
+_ENCODER = ("image_encoder", "feature_extractor")
 # What a checkpoint is for -> its pipeline class and the components that it needs.
 PIPELINES: dict[Task, tuple[str, tuple[str, ...]]] = {
-    "variations": ("StableUnCLIPImg2ImgPipeline", (*_BASE, *_UNCLIP)),
+    "variations": ("StableUnCLIPImg2ImgPipeline", (*_BASE, *_ENCODER, *_UNCLIP)),
     "text-to-image": ("StableDiffusionPipeline", _BASE),
     "depth-to-image": ("StableDiffusionDepth2ImgPipeline", (*_BASE, "depth_estimator", "feature_extractor")),
     "upscale": ("StableDiffusionUpscalePipeline", (*_BASE, "low_res_scheduler")),
     "inpaint": ("StableDiffusionInpaintPipeline", _BASE),
 }
-CLASSES = dict(PIPELINES.values()) | {"StableDiffusionImg2ImgPipeline": _BASE}
+# An unCLIP checkpoint without an image encoder, which gets its embeddings from a prior.
+PRIOR_PIPELINE = ("StableUnCLIPPipeline", (*_BASE, *_UNCLIP))
+CLASSES = dict([*PIPELINES.values(), PRIOR_PIPELINE]) | {"StableDiffusionImg2ImgPipeline": _BASE}
 
 # Options of UNet2DConditionModel that change the arithmetic and that Stable Diffusion 2 leaves off.
 UNET_FIXED: dict[str, tuple[Any, ...]] = {
@@ -128,13 +131,16 @@ def from_folder(folder: Path) -> CheckpointConfig:
         _depth_preprocessing(_Config(folder / "feature_extractor" / "preprocessor_config.json"), depth.image_size)
     if "image_encoder" in CLASSES[pipeline]:
         vision = _vision(_Config(folder / "image_encoder" / "config.json"))
-        noising = _noising(_Config(folder / "image_noising_scheduler" / "scheduler_config.json"))
         _preprocessing(_Config(folder / "feature_extractor" / "preprocessor_config.json"), vision.image_size)
         if unet.class_embedding != "projection" or unet.class_embedding_size != 2 * vision.projection_dim:
             raise CheckpointError(
                 f"unet/config.json: projection_class_embeddings_input_dim is {unet.class_embedding_size}; "
                 f"image_encoder/config.json asks for {2 * vision.projection_dim}"
             )
+    if "image_noising_scheduler" in CLASSES[pipeline]:
+        noising = _noising(_Config(folder / "image_noising_scheduler" / "scheduler_config.json"))
+        if unet.class_embedding != "projection":
+            raise CheckpointError(f"unet/config.json: class_embed_type is not 'projection', which {pipeline} needs")
     if text.width != unet.cross_attention_dim:
         raise CheckpointError(
             f"unet/config.json: cross_attention_dim is {unet.cross_attention_dim}; "

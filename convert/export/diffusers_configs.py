@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from convert.architecture.diffusers import CLIP_NORMALISATION, COMPONENTS, PIPELINES
+from convert.architecture.diffusers import CLIP_NORMALISATION, COMPONENTS, PIPELINES, PRIOR_PIPELINE
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.depth import PATCH, DepthConfig
@@ -17,7 +17,8 @@ VERSION = "0.35.0"
 
 def diffusers_configs(config: CheckpointConfig, dtype: str) -> dict[str, dict[str, Any]]:
     """Path within the folder -> content, for every JSON file but the tokenizer's. dtype: of the weights, for CLIP."""
-    pipeline, names = PIPELINES[config.task]
+    encoder_less = config.task == "variations" and config.image_encoder is None
+    pipeline, names = PRIOR_PIPELINE if encoder_less else PIPELINES[config.task]
     if config.task == "depth-to-image" and config.depth_estimator is None:
         raise ValueError("a diffusers folder for depth-to-image holds a depth estimator, which this checkpoint has not")
     scheduler_name(config.scheduler_config)  # raises where it names none that diffusers and we know
@@ -37,11 +38,12 @@ def diffusers_configs(config: CheckpointConfig, dtype: str) -> dict[str, dict[st
         files |= {
             "image_encoder/config.json": _vision(vision, dtype),
             "feature_extractor/preprocessor_config.json": _clip_preprocessing(vision.image_size),
-            "image_normalizer/config.json": {
-                "_class_name": "StableUnCLIPImageNormalizer",
-                "_diffusers_version": VERSION,
-                "embedding_dim": vision.projection_dim,
-            },
+        }
+    if config.image_embedding_dim is not None:
+        files["image_normalizer/config.json"] = {
+            "_class_name": "StableUnCLIPImageNormalizer",
+            "_diffusers_version": VERSION,
+            "embedding_dim": config.image_embedding_dim,
         }
     if config.depth_estimator is not None:
         files |= {

@@ -52,6 +52,7 @@ def table(config: CheckpointConfig, params: Mapping[str, Any]) -> Table:
     transformers.text_tower(t, "text_encoder/text_model", config.text_encoder.layers)
     if config.image_encoder is not None:
         transformers.vision_tower(t, "image_encoder/", config.image_encoder.layers)
+    if config.image_embedding_dim is not None:
         for name in ("mean", "std"):
             t.tensor(f"image_normalizer.{name}", f"image_normalizer/{name}", "row")
     if config.depth_estimator is not None:

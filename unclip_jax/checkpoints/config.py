@@ -48,10 +48,21 @@ class CheckpointConfig:
 
     @property
     def task(self) -> Task:
-        """What the networks were trained for, by the image encoder and the channels that the UNet reads."""
-        if self.image_encoder is not None:
+        """What the networks were trained for, by the class labels and the channels that the UNet reads."""
+        if self.image_embedding_dim is not None:
             return "variations"
         return _TASKS.get(self.unet.in_channels, "text-to-image")
+
+    @property
+    def image_embedding_dim(self) -> int | None:
+        """The width D of the image embeddings that condition an unCLIP checkpoint; None for the others.
+
+        One that a prior gives its embeddings may come without an image encoder.
+        """
+        if self.image_encoder is not None:
+            return self.image_encoder.projection_dim
+        size = self.unet.class_embedding_size
+        return None if size is None or self.unet.class_embedding != "projection" else size // 2
 
     @property
     def tokenizer_dialect(self) -> TokenizerDialect:

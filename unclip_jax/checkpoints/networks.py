@@ -118,8 +118,8 @@ def abstract_params(config: AnyConfig) -> dict[str, Any]:
         params["similarity.logit_scale"] = jax.ShapeDtypeStruct((), jnp.float32)
     elif isinstance(config, PriorCheckpointConfig):
         width = config.prior.embedding_dim
-    elif config.image_encoder is not None:
-        width = config.image_encoder.projection_dim
+    else:
+        width = config.image_embedding_dim
     if width is not None:
         params |= {f"image_normalizer.{name}": jax.ShapeDtypeStruct((width,), jnp.float32) for name in ("mean", "std")}
     return params

@@ -40,7 +40,7 @@ def estimator_pixels(image: NDArray[Any], dialect: Dialect, side: int = SIDE) ->
     if dialect != "original":
         raise ValueError(f"dialect is {dialect!r}; accepted: {', '.join(get_args(Dialect))}")
     unit = (to_pixels(image) + np.float32(1)) * np.float32(0.5)
-    resized = resize_cubic(unit, *estimator_size(*image.shape[:2], side))
+    resized = resize_cubic(unit, *estimator_size(image.shape[0], image.shape[1], side))
     return (resized - np.float32(0.5)) / np.float32(0.5)
 
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from unclip_jax.checkpoints.checkpoint import Checkpoint
-from unclip_jax.checkpoints.config import ClipConfig
+from unclip_jax.checkpoints.config import ClipConfig, PriorCheckpointConfig
 from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import Network, abstract_network
 from unclip_jax.conditioning.image import Dialect, preprocess
@@ -53,7 +53,11 @@ def clip_features(checkpoint: Checkpoint, mesh: Mesh, batch_size: int = 32) -> C
     Raises ValueError for a checkpoint without an image encoder, or whose text tower has no projection.
     """
     config = checkpoint.config
-    if config.image_encoder is None or config.text_encoder.projection_dim is None:
+    if (
+        isinstance(config, PriorCheckpointConfig)
+        or config.image_encoder is None
+        or config.text_encoder.projection_dim is None
+    ):
         raise ValueError(f"{checkpoint.source}: no CLIP model with both its towers and their projections")
     networks = {
         "image_encoder": abstract_network(VisionEncoder, config.image_encoder),

@@ -147,10 +147,8 @@ class InpaintPipeline(Pipeline):
         encoded = pixels if encodes_picture or masked is None else masked
         encodings = int(encodes_picture) + (masked is not None)
         as_image = a if a["condition_image"] is None else {**a, "image": a["condition_image"]}
-        if a["condition_image"] is not None and config.image_encoder is None:
-            raise ValueError(
-                "condition_image is given, but this checkpoint has no image encoder: it is not an unCLIP one"
-            )
+        if a["condition_image"] is not None and config.task != "variations":
+            raise ValueError("condition_image is given, but this is not an unCLIP checkpoint")
         return InpaintRequest(
             **common,
             start=check_start(a, encoded, common["batch"], shape, encodings),

@@ -33,14 +33,16 @@ def check_condition(config: CheckpointConfig, a: Mapping[str, Any]) -> PictureCo
 
     Arguments that a pipeline does not have need not be there. Raises ValueError, FileNotFoundError.
     """
-    vision = config.image_encoder
-    assert vision is not None
+    d = config.image_embedding_dim
+    assert d is not None
     images, embeds = None, None
     if (a["image"] is None) == (a["image_embeds"] is None):
         raise ValueError(
             "give one of image and image_embeds, " + ("not both" if a["image"] is not None else "got neither")
         )
     if a["image"] is not None:
+        if config.image_encoder is None:
+            raise ValueError("image is given, but this checkpoint has no image encoder; want image_embeds")
         images = load_images("image", a["image"])
         if config.preprocess.startswith("original"):
             for picture in images:
@@ -50,7 +52,7 @@ def check_condition(config: CheckpointConfig, a: Mapping[str, Any]) -> PictureCo
                         "needs sides of at least 64 pixels"
                     )
     else:
-        embeds = check.check_array("image_embeds", a["image_embeds"], (None, vision.projection_dim))
+        embeds = check.check_array("image_embeds", a["image_embeds"], (None, d))
     pictures = len(images) if images is not None else len(embeds)  # type: ignore[arg-type]
     if pictures == 0:
         raise ValueError("image_embeds has no rows")
@@ -65,7 +67,7 @@ def check_condition(config: CheckpointConfig, a: Mapping[str, Any]) -> PictureCo
     levels = check.check_noise_levels(a["noise_level"], pictures)
 
     repeats = check.check_integer("num_images_per_prompt", a["num_images_per_prompt"], 1, 1 << 20)
-    noise, d = a["image_noise"], vision.projection_dim
+    noise = a["image_noise"]
     if noise is not None and weights is None:
         batch = pictures * repeats
         noise = check.check_array("image_noise", noise, (batch, d), (pictures, d))
@@ -88,11 +90,11 @@ def check_own_condition(config: CheckpointConfig, a: Mapping[str, Any], prompts:
 
     None for other checkpoints. One picture stands for all prompts. Raises ValueError for what is given in vain, too.
     """
-    if config.image_encoder is None:
+    if config.task != "variations":
         given = [name for name in ("image_embeds", "image_noise") if a[name] is not None]
         given += ["noise_level"] if np.any(a["noise_level"]) else []
         if given:
-            raise ValueError(f"{given[0]} is given, but this checkpoint has no image encoder: it is not an unCLIP one")
+            raise ValueError(f"{given[0]} is given, but this is not an unCLIP checkpoint")
         return None
     own = {**a, "image": a["image"] if a["image_embeds"] is None else None}
     if prompts > 1 and a["image_embeds"] is None and not isinstance(a["image"], list | tuple):

@@ -42,12 +42,12 @@ def tiled(denoise: Denoise, tile: int, overlap: int) -> Denoise:
         tops, lefts = (tile_starts(length, tile, overlap) for length in (height, width))
         down, across = (_weights(starts, min(tile, n)) for starts, n in ((tops, height), (lefts, width)))
         places = jnp.asarray([(i, j) for i in range(len(tops)) for j in range(len(lefts))], jnp.int32)
-        tops, lefts = jnp.asarray(tops, jnp.int32), jnp.asarray(lefts, jnp.int32)
+        top, left = jnp.asarray(tops, jnp.int32), jnp.asarray(lefts, jnp.int32)
         size = (down.shape[1], across.shape[1])
 
         def add(number: jax.Array, total: jax.Array) -> jax.Array:
             i, j = places[number]
-            corner = (0, tops[i], lefts[j], 0)
+            corner = (0, top[i], left[j], 0)
             out = denoise(jax.lax.dynamic_slice(x, corner, (x.shape[0], *size, x.shape[3])), row)
             out = down[i][:, None, None] * across[j][:, None] * out.astype(jnp.float32)
             sofar = jax.lax.dynamic_slice(total, corner, out.shape)

@@ -77,4 +77,5 @@ def unclip_scheduler(config: Mapping[str, Any], num_inference_steps: int, refere
         init=linear.remember(0),
         step=linear.step,
         stochastic=True,
+        start_alpha_cumprod=np.float32(here[0]),
     )
