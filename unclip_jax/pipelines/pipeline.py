@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import jax
@@ -19,6 +20,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
+from unclip_jax.adapters.lora import Lora, merge_loras
+from unclip_jax.adapters.words import EMBEDDING, add_words, expand_words
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
 from unclip_jax.checkpoints.config import CheckpointConfig, Task
 from unclip_jax.checkpoints.loading import load_networks, return_freed_memory
@@ -28,7 +31,9 @@ from unclip_jax.compilation import use_compilation_cache
 from unclip_jax.conditioning.image import preprocess
 from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.distributed import mesh as placement
+from unclip_jax.models.freeu import FreeU
 from unclip_jax.pictures import to_uint8
+from unclip_jax.pipelines.arguments import check_number
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.programs import Known, make_programs
 from unclip_jax.pipelines.request import Request
@@ -143,6 +148,9 @@ class Pipeline:
         self.dtype = dtype
         self.memory = memory
         self.progress = True
+        self.freeu: FreeU | None = None
+        self._adapters: dict[str, tuple[Lora, float]] = {}
+        self._unadapted = self.networks
         self._checkpoint = checkpoint
         self._loaded: dict[str, Mapping[str, jax.Array]] = {}
         self._noising: Mapping[str, jax.Array] = {}
@@ -196,7 +204,7 @@ class Pipeline:
         if not memory.free_networks:
             networks = load_networks(checkpoint, networks, mesh)
         statistics = None
-        if config.image_encoder is not None:
+        if config.image_embedding_dim is not None:
             mean, std = (checkpoint.params[f"image_normalizer.{name}"].read() for name in ("mean", "std"))
             statistics = (np.asarray(mean, np.float32), np.asarray(std, np.float32))
         kept_open = checkpoint if memory.free_networks else None
@@ -210,11 +218,14 @@ class Pipeline:
         """
         if arguments.get("batch_size") is not None:
             raise ValueError("batch_size has no meaning for stream: all images run together")
+        return self._stream(self.check(**arguments))
+
+    def check(self, **arguments: Any) -> Request:
+        """What a call with these arguments is refused for, without the call: ValueError, FileNotFoundError."""
         parameters = list(inspect.signature(type(self).__call__).parameters.values())[1:]
         if unknown := arguments.keys() - {p.name for p in parameters}:
-            raise TypeError(f"stream got unknown arguments: {', '.join(sorted(unknown))}")
-        request = self._check(**{**{p.name: p.default for p in parameters}, **arguments})
-        return self._stream(request)
+            raise TypeError(f"unknown arguments: {', '.join(sorted(unknown))}")
+        return self._check(**{**{p.name: p.default for p in parameters}, **arguments})
 
     def decode_latents(self, latents: np.ndarray) -> np.ndarray:
         """latents: (B, H/f, W/f, 4), scaled -> pictures (B, H, W, 3) float32 in 0..1; one a device at a time."""
@@ -247,14 +258,81 @@ class Pipeline:
     def encode_prompts(self, prompts: Sequence[str]) -> np.ndarray:
         """Prompts -> the text encoder's states (B, T, C) float32. Equal prompts are encoded once."""
         unique = list(dict.fromkeys(prompts))
-        tokens = self.tokenizer(unique)
-        if tokens.max() >= self.config.text_encoder.vocab_size:
-            raise ValueError(
-                f"prompt: token id {tokens.max()} is outside the text encoder's vocabulary of "
-                f"{self.config.text_encoder.vocab_size}"
-            )
+        tokens = self.tokenizer([expand_words(self.tokenizer, prompt) for prompt in unique])
+        rows = self.networks["text_encoder"].params[EMBEDDING].shape[0]
+        if tokens.max() >= rows:
+            raise ValueError(f"prompt: token id {tokens.max()} is outside the text encoder's vocabulary of {rows}")
         states = self._one_by_one("text_encoder", self.programs.embed_text, tokens, "encoding prompts")
         return states[[unique.index(prompt) for prompt in prompts]]
+
+    # -- adapters ------------------------------------------------------------------------------------------------------
+
+    def load_lora_weights(
+        self, source: str | os.PathLike[str], adapter_name: str | None = None, weight: float = 1.0
+    ) -> None:
+        """Adds a LoRA to the UNet and the text encoder, beside those that are there already.
+
+        source: a file, or a folder with diffusers' `pytorch_lora_weights`; see docs/adapters.md for the forms that are
+        read. adapter_name: by which `set_adapters` knows it, default the file's own. weight: how much of it.
+
+        Raises FileNotFoundError, and ValueError in one line for a file that is not understood or of another model.
+        """
+        from convert.adapters import read_lora
+
+        self._check_adaptable()
+        name = Path(source).stem if adapter_name is None else adapter_name
+        if name in self._adapters:
+            raise ValueError(f"adapter_name {name!r} is loaded already; want another, or unload_lora_weights first")
+        self._use_adapters({**self._adapters, name: (read_lora(Path(source), self.config), weight)})
+
+    def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] = 1.0) -> None:
+        """How much of each loaded LoRA is used; those that are not named get 0. Raises ValueError."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        weights = list(adapter_weights) if isinstance(adapter_weights, Sequence) else [adapter_weights] * len(names)
+        if unknown := [name for name in names if name not in self._adapters]:
+            loaded = ", ".join(map(repr, self._adapters)) or "none"
+            raise ValueError(f"adapter_names has {unknown[0]!r}; loaded: {loaded}")
+        if len(weights) != len(names):
+            raise ValueError(f"adapter_weights has {len(weights)} numbers for {len(names)} names; want one for each")
+        given = dict(zip(names, weights, strict=True))
+        self._use_adapters({name: (lora, given.get(name, 0.0)) for name, (lora, _) in self._adapters.items()})
+
+    def unload_lora_weights(self) -> None:
+        """Takes all LoRAs away: the networks are those that were loaded, bit for bit."""
+        self._use_adapters({})
+
+    def load_textual_inversion(self, source: str | os.PathLike[str], token: str | None = None) -> None:
+        """Adds a learnt word, of diffusers' or A1111's files, to the tokenizer and the text encoder.
+
+        token: what to call it; None is the file's own name of it. Raises FileNotFoundError, and ValueError in one line
+        for a file that is not understood or of another text encoder, and for a word that is there already.
+        """
+        from convert.adapters import read_textual_inversion
+
+        self._check_adaptable()
+        words = read_textual_inversion(Path(source), self.config, token)
+        self.tokenizer, encoder = add_words(self.tokenizer, self._unadapted["text_encoder"], words)
+        self._unadapted = {**self._unadapted, "text_encoder": encoder}
+        self._use_adapters(self._adapters)
+
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """Reweights the UNet's way up, see `unclip_jax.models.freeu`. Raises ValueError for what is no number."""
+        for name, value in {"s1": s1, "s2": s2, "b1": b1, "b2": b2}.items():
+            check_number(name, value, 0, 100)
+        self.freeu = FreeU(s1, s2, b1, b2)
+
+    def disable_freeu(self) -> None:
+        """The UNet as it was trained."""
+        self.freeu = None
+
+    def _check_adaptable(self) -> None:
+        if self._checkpoint is not None:
+            raise ValueError("adapters need networks that stay in memory: open the pipeline without free_networks")
+
+    def _use_adapters(self, adapters: dict[str, tuple[Lora, float]]) -> None:
+        loras, weights = [lora for lora, _ in adapters.values()], [weight for _, weight in adapters.values()]
+        self.networks = merge_loras(self._unadapted, loras, weights)
+        self._adapters = adapters
 
     # -- a call, step by step ------------------------------------------------------------------------------------------
 
@@ -430,6 +508,7 @@ class Pipeline:
             jax.device_put(np.asarray(solver.grid["timestep"]), everywhere),
             channels,
             known,
+            self.freeu,
             guidance=request.guidance,
         )
         columns: dict[str, Any] = {name: jax.device_put(np.asarray(c), everywhere) for name, c in solver.grid.items()}

@@ -114,7 +114,7 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, free
         states = _array((rows, text.context_length, text.width), many)
         extra = config.unet.in_channels - latent_shape[-1]
         channels = _array((rows, *latent_shape[:2], extra), many) if extra else None
-        given = (states, states, _labels(config, rows, many), _array(grid["timestep"].shape, one), channels, None)
+        given = (states, states, _labels(config, rows, many), _array(grid["timestep"].shape, one), channels, None, None)
         prepare = count("unet", programs.prepare.lower(weights["unet"], *given, guidance=Guidance()), given)
         start = count(
             "unet", programs.start.lower(solver, _array((rows, *latent_shape), many), guidance=Guidance()), ()
@@ -147,8 +147,8 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, free
 
 
 def _labels(config: CheckpointConfig, rows: int, sharding: Any) -> jax.ShapeDtypeStruct | None:
-    if config.image_encoder is not None:
-        return _array((rows, 2 * config.image_encoder.projection_dim), sharding)
+    if config.image_embedding_dim is not None:
+        return _array((rows, 2 * config.image_embedding_dim), sharding)
     return None if config.unet.class_embedding is None else _array((rows,), sharding, np.int32)
 
 

@@ -14,6 +14,7 @@ from unclip_jax.conditioning.depth import depth_condition
 from unclip_jax.conditioning.latents import latents_from_moments
 from unclip_jax.conditioning.noise_augmentation import mix_conditions, noise_image_embeddings
 from unclip_jax.conditioning.upscale import noise_low_res
+from unclip_jax.models.freeu import FreeU
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.sampling.guidance import Guidance, guidance_memory, guidance_rows, guided
 from unclip_jax.sampling.loop import Carry, advance_remembering, start
@@ -34,7 +35,8 @@ class Constants(NamedTuple):
     """What stays the same over the loop, for all rows of each image's guidance.
 
     text: every cross-attention's keys and values. times: every call's embedding, (calls, C). classes: (rows, C), to be
-    added to it. channels: (rows, h, w, c), what the UNet reads beside the latents. known: of B images. None: not there.
+    added to it. channels: (rows, h, w, c), what the UNet reads beside the latents. known: of B images. None: not
+    there.
     """
 
     text: Any
@@ -42,6 +44,7 @@ class Constants(NamedTuple):
     classes: jax.Array | None
     channels: jax.Array | None
     known: Known | None
+    freeu: FreeU | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +141,7 @@ def _prepare(
     timesteps: jax.Array,
     channels: jax.Array | None,
     known: Known | None,
+    freeu: FreeU | None,
     *,
     guidance: Guidance,
 ) -> Constants:
@@ -157,6 +161,7 @@ def _prepare(
         classes=classes,
         channels=None if channels is None else guidance_rows(guidance, channels, channels),
         known=known,
+        freeu=freeu,
     )
 
 
@@ -178,13 +183,13 @@ def _advance(
 ) -> Carry:
     """Some steps of the loop."""
     model = unet.merge(params)
-    text, times, classes, channels, known = constants
+    text, times, classes, channels, known, freeu = constants
 
     def network(x: jax.Array, row: Mapping[str, jax.Array], perturbed: jax.Array | None) -> jax.Array:
         emb = times[row["index"]][None]
         x = x if channels is None else jnp.concatenate([x, channels], axis=-1)
         layers = None if perturbed is None else model.perturb_attention(perturbed)
-        return model.denoise(x, emb if classes is None else emb + classes, text, layers)
+        return model.denoise(x, emb if classes is None else emb + classes, text, layers, freeu)
 
     def put_known(x: jax.Array, row: Mapping[str, jax.Array]) -> jax.Array:
         assert known is not None
