@@ -141,7 +141,7 @@ def from_folder(folder: Path) -> PriorCheckpointConfig:
     c = _Config(folder / "prior" / "config.json")
     dim = c.integer("embedding_dim", 768)
     heads = c.integer("num_attention_heads", 32)
-    width = heads * c.integer("attention_head_dim", 64)
+    width = c.size("num_attention_heads times attention_head_dim", heads * c.integer("attention_head_dim", 64))
     c.expect(FIXED)
     for key, same in (("embedding_proj_dim", dim), ("clip_embed_dim", dim), ("time_embed_dim", width)):
         c.expect({key: (None, same)})
@@ -157,7 +157,7 @@ def from_folder(folder: Path) -> PriorCheckpointConfig:
     tower = dataclasses.replace(_text(text), projection_dim=text.integer("projection_dim", 512))
     scheduler = read_json(folder / names["scheduler"] / "scheduler_config.json")
     try:
-        prior_solver(scheduler, 2)
+        prior_solver(scheduler, 25)
     except ValueError as error:
         raise CheckpointError(f"{names['scheduler']}/scheduler_config.json: {error}") from error
     return _built(

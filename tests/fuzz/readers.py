@@ -9,6 +9,8 @@ from pathlib import Path
 
 from convert.architecture.diffusers import from_folder
 from convert.architecture.original import from_yaml
+from convert.architecture.prior import from_folder as prior_from_folder
+from convert.architecture.prior import from_karlo_yaml
 from convert.readers import load_pickle, open_tensors
 from convert.statistics import read_statistics
 from tests.convert.diffusers_folder import FILES
@@ -99,6 +101,29 @@ def _part(name: str) -> Callable[[Path, bytes], None]:
     return read
 
 
+def _karlo(folder: Path, content: bytes) -> None:
+    (folder / "a.yaml").write_bytes(content)
+    from_karlo_yaml(folder / "a.yaml")
+
+
+PRIOR: dict[str, object] = {
+    "prior/config.json": {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "embedding_dim": 16},
+    "prior_scheduler/scheduler_config.json": {"_class_name": "UnCLIPScheduler", "prediction_type": "sample"},
+    "prior_text_encoder/config.json": {"hidden_size": 16, "projection_dim": 16},
+}
+
+
+def _prior(name: str) -> Callable[[Path, bytes], None]:
+    def read(folder: Path, content: bytes) -> None:
+        for other, data in PRIOR.items():
+            (folder / other).parent.mkdir(exist_ok=True)
+            (folder / other).write_bytes(content if other == name else json.dumps(data).encode())
+        prior_from_folder(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    return read
+
+
 def _recipe(folder: Path, content: bytes) -> None:
     (folder / "a.png").write_bytes(content)
     read_recipe(folder / "a.png")
@@ -120,5 +145,7 @@ READERS: dict[str, Callable[[Path, bytes], None]] = {
     "tokenizer.json": _tokenizer,
     **{f"tokenizer-{name}": _vocabulary(name) for name in VOCABULARY},
     **{name.replace("/", "-"): _part(name) for name in FILES if not name.startswith("image_normalizer")},
+    "karlo.yaml": _karlo,
+    **{name.replace("/", "-"): _prior(name) for name in PRIOR},
     "recipe.png": _recipe,
 }
