@@ -1,17 +1,22 @@
 """Depth: the estimator's input against OpenCV and transformers, the map against torch."""
 
 import math
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import StableDiffusionDepth2ImgPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import DPTImageProcessor
 
+from convert.rules import depth as rules
+from tests.models.comparisons import TINY_DEPTH, converted, depth_reference
+from tests.references import disturbed
 from unclip_jax.conditioning.depth import depth_condition, estimator_pixels, estimator_size, resize_cubic
 
 pytestmark = pytest.mark.parity
@@ -74,4 +79,26 @@ def test_the_map_is_diffusers(old, new):
     got = np.asarray(depth_condition(depth, *new))
     assert np.isfinite(got).all()
     if math.prod(new) > 4:
+        np.testing.assert_allclose(np.moveaxis(got, -1, 1), want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:In CPU autocast")
+def test_from_a_picture_to_the_map_as_diffusers_goes():
+    """Its processor, transformers' network, its normalisation; pictures that are not square."""
+    reference = disturbed(depth_reference(TINY_DEPTH), size=0.1).eval()
+    with torch.no_grad():
+        reference.head.head[-2].bias.fill_(100.0)  # the last ReLU would hide most of what random weights make
+    options = {"size": {"height": 64, "width": 64}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    pipe = SimpleNamespace(
+        feature_extractor=DPTImageProcessor(**options), depth_estimator=reference, vae_scale_factor=8
+    )
+    table = lambda t: rules.transformers(t, "depth_estimator/", TINY_DEPTH)  # noqa: E731
+    ours = converted("depth_estimator", TINY_DEPTH, table, reference)
+    prepare = StableDiffusionDepth2ImgPipeline.prepare_depth_map
+    for number, (height, width) in enumerate(((128, 192), (320, 64))):
+        image = np.asarray(Image.fromarray(noise(6, 5, number)).resize((width, height)))
+        with torch.no_grad():
+            want = prepare(pipe, Image.fromarray(image), None, 1, False, torch.float32, torch.device("cpu")).numpy()
+        depth = ours(estimator_pixels(image, "diffusers", side=64)[None])
+        got = np.asarray(depth_condition(depth, height // 8, width // 8))
         np.testing.assert_allclose(np.moveaxis(got, -1, 1), want, atol=1e-4, rtol=0)

@@ -33,7 +33,7 @@ def crop_region(mask: Mask, height: int, width: int, padding: int) -> Box:
     marked = np.asarray(gray_mask(mask)) > 0
     if not marked.any():
         raise ValueError(f"{NAME} has nothing white, so there is nothing to repaint; white is what is painted anew")
-    (top, bottom), (left, right) = (_extent(np.any(marked, axis=axis), int(padding)) for axis in (1, 0))
+    (top, bottom), (left, right) = (_extent(np.asarray(marked.any(axis=axis)), int(padding)) for axis in (1, 0))
     proportions = width / height
     if (right - left) / (bottom - top) > proportions:
         top, bottom = _lengthened(top, bottom, (right - left) / proportions, marked.shape[0])

@@ -39,8 +39,9 @@ def estimator_pixels(image: NDArray[Any], dialect: Dialect, side: int = SIDE) ->
         return (resize_bicubic_8bit(image, side, side).astype(np.float32) - np.float32(127.5)) / np.float32(127.5)
     if dialect != "original":
         raise ValueError(f"dialect is {dialect!r}; accepted: {', '.join(get_args(Dialect))}")
+    height, width = image.shape[:2]
     unit = (to_pixels(image) + np.float32(1)) * np.float32(0.5)
-    resized = resize_cubic(unit, *estimator_size(image.shape[0], image.shape[1], side))
+    resized = resize_cubic(unit, *estimator_size(height, width, side))
     return (resized - np.float32(0.5)) / np.float32(0.5)
 
 

@@ -41,13 +41,13 @@ def tiled(denoise: Denoise, tile: int, overlap: int) -> Denoise:
             return denoise(x, row)
         tops, lefts = (tile_starts(length, tile, overlap) for length in (height, width))
         down, across = (_weights(starts, min(tile, n)) for starts, n in ((tops, height), (lefts, width)))
-        places = jnp.asarray([(i, j) for i in range(len(tops)) for j in range(len(lefts))], jnp.int32)
-        top, left = jnp.asarray(tops, jnp.int32), jnp.asarray(lefts, jnp.int32)
+        grid = [(i, j, top, left) for i, top in enumerate(tops) for j, left in enumerate(lefts)]
+        places = jnp.asarray(grid, jnp.int32)
         size = (down.shape[1], across.shape[1])
 
         def add(number: jax.Array, total: jax.Array) -> jax.Array:
-            i, j = places[number]
-            corner = (0, top[i], left[j], 0)
+            i, j, top, left = places[number]
+            corner = (0, top, left, 0)
             out = denoise(jax.lax.dynamic_slice(x, corner, (x.shape[0], *size, x.shape[3])), row)
             out = down[i][:, None, None] * across[j][:, None] * out.astype(jnp.float32)
             sofar = jax.lax.dynamic_slice(total, corner, out.shape)
@@ -56,7 +56,7 @@ def tiled(denoise: Denoise, tile: int, overlap: int) -> Denoise:
         one = jax.ShapeDtypeStruct((x.shape[0], *size, x.shape[3]), x.dtype)
         channels = jax.eval_shape(denoise, one, row).shape[3]
         total = jnp.zeros((*x.shape[:3], channels), jnp.float32)
-        return jax.lax.fori_loop(0, len(places), add, total)
+        return jax.lax.fori_loop(0, len(grid), add, total)
 
     return apply
 
