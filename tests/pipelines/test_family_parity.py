@@ -1,0 +1,76 @@
+"""The family's pipelines from folders that diffusers saved, against diffusers: same weights, noise and pictures.
+
+The largest difference of the final picture, in 0..1, must be at most 1e-3. docs/parity.md has what was measured, for
+every pipeline and solver.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+
+from tests.pipelines.family import KINDS, SCHEDULERS, build, compare, open_both
+
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # within diffusers
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),  # there too
+    pytest.mark.filterwarnings("ignore:In CPU autocast"),
+]
+
+TOLERANCE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """Name of a kind -> the kind, diffusers' pipeline and ours."""
+
+    @functools.cache
+    def both(name):
+        kind = KINDS[name]
+        return kind, *open_both(kind, build(kind, tmp_path_factory.mktemp("family")))
+
+    return both
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("scheduler", ["ddim", "pndm", "dpm++2m", "euler-a"])
+def test_every_pipeline(name, scheduler, opened):
+    error, wanted = compare(*opened(name), scheduler, 10)
+    assert wanted.std() > 0.02  # a picture, and not a flat one
+    assert ((wanted > 0) & (wanted < 1)).mean() > 0.3  # most of it not clipped
+    assert error <= TOLERANCE
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_solver(scheduler, opened):
+    """From pure noise and from a picture, where a multistep solver has no history at first."""
+    for name in ("text to image, v", "image to image"):
+        for steps in (4, 15):
+            assert compare(*opened(name), scheduler, steps)[0] <= TOLERANCE, (name, steps)
+
+
+@pytest.mark.parametrize("name", ["text to image", "image to image", "inpainting", "upscaling"])
+def test_without_guidance_and_with_noise(name, opened):
+    assert compare(*opened(name), "ddim", 5, guidance_scale=1.0, repeats=1, eta=1.0)[0] <= TOLERANCE
+
+
+def test_rescaled_guidance(opened):
+    kind, theirs, ours = opened("text to image")
+    error, _ = compare(kind, theirs, ours, "ddim", 8, guidance_scale=9.0, guidance_rescale=0.7)
+    assert error <= TOLERANCE
+
+
+def test_a_given_depth_map(opened):
+    kind, theirs, ours = opened("depth to image")
+    import torch
+
+    depth = np.random.default_rng(0).random((40, 24), np.float32)
+    # Each side takes it as what it is there: an array, and a tensor with a batch.
+    original = theirs.__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(theirs), "__call__", lambda self, depth_map, **a: original(depth_map=torch.from_numpy(depth)[None], **a)
+        )
+        error, _ = compare(kind, theirs, ours, "ddim", 8, depth_map=depth)
+    assert error <= TOLERANCE
