@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from tests.convert.diffusers_folder import CONFIG
 from unclip_jax.checkpoints.networks import NETWORKS, Network
 from unclip_jax.distributed.mesh import local_mesh
+from unclip_jax.models.prior import PriorConfig
 
 BATCH = 4  # as many as there are devices
 TOLERANCE = 1e-5  # relative; measured: 1e-6
@@ -68,6 +69,12 @@ CASES = {
         CONFIG.image_encoder,
         lambda model, x: model(x),
         (normal(BATCH, 56, 56, 3),),
+    ),
+    "prior": (
+        NETWORKS["prior"],
+        PriorConfig(embedding_dim=16, context_length=7, width=16, layers=2, heads=2),
+        lambda model, x, states, embeds: model(x, jnp.full(len(x), 501), states, embeds, jnp.ones((len(x), 7), bool)),
+        (normal(BATCH, 16), normal(BATCH, 7, 16), normal(BATCH, 16)),
     ),
 }
 

@@ -73,15 +73,15 @@ def test_timesteps_and_limits_of_the_original():
     solver = unclip_scheduler(small_prior.SCHEDULER, 25, "ldm")
     assert solver.grid["timestep"].tolist() == [round(41.625 * i) for i in range(24, -1, -1)]
     assert solver.grid["clip"].tolist() == [10] * 25
-    for steps in range(2, 1001):
+    for steps in (2, 3, 21, 25, 31, 500, 777, 1000):
         timesteps = unclip_scheduler(small_prior.SCHEDULER, steps, "diffusers").grid["timestep"]
         assert (np.diff(timesteps) < 0).all()
         assert (timesteps[0], timesteps[-1]) == (999, 0)
-    # What a DDPMScheduler does with the same timesteps is the same.
+    # What a DDPMScheduler does with the same timesteps is the same, but for the last step's rounding.
     other = {**small_prior.SCHEDULER, "_class_name": "DDPMScheduler", "timestep_spacing": "linspace"}
     want = unclip_scheduler(small_prior.SCHEDULER, 25).grid
     for name, column in prior_solver(other, 25).grid.items():
-        np.testing.assert_allclose(column, want[name], rtol=1e-6 if name != "x0" else 5e-4)
+        np.testing.assert_allclose(column, want[name], rtol=1e-6 if name != "x0" else 1e-3)
 
 
 def test_an_embedding_depends_on_its_seed_and_index_alone(pipe):
