@@ -92,6 +92,8 @@ def add_commands(commands: Any) -> None:
         model.add_argument("--config", metavar="YAML", help="the original's yaml, for unpublished architectures")
         model.add_argument("--clip-stats", metavar="FILE", help="statistics of image embeddings, for ViT-L checkpoints")
         model.add_argument("--variant", help="of a diffusers folder or hub id, such as fp16")
+        if name == "text-to-image":
+            model.add_argument("--prior", metavar="SRC", help="a text-to-embedding prior, for an unCLIP checkpoint")
         if name == "variations":
             model.add_argument("--preprocess", metavar="P", help="diffusers, original or original-kornia-0.6.0")
         model.add_argument(
@@ -118,6 +120,12 @@ def add_commands(commands: Any) -> None:
         how.add_argument("--eta", type=float, default=0.0, metavar="E", help="0..1, how stochastic DDIM is")
         how.add_argument("--seed", type=int, default=0, metavar="K", help="0..2**32-1")
         how.add_argument("--batch-size", type=int, metavar="N", help="images at a time; default all")
+        adapt = p.add_argument_group("adapters and marks")
+        adapt.add_argument("--lora", nargs="+", default=[], metavar="FILE[=W]", help="LoRA files, each with its weight")
+        adapt.add_argument("--textual-inversion", nargs="+", default=[], metavar="FILE", help="files of learnt words")
+        adapt.add_argument("--freeu", type=float, nargs=4, metavar=("S1", "S2", "B1", "B2"), help="reweight the UNet")
+        adapt.add_argument("--watermark", action="store_true", help="mark the pictures invisibly, as the original does")
+        adapt.add_argument("--safety-checker", metavar="DIR", help="make black what diffusers' checker flags")
         add_memory(p)
         how.add_argument("--out", type=Path, default=Path(name), metavar="DIR", help=f"default ./{name}")
 
@@ -152,13 +160,17 @@ def make(args: argparse.Namespace) -> None:
     pictures = [load_image(path) for path in paths]
     given = {k: getattr(args, k, None) for k in ("config", "clip_stats", "variant", "preprocess")}
     overrides = {k: v for k, v in given.items() if v is not None}
-    pipe = getattr(unclip_jax, command.pipeline).from_pretrained(
-        args.model, dtype=args.dtype, mesh=mesh_of(args.devices), memory=memory_of(args), **overrides
-    )
+    opening = {"dtype": args.dtype, "mesh": mesh_of(args.devices), "memory": memory_of(args), **overrides}
+    if getattr(args, "prior", None) is not None:
+        call = unclip_jax.StableUnCLIPPipeline.from_pretrained(args.model, prior=args.prior, **opening)
+        pipe = call.unclip
+    else:
+        call = pipe = getattr(unclip_jax, command.pipeline).from_pretrained(args.model, **opening)
+    _adapt(pipe, args)
     settings = _settings(args, max(1, len(paths)))
     # The pictures themselves are read by the pipeline: of a path it keeps what the file says, such as transparency.
     inputs = {"image": pictures if command.pipeline == "UnCLIPPipeline" else paths} if paths else {}
-    images = pipe(**inputs, batch_size=args.batch_size, **settings).images
+    images = call(**inputs, batch_size=args.batch_size, **settings).images
 
     args.out.mkdir(parents=True, exist_ok=True)
     run = _next_run(args.out)
@@ -168,6 +180,7 @@ def make(args: argparse.Namespace) -> None:
         **{k: _source(v) if v in others else v for k, v in settings.items()},
         "scheduler": args.scheduler or pipe.config.scheduler,
         "model": model_name(args.model),
+        **{name: getattr(args, name) for name in ("lora", "textual_inversion", "freeu") if getattr(args, name)},
         "dtype": jax.numpy.dtype(pipe.dtype).name,
         "preprocess": pipe.config.preprocess,
         "version": __version__,
@@ -218,6 +231,25 @@ def model_name(model: str | None) -> str:
     if model is None:
         return "the demo model"
     return Path(model).name if Path(model).exists() else model
+
+
+def _adapt(pipe: Any, args: argparse.Namespace) -> None:
+    """Loads the adapters, and says what is done to finished pictures."""
+    for given in args.lora:
+        file, _, weight = given.rpartition("=") if re.search(r"=-?[\d.]+$", given) else (given, "", "1")
+        pipe.load_lora_weights(file, adapter_name=given, weight=float(weight))
+    for file in args.textual_inversion:
+        pipe.load_textual_inversion(file)
+    if args.freeu is not None:
+        pipe.enable_freeu(*args.freeu)
+    if args.watermark:
+        from unclip_jax.watermark import MARK
+
+        pipe.watermark = MARK
+    if args.safety_checker is not None:
+        from convert.safety import open_safety_checker
+
+        pipe.safety_checker = open_safety_checker(args.safety_checker)
 
 
 def _settings(args: argparse.Namespace, pictures: int) -> dict[str, Any]:

@@ -212,7 +212,7 @@ def compare(kind, theirs, ours, scheduler, steps, *, guidance_scale=5.0, repeats
     if kind.channels == 9 and not kind.begins:  # the picture itself is not encoded
         queues["diffusers.models.autoencoders.vae"] = itertools.repeat(torch_order(encoding[1]))
     start_strength = {"strength": STRENGTH} if kind.begins else {}
-    draws_latents = "StableDiffusionPipeline" == kind.theirs
+    draws_latents = kind.theirs == "StableDiffusionPipeline"
     with contextlib.ExitStack() as stack:
         for name, queue in queues.items():
             module = importlib.import_module(name)

@@ -70,7 +70,9 @@ def test_a_given_depth_map(opened):
     original = theirs.__call__
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            type(theirs), "__call__", lambda self, depth_map, **a: original(depth_map=torch.from_numpy(depth)[None], **a)
+            type(theirs),
+            "__call__",
+            lambda self, depth_map, **a: original(depth_map=torch.from_numpy(depth)[None], **a),
         )
         error, _ = compare(kind, theirs, ours, "ddim", 8, depth_map=depth)
     assert error <= TOLERANCE

@@ -210,18 +210,19 @@ class InpaintPipeline(Pipeline):
     def _mask(self, request: InpaintRequest, chunk: Chunk) -> jax.Array:
         return chunk.split(request.mask[np.minimum(chunk.parts, len(request.mask) - 1)])
 
-    def _make(self, request: Request) -> PipelineOutput:
+    def _finish(self, request: Request, images: list[Image.Image]) -> tuple[list[Image.Image], list[bool] | None]:
         assert isinstance(request, InpaintRequest)
-        out = super()._make(request)
-        if request.kept is None:
-            return out
+        return super()._finish(request, images if request.kept is None else self._pasted(request, images))
+
+    def _pasted(self, request: InpaintRequest, painted_images: list[Image.Image]) -> list[Image.Image]:
+        assert request.kept is not None
         images = []
-        for index, painted in enumerate(out.images):
+        for index, painted in enumerate(painted_images):
             picture, mask, box = request.kept[min(index // request.repeats, len(request.kept) - 1)]
             if box is None:
                 painted = painted.resize(picture.shape[1::-1], Image.Resampling.LANCZOS)
             images.append(Image.fromarray(paste_back(np.asarray(painted), picture, mask, box)))
-        return dataclasses.replace(out, images=images)
+        return images
 
 
 def _uint8(picture: np.ndarray) -> np.ndarray:

@@ -38,9 +38,12 @@ from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.programs import Known, make_programs
 from unclip_jax.pipelines.request import Request
 from unclip_jax.progress import Progress
+from unclip_jax.safety import SafetyChecker
+from unclip_jax.safety import check as check_safety
 from unclip_jax.sampling.loop import Carry
 from unclip_jax.sampling.noise import Branch
 from unclip_jax.sampling.schedule import alphas_cumprod
+from unclip_jax.watermark import SMALLEST, embed_watermark
 
 ImageInput = Image.Image | str | os.PathLike[str] | np.ndarray
 DEFAULT_MEMORY = Memory()
@@ -58,12 +61,13 @@ class PipelineOutput:
     """images: list of PIL pictures, or (B, H, W, 3) float32 in 0..1, or latents, as `output_type` asked.
 
     latents: (B, H/f, W/f, 4) float32, scaled. image_embeds: of unCLIP checkpoints, (pictures, D) float32, before
-    noising; None for the others.
+    noising; None for the others. nsfw_content_detected: which pictures a safety checker has made black; None without.
     """
 
     images: Any
     latents: np.ndarray
     image_embeds: np.ndarray | None = None
+    nsfw_content_detected: list[bool] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +110,9 @@ class Pipeline:
     config, tokenizer, networks (name -> `Network`), mesh, dtype and memory are public, for research code that takes the
     parts; with `Memory(free_networks=True)` the networks have shapes in the place of parameters.
     Set `progress` to False for silence; the whole denoising loop is then one compiled program instead of one a step.
+    Set `watermark` to bytes, as `unclip_jax.watermark.MARK`, to mark pictures of 256x256 and more invisibly, and
+    `safety_checker` to what `convert.safety.open_safety_checker` opens, to make black what it flags; both need
+    `output_type="pil"`. docs/use-restrictions.md says what they can.
 
     Arguments that all pipelines have:
 
@@ -149,6 +156,8 @@ class Pipeline:
         self.memory = memory
         self.progress = True
         self.freeu: FreeU | None = None
+        self.watermark: bytes | None = None
+        self.safety_checker: SafetyChecker | None = None
         self._adapters: dict[str, tuple[Lora, float]] = {}
         self._unadapted = self.networks
         self._checkpoint = checkpoint
@@ -449,14 +458,39 @@ class Pipeline:
         return self._loaded[name]
 
     def _make(self, request: Request) -> PipelineOutput:
+        self._check_finish(request)
         encoded = self._encode(request)
         latents = np.concatenate([self._run(request, encoded, rows) for rows in request.chunks()])
+        flagged = None
         if request.output_type == "latent":
             images: Any = latents
-        else:
+        elif request.output_type == "np":
             images = self.decode_latents(latents)
-            images = images if request.output_type == "np" else self.to_pil(images)
-        return PipelineOutput(images, latents, encoded.get("embeds"))
+        else:
+            images, flagged = self._finish(request, self.to_pil(self.decode_latents(latents)))
+        return PipelineOutput(images, latents, encoded.get("embeds"), flagged)
+
+    def _check_finish(self, request: Request) -> None:
+        if self.watermark is None and self.safety_checker is None:
+            return
+        if request.output_type != "pil":
+            raise ValueError(f"output_type is {request.output_type!r}; a watermark or a safety checker needs 'pil'")
+        height, width = (side * self.config.vae.factor for side in request.latent_shape[:2])
+        if self.watermark is not None and height * width < SMALLEST:
+            raise ValueError(f"pictures of {width}x{height} are too small for a watermark; want {SMALLEST} pixels")
+
+    def _finish(self, request: Request, images: list[Image.Image]) -> tuple[list[Image.Image], list[bool] | None]:
+        """What is done to finished pictures: those that are flagged become black, then all are marked."""
+        flagged = None
+        if self.safety_checker is not None:
+            flagged = check_safety(self.safety_checker, [np.asarray(image) for image in images])
+            images = [
+                Image.new("RGB", image.size) if bad else image for image, bad in zip(images, flagged, strict=True)
+            ]
+        if self.watermark is not None:
+            mark = self.watermark
+            images = [Image.fromarray(embed_watermark(np.asarray(image), mark)) for image in images]
+        return images, flagged
 
     def _run(self, request: Request, encoded: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
         """The latents of some of a request's images, at the end of the loop."""
