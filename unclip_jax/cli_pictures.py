@@ -148,6 +148,8 @@ def make(args: argparse.Namespace) -> None:
     for path in (*paths, *others):
         if not Path(path).is_file():
             raise FileNotFoundError(f"{'IMAGE' if path in paths else 'FILE'}: no such file: {path}")
+    if args.command == "text-to-image" and args.prior is None and args.noise_level is not None:
+        raise ValueError("--noise-level is of a prior's embeddings: give --prior, too")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out} is a file; want a directory")
 
@@ -161,6 +163,7 @@ def make(args: argparse.Namespace) -> None:
     given = {k: getattr(args, k, None) for k in ("config", "clip_stats", "variant", "preprocess")}
     overrides = {k: v for k, v in given.items() if v is not None}
     opening = {"dtype": args.dtype, "mesh": mesh_of(args.devices), "memory": memory_of(args), **overrides}
+    call: Any
     if getattr(args, "prior", None) is not None:
         call = unclip_jax.StableUnCLIPPipeline.from_pretrained(args.model, prior=args.prior, **opening)
         pipe = call.unclip

@@ -8,6 +8,7 @@ import functools
 
 import numpy as np
 import pytest
+import torch
 
 from tests.pipelines.family import KINDS, SCHEDULERS, build, compare, open_both
 
@@ -61,18 +62,14 @@ def test_rescaled_guidance(opened):
     assert error <= TOLERANCE
 
 
-def test_a_given_depth_map(opened):
+def test_a_given_depth_map(opened, monkeypatch):
     kind, theirs, ours = opened("depth to image")
-    import torch
+    call = type(theirs).__call__
 
+    def with_tensor(self, depth_map, **arguments):
+        return call(self, depth_map=torch.from_numpy(depth_map)[None], **arguments)
+
+    monkeypatch.setattr(type(theirs), "__call__", with_tensor)
     depth = np.random.default_rng(0).random((40, 24), np.float32)
-    # Each side takes it as what it is there: an array, and a tensor with a batch.
-    original = theirs.__call__
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            type(theirs),
-            "__call__",
-            lambda self, depth_map, **a: original(depth_map=torch.from_numpy(depth)[None], **a),
-        )
-        error, _ = compare(kind, theirs, ours, "ddim", 8, depth_map=depth)
+    error, _ = compare(kind, theirs, ours, "ddim", 8, depth_map=depth)
     assert error <= TOLERANCE
