@@ -21,17 +21,8 @@ import unclip_jax
 from tests.models.comparisons import TINY_DEPTH, depth_reference
 from tests.references import disturbed, write_tokenizer
 from unclip_jax.distributed.mesh import local_mesh
-from unclip_jax.sampling.solvers import first_step, make_solver
+from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER, first_step, make_solver
 
-STABLE_DIFFUSION = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-}
 KARRAS, EXPONENTIAL, BETA = ({f"use_{name}_sigmas": True} for name in ("karras", "exponential", "beta"))
 TRAILING = {"timestep_spacing": "trailing"}
 # Our name -> diffusers' class, and what its configuration is changed to.
@@ -127,7 +118,9 @@ def build(kind, folder):
         "vae": disturbed(vae),
         "text_encoder": disturbed(text),
         "tokenizer": CLIPTokenizer.from_pretrained(write_tokenizer(Path(folder) / "tokenizer-source")),
-        "scheduler": diffusers.DDIMScheduler(**STABLE_DIFFUSION, prediction_type=kind.prediction_type),
+        "scheduler": diffusers.PNDMScheduler.from_config(
+            {**PUBLISHED_UNCLIP_SCHEDULER, "prediction_type": kind.prediction_type}
+        ),
     }
     if upscales:
         parts["low_res_scheduler"] = diffusers.DDPMScheduler(beta_schedule="scaled_linear")
