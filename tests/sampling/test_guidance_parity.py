@@ -45,7 +45,7 @@ def normal(seed, *shape):
 
 
 def test_rescale():
-    """Measured: 1e-6."""
+    """Measured: 5e-7."""
     out, conditional = 5 * normal(0, *SHAPE), normal(1, *SHAPE)
     want = rescale_noise_cfg(torch.from_numpy(out), torch.from_numpy(conditional), 0.7)
     np.testing.assert_allclose(rescale(jnp.asarray(out), jnp.asarray(conditional), jnp.float32(0.7)), want, atol=5e-6)
@@ -59,7 +59,7 @@ def test_projection(eta, threshold, momentum):
         c, u = normal(call, *SHAPE), normal(call + 10, *SHAPE)
         want = normalized_guidance(torch.from_numpy(c), torch.from_numpy(u), 6.5, buffer, eta, threshold, True)
         update, average = project(jnp.asarray(c), jnp.asarray(u), average, eta, threshold, momentum)
-        np.testing.assert_allclose(c + 6.5 * update, want, rtol=1e-5, atol=2e-5)  # measured: 5e-6
+        np.testing.assert_allclose(c + 6.5 * update, want, rtol=1e-5, atol=2e-5)  # measured: 6e-6
 
 
 @pytest.fixture(scope="module")
