@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -263,3 +264,13 @@ def _refusal(part):
     with pytest.raises(ValueError, match="PriorCheckpointConfig: text_encoder") as caught:
         dataclasses.replace(CONFIG, text_encoder=dataclasses.replace(tower, **changed))
     return caught.value
+
+
+def test_openais_own_archive_is_refused_with_advice(karlo, tmp_path):
+    """ViT-L-14.pt as OpenAI publishes it is a TorchScript program."""
+    with zipfile.ZipFile(tmp_path / "ViT-L-14.pt", "w") as archive:
+        for name in ("ViT-L-14/data.pkl", "ViT-L-14/constants.pkl"):
+            archive.writestr(name, b"\x80\x02}q\x00.")
+    karlo.with_name(f"{karlo.name}.text_encoder.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"ViT-L-14\.pt.*is a TorchScript program.*state_dict\(\)"):
+        open_prior(karlo)

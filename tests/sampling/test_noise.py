@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unclip_jax.sampling import Branch, draw, image_keys
+from unclip_jax.sampling.noise import branch
 
 SHAPE = (8, 8, 4)
 
@@ -45,3 +46,10 @@ def test_recorded_values():
 
 
 RECORDED = np.array([[0.58472037, 1.7919017, 0.79230267], [1.8491466, -0.36792418, -1.5026914]], np.float32)
+
+
+def test_a_run_within_a_run_draws_numbers_of_its_own():
+    keys = image_keys(0, jnp.arange(2))
+    inner = branch(keys, Branch.PRIOR)
+    draws = [draw(k, name, (8,)) for k in (keys, inner) for name in Branch]
+    assert len({tuple(np.asarray(row).tolist()) for made in draws for row in made}) == 2 * 2 * len(Branch)
