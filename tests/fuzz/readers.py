@@ -7,13 +7,14 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from convert.adapters import read_lora, read_textual_inversion
 from convert.architecture.diffusers import from_folder
 from convert.architecture.original import from_yaml
 from convert.architecture.prior import from_folder as prior_from_folder
 from convert.architecture.prior import from_karlo_yaml
 from convert.readers import load_pickle, open_tensors
 from convert.statistics import read_statistics
-from tests.convert.diffusers_folder import FILES
+from tests.convert.diffusers_folder import CONFIG, FILES
 from tests.convert.test_readers import VALID, torch_bytes
 from unclip_jax.checkpoints.config import read_config
 from unclip_jax.checkpoints.strict_json import read_object
@@ -129,6 +130,16 @@ def _recipe(folder: Path, content: bytes) -> None:
     read_recipe(folder / "a.png")
 
 
+def _lora(folder: Path, content: bytes) -> None:
+    (folder / "a.safetensors").write_bytes(content)
+    read_lora(folder / "a.safetensors", CONFIG)
+
+
+def _word(folder: Path, content: bytes) -> None:
+    (folder / "a.pt").write_bytes(content)
+    read_textual_inversion(folder / "a.pt", CONFIG)
+
+
 VOCABULARY = {
     "vocab.json": json.dumps({"a</w>": 0, "c": 1, "at</w>": 2, "cat</w>": 3, "a": 4, "t</w>": 5,
                               "<|startoftext|>": 6, "<|endoftext|>": 7}).encode(),
@@ -148,4 +159,6 @@ READERS: dict[str, Callable[[Path, bytes], None]] = {
     "karlo.yaml": _karlo,
     **{name.replace("/", "-"): _prior(name) for name in PRIOR},
     "recipe.png": _recipe,
+    "lora.safetensors": _lora,
+    "textual-inversion": _word,
 }
