@@ -101,6 +101,7 @@ def build(kind, folder):
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=4,
+        scaling_factor=0.08333 if upscales else 0.18215,
     )
     text = CLIPTextModel(
         CLIPTextConfig(

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.sampling.trajectories import BIAS, DIFFERENT, PUBLISHED, SHAPE, network, rows, run
+from unclip_jax.sampling.loop import start
 from unclip_jax.sampling.solvers import (
     PUBLISHED_UNCLIP_SCHEDULER,
     SCHEDULERS,
@@ -116,6 +117,8 @@ def _slope(errors, counts):
     [
         ("ddim", 1, (20, 50, 100, 200)),  # measured 0.94
         ("ldm-ddim", 1, (20, 50, 100, 200)),  # measured 0.94
+        ("pndm", 2, (20, 50, 100, 200)),
+        ("ldm-plms", 2, (20, 50, 100, 200)),
         ("dpm++2m-karras", 2, (16, 32, 64, 128)),  # measured 2.09
     ],
 )
@@ -136,6 +139,9 @@ def test_order_of_convergence(name, order, counts):
         ("heun-karras", 2, (16, 32, 64, 128)),
         ("dpm2-karras", 2, (16, 32, 64, 128)),
         ("lms-karras", 3.6, (16, 32, 64, 128)),  # of order 4 but for its first three steps
+        ("dpm++2s-karras", 2, (16, 32, 64, 128)),
+        ("unipc-karras", 3, (16, 32, 64, 128)),  # predicted to second order and corrected: one more
+        ("deis-karras", 2, (16, 32, 64, 128)),
     ],
 )
 def test_order_of_convergence_over_noise_levels(name, order, counts):
@@ -361,6 +367,121 @@ def test_images_of_a_batch_do_not_mix_under_thresholding():
 
         alone = [run(solver, x[i : i + 1], predict=predict)[0] for i in range(2)]
         np.testing.assert_array_equal(run(solver, x, predict=predict), np.stack(alone))
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        *(("ddim", 0), ("ddpm", 0), ("euler", 0), ("euler-a", 0), ("lcm", 0), ("tcd", 0), ("ldm-ddim", 0)),
+        *(("heun", 1), ("dpm2", 1), ("dpm2-a", 1), ("dpm++2m", 1), ("dpm++2m-sde", 1), ("dpm++2s", 1), ("deis", 1)),
+        *(("ldm-dpm", 1), ("unipc", 2), ("lms", 3), ("ldm-plms", 3), ("pndm", 5)),
+    ],
+)
+def test_what_is_remembered_is_what_is_documented(name, kept):
+    assert len(make_solver(name, config_of(name), 20).init(jnp.zeros(SHAPE))) == kept
+    page = (Path(__file__).parents[2] / "docs" / "solvers.md").read_text(encoding="utf-8")
+    cells = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |")).split("|")
+    assert (int(cells[5]), int(cells[6])) == (make_solver(name, config_of(name), 20).calls, kept)
+
+
+# --- Starting from a picture, and going back ---
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_what_is_left_of_a_run_is_the_runs_end(name):
+    """Same timesteps, noise levels falling from the start's; step counts and indices as for a run of its own."""
+    whole = make_solver(name, config_of(name), 10)
+    if name in ("ldm-dpm", "ldm-plms"):
+        with pytest.raises(ValueError, match=f"begin is 4; '{name}' has no start part-way"):
+            make_solver(name, config_of(name), 10, begin=4)
+        return
+    part = make_solver(name, config_of(name), 10, begin=4)
+    np.testing.assert_array_equal(part.grid["timestep"], whole.grid["timestep"][whole.calls - part.calls :])
+    np.testing.assert_array_equal(part.grid["index"], np.arange(part.calls))
+    above = whole.grid["alpha_cumprod"][whole.calls - part.calls - (name == "ldm-ddim")]
+    assert part.start_alpha_cumprod == above
+    if name != "ldm-ddim":
+        assert part.calls == whole.calls - 4 * (2 if name.startswith(("heun", "dpm2")) else 1)
+        assert whole.start_alpha_cumprod == whole.grid["alpha_cumprod"][0]
+    for begin in (-1, 10, 1.0, True):
+        with pytest.raises(ValueError, match="begin is"):
+            make_solver(name, config_of(name), 10, begin=begin)
+
+
+@pytest.mark.parametrize("name", ["dpm++2m", "dpm++2m-sde", "dpm++2s", "unipc", "deis"])
+def test_history_begins_where_the_run_begins(name):
+    """Whatever was remembered before the first step that is left has no weight."""
+    grid = make_solver(name, {**PUBLISHED, "solver_order": 3}, 20, begin=5).grid
+    assert grid["memory"][0] == grid["memory_2"][0] == grid["memory_2"][1] == 0
+    if name == "unipc":
+        assert grid["memory_3"][:2].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "strength", "options", "begin"),
+    [
+        ("pndm", 50, 0.8, {}, 10),
+        ("euler", 20, 1.0, {}, 0),
+        ("euler", 20, 0.99, {}, 1),
+        ("heun-karras", 3, 0.34, {}, 2),
+        ("ldm-ddim", 50, 0.8, {}, 10),
+        ("ldm-ddim", 20, 0.05, {}, 19),
+        ("ldm-ddim", 30, 1.0, {}, 1),  # whose grid has 31 steps
+        ("ldm-ddim", 50, 1.0, {"depth": True}, 1),
+        ("ldm-ddim", 50, 0.5, {"depth": True}, 25),
+        ("ddim", 50, 1.0, {"depth": True}, 0),
+    ],
+)
+def test_first_step(name, steps, strength, options, begin):
+    assert first_step(name, steps, strength, **options) == begin
+    assert make_solver(name, PUBLISHED, steps, begin=begin).calls >= int(steps * strength) - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "strength", "message"),
+    [
+        ("ddim", 20, 0.0, "strength is 0.0; want a number above 0, to 1"),
+        ("ddim", 20, 1.1, "strength is 1.1"),
+        ("ddim", 20, float("nan"), "strength is nan"),
+        ("ddim", 20, None, "strength is None"),
+        ("ddim", 20, 0.04, "strength is 0.04 and num_inference_steps 20, which leaves no step"),
+        ("ddim", 0, 0.5, "num_inference_steps is 0"),
+        ("ldm-ddim", 20, 1.0, "strength is 1.0; 'ldm-ddim' with 20 steps .* want less than 1, 0.95 for one step less"),
+        ("ldm-dpm", 20, 0.5, "'ldm-dpm' cannot start from a picture"),
+        ("ldm-plms", 20, 0.5, "'ldm-plms' cannot start from a picture"),
+        ("eulr", 20, 0.5, "unknown scheduler 'eulr'; did you mean 'euler'"),
+    ],
+)
+def test_bad_strengths_are_refused(name, steps, strength, message):
+    with pytest.raises(ValueError, match=message) as error:
+        first_step(name, steps, strength)
+    assert "\n" not in str(error.value)
+
+
+def test_a_start_from_a_picture_is_its_noised_latents():
+    rng = np.random.default_rng(0)
+    clean, noise = rng.standard_normal((2, *SHAPE), np.float32)
+    solver = make_solver("euler", PUBLISHED, 10, begin=4)
+    a = np.float64(solver.start_alpha_cumprod)
+    want = np.sqrt(a) * clean + np.sqrt(1 - a) * noise
+    np.testing.assert_allclose(start(solver, jnp.asarray(noise), jnp.asarray(clean)).latents, want, atol=1e-6)
+
+
+def test_inversion_and_back():
+    """x_T of exact data, and the data of it: the error falls with the number of steps, as 1 / steps."""
+    config, errors = {**PUBLISHED, "prediction_type": "epsilon"}, []
+    x = np.linspace(-1, 1.5, 9, dtype=np.float32).reshape(1, 3, 3, 1)
+    for steps in (25, 50, 100):
+        inverse = ddim_inversion(config, steps)
+        assert not inverse.stochastic
+        noise = run(inverse, x, predict=_perfect_noise)
+        errors.append(np.abs(run(make_solver("ddim", config, steps), noise, predict=_perfect_noise) - x).max())
+        # The flow's own x_T.
+        top = np.float64(make_solver("ddim", config, steps).grid["alpha_cumprod"][0])
+        exact = _flow(x.astype(np.float64), 0.99914998, top)
+    assert errors[-1] < 0.1  # measured 0.062, of 2.5
+    assert _slope(errors, (25, 50, 100)) == pytest.approx(1, abs=0.3)
+    np.testing.assert_allclose(noise, exact, atol=0.1)
 
 
 # --- Names and settings ---

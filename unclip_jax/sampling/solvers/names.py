@@ -149,8 +149,8 @@ def first_step(name: str, num_inference_steps: int, strength: float, train: int 
         )
     if base == "ldm-ddim" and made == steps:
         raise ValueError(
-            f"strength is {strength}; 'ldm-ddim' with {count} steps has no level above its first: want less than 1, "
-            f"{(count - 1) / count:.3g} for one step less"
+            f"strength is {strength}; 'ldm-ddim' with {count} steps has no noise level above its first: want less than "
+            f"1, {(count - 1) / count:.3g} for one step less"
         )
     return steps - made
 

@@ -85,6 +85,10 @@ def spaced(first: float, last: float, count: int, spacing: Spacing) -> np.ndarra
     share = np.linspace(0, 1, count)
     if spacing == "karras":
         return (first ** (1 / 7) + share * (last ** (1 / 7) - first ** (1 / 7))) ** 7
-    if spacing in ("exponential", "lu"):
+    if spacing == "exponential":
         return np.exp(np.linspace(np.log(first), np.log(last), count))
+    if spacing == "lu":
+        # Of logarithms rounded to float32 as diffusers does: the timestep at the start hangs on that.
+        logs = np.log(np.array([first, last], np.float32)).astype(np.float64)
+        return np.exp(np.linspace(logs[0], logs[1], count))
     return last + scipy.stats.beta.ppf(1 - share, 0.6, 0.6) * (first - last)
