@@ -17,6 +17,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # within diffusers
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),  # there too
     pytest.mark.filterwarnings("ignore:In CPU autocast"),
+    pytest.mark.filterwarnings("ignore:You have passed 2 text prompts:FutureWarning"),  # one picture for all
 ]
 
 TOLERANCE = 1e-3

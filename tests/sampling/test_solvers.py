@@ -16,7 +16,9 @@ from unclip_jax.sampling.loop import start
 from unclip_jax.sampling.solvers import (
     PUBLISHED_UNCLIP_SCHEDULER,
     SCHEDULERS,
+    ddim_inversion,
     dpmpp_2m,
+    first_step,
     ldm_ddim,
     ldm_dpm,
     make_solver,
