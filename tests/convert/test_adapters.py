@@ -327,6 +327,9 @@ def test_words_in_files_of_torch(tmp_path):
         ((got, values),) = read_textual_inversion(path, CONFIG).items()
         assert got == word
         np.testing.assert_array_equal(values, ROWS)
+    path.write_bytes(torch_bytes(mapping({"string_to_param": mapping({"*": text("x")})}), {}))
+    with pytest.raises(CheckpointError, match="something else than a tensor"):
+        read_textual_inversion(path, CONFIG)
 
 
 @pytest.mark.parametrize(
