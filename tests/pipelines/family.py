@@ -173,9 +173,9 @@ def compare(kind, theirs, ours, scheduler, steps, *, guidance_scale=5.0, repeats
     eta = settings.get("eta", 0.0)
     solver = make_solver(scheduler, ours.config.scheduler_config, steps, eta, begin)
     start = rng.standard_normal(shape, np.float32)
-    # A picture is encoded once there, for all that is made of it.
+    # A picture is encoded, or noised, once there for all that is made of it.
     encoding = np.repeat(rng.standard_normal((2, 1, *shape[1:]), np.float32), repeats, axis=1)
-    low_res = rng.standard_normal((repeats, side, side, 3), np.float32)
+    low_res = np.repeat(rng.standard_normal((1, side, side, 3), np.float32), repeats, axis=0)
     step_noise = rng.standard_normal((solver.calls, *shape), np.float32)
 
     given = {"image": picture(SIZE)} if "text" not in ours.__class__.__name__.lower() else {}
