@@ -1,6 +1,6 @@
 """The prior live against diffusers and transformers: same weights, prompts and noise.
 
-Errors are relative (L2) of what the network gives, and the largest of the final embeddings, which are of size 0.6 to 11.
+Errors: relative (L2) of what the network gives, the largest of the final embeddings, which are of size 1 to 11.
 """
 
 import types
