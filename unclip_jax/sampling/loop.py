@@ -30,7 +30,7 @@ def start(solver: Solver, latents: jax.Array, clean: jax.Array | None = None) ->
     if clean is None:
         latents = latents.astype(jnp.float32) * solver.scale
     else:
-        latents = add_noise(clean, latents, solver.start_alpha_cumprod)
+        latents = add_noise(clean, latents, jnp.asarray(solver.start_alpha_cumprod))
     return Carry(latents, solver.init(latents), latents)
 
 
