@@ -193,7 +193,7 @@ def compare(kind, theirs, ours, scheduler, steps, *, guidance_scale=5.0, repeats
     }
     sized = {} if kind.channels in (5, 7) or "Img2Img" in kind.theirs else {"height": SIZE, "width": SIZE}
 
-    reference = getattr(diffusers, class_name).from_config(theirs.scheduler.config, **changes)
+    reference = getattr(diffusers, class_name).from_config(dict(ours.config.scheduler_config), **changes)
     theirs.scheduler = reference
     draws = [noise for noise, weight in zip(step_noise, solver.grid.get("noise", ()), strict=False) if weight]
     steps_of_theirs = itertools.chain(draws, itertools.repeat(np.zeros(shape, np.float32)))

@@ -236,19 +236,20 @@ def double_reference(name, config, steps, start, noise, monkeypatch, eta=0.0, be
     for table in {"sigmas", "sigmas_interpol", "sigmas_up", "sigmas_down", "alphas_cumprod"} & vars(scheduler).keys():
         setattr(scheduler, table, getattr(scheduler, table).double())
     module = sys.modules[type(scheduler).__module__]
-    monkeypatch.setattr(module, "torch", Doubled())
     x, bias = torch.from_numpy(start).double(), torch.from_numpy(BIAS).double()
-    if clean is None:
-        x = x * scheduler.init_noise_sigma
-    else:
-        x = scheduler.add_noise(torch.from_numpy(clean).double(), x, timesteps[:1])
     options = {"eta": eta} if base in ("ddim", "tcd") else {}
-    for i, timestep in enumerate(timesteps):
-        monkeypatch.setattr(
-            module, "randn_tensor", lambda *a, i=i, **o: torch.from_numpy(noise[i]).double(), raising=False
-        )
-        out = network(scheduler.scale_model_input(x, timestep), timestep, torch, bias)
-        x = scheduler.step(out, timestep, x, **options).prev_sample
+    # Only around the steps: the next scheduler's tables are to be float32.
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "torch", Doubled())
+        if clean is None:
+            x = x * scheduler.init_noise_sigma
+        else:
+            x = scheduler.add_noise(torch.from_numpy(clean).double(), x, timesteps[:1])
+        for i, timestep in enumerate(timesteps):
+            draw = torch.from_numpy(noise[i]).double()
+            patch.setattr(module, "randn_tensor", lambda *a, draw=draw, **o: draw, raising=False)
+            out = network(scheduler.scale_model_input(x, timestep), timestep, torch, bias)
+            x = scheduler.step(out, timestep, x, **options).prev_sample
     return timesteps.numpy(), x.numpy()
 
 

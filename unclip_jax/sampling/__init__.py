@@ -12,7 +12,14 @@ from unclip_jax.sampling.guidance import (
 )
 from unclip_jax.sampling.loop import advance, advance_remembering, sample, start
 from unclip_jax.sampling.noise import Branch, draw, image_keys
-from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER, SCHEDULERS, Solver, make_solver
+from unclip_jax.sampling.solvers import (
+    PUBLISHED_UNCLIP_SCHEDULER,
+    SCHEDULERS,
+    Solver,
+    ddim_inversion,
+    first_step,
+    make_solver,
+)
 
 __all__ = [
     "PUBLISHED_UNCLIP_SCHEDULER",
@@ -21,11 +28,18 @@ __all__ = [
     "Guidance",
     "Solver",
     "advance",
+<<<<<<< HEAD
     "advance_remembering",
     "double",
     "draw",
     "guidance_memory",
     "guidance_rows",
+=======
+    "ddim_inversion",
+    "double",
+    "draw",
+    "first_step",
+>>>>>>> wip-solvers
     "guide",
     "guided",
     "image_keys",
