@@ -28,18 +28,13 @@ __all__ = [
     "Guidance",
     "Solver",
     "advance",
-<<<<<<< HEAD
     "advance_remembering",
-    "double",
-    "draw",
-    "guidance_memory",
-    "guidance_rows",
-=======
     "ddim_inversion",
     "double",
     "draw",
     "first_step",
->>>>>>> wip-solvers
+    "guidance_memory",
+    "guidance_rows",
     "guide",
     "guided",
     "image_keys",

@@ -38,11 +38,7 @@ def start(solver: Solver, latents: jax.Array, clean: jax.Array | None = None, *,
         latents = latents.astype(jnp.float32) * solver.scale
     else:
         latents = add_noise(clean, latents, jnp.asarray(solver.start_alpha_cumprod))
-<<<<<<< HEAD
     return Carry(latents, solver.init(latents), latents, memory)
-=======
-    return Carry(latents, solver.init(latents), latents)
->>>>>>> wip-solvers
 
 
 def advance(
