@@ -236,15 +236,18 @@ class Pipeline:
             raise TypeError(f"unknown arguments: {', '.join(sorted(unknown))}")
         return self._check(**{**{p.name: p.default for p in parameters}, **arguments})
 
-    def decode_latents(self, latents: np.ndarray) -> np.ndarray:
-        """latents: (B, H/f, W/f, 4), scaled -> pictures (B, H, W, 3) float32 in 0..1; one a device at a time."""
+    def decode_latents(self, latents: np.ndarray, in_tiles: int | None = None) -> np.ndarray:
+        """latents: (B, H/f, W/f, 4), scaled -> pictures (B, H, W, 3) float32 in 0..1; one a device at a time.
+
+        in_tiles: latent cells along a tile's side, instead of the way that `memory` says.
+        """
         group, params = placement.data_size(self.mesh), self._weights("vae")
         images = []
         with Progress("decoding", len(latents), unit="image", enabled=self.progress) as bar:
             for first in range(0, len(latents), group):
                 rows = latents[first : first + group]
                 padded = jax.device_put(placement.pad_batch(rows, group), placement.batch_sharding(self.mesh))
-                images.append(np.asarray(self.programs.decode(params, padded))[: len(rows)])
+                images.append(np.asarray(self.programs.decode(params, padded, in_tiles=in_tiles))[: len(rows)])
                 bar.update(len(rows))
         return np.concatenate(images)
 
@@ -465,10 +468,15 @@ class Pipeline:
         if request.output_type == "latent":
             images: Any = latents
         elif request.output_type == "np":
-            images = self.decode_latents(latents)
+            images = self._decode(request, latents)
         else:
-            images, flagged = self._finish(request, self.to_pil(self.decode_latents(latents)))
+            images, flagged = self._finish(request, self.to_pil(self._decode(request, latents)))
         return PipelineOutput(images, latents, encoded.get("embeds"), flagged)
+
+    def _decode(self, request: Request, latents: np.ndarray) -> np.ndarray:
+        """Pictures made in tiles are decoded in tiles, unless `memory` has another way of its own."""
+        in_tiles = None if request.tile is None or self.memory.decoding != "whole" else request.tile[0]
+        return self.decode_latents(latents, in_tiles)
 
     def _check_finish(self, request: Request) -> None:
         if self.watermark is None and self.safety_checker is None:
@@ -556,7 +564,8 @@ class Pipeline:
 
         def advance_rows(carry: Carry, part: slice) -> Carry:
             grid = columns if part.stop - part.start == solver.calls else {k: c[part] for k, c in columns.items()}
-            return self.programs.advance(unet, solver, carry, grid, constants, seed, indices, guidance=request.guidance)
+            static = {"guidance": request.guidance, "tile": request.tile}
+            return self.programs.advance(unet, solver, carry, grid, constants, seed, indices, **static)
 
         return carry, advance_rows
 

@@ -15,12 +15,14 @@ from unclip_jax.conditioning.latents import latents_from_moments
 from unclip_jax.conditioning.noise_augmentation import mix_conditions, noise_image_embeddings
 from unclip_jax.conditioning.upscale import noise_low_res
 from unclip_jax.models.freeu import FreeU
+from unclip_jax.models.tiling import decode_tiled
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.sampling.guidance import Guidance, guidance_memory, guidance_rows, guided
 from unclip_jax.sampling.loop import Carry, advance_remembering, start
 from unclip_jax.sampling.noise import Branch, draw, image_keys
 from unclip_jax.sampling.schedule import add_noise
 from unclip_jax.sampling.solvers import Solver
+from unclip_jax.sampling.tiled import tiled
 
 
 class Known(NamedTuple):
@@ -91,8 +93,10 @@ def make_programs(config: CheckpointConfig, networks: Mapping[str, Network], mem
         noise_low_res=jax.jit(noise_low_res),
         prepare=jax.jit(functools.partial(_prepare, unet), static_argnames="guidance"),
         start=jax.jit(_start, static_argnames="guidance"),
-        advance=jax.jit(functools.partial(_advance, unet), static_argnames="guidance", donate_argnames="carry"),
-        decode=jax.jit(functools.partial(_decode, vae, memory, tile)),
+        advance=jax.jit(
+            functools.partial(_advance, unet), static_argnames=("guidance", "tile"), donate_argnames="carry"
+        ),
+        decode=jax.jit(functools.partial(_decode, vae, memory, tile), static_argnames="in_tiles"),
     )
 
 
@@ -180,16 +184,22 @@ def _advance(
     indices: jax.Array,
     *,
     guidance: Guidance,
+    tile: tuple[int, int] | None = None,
 ) -> Carry:
-    """Some steps of the loop."""
+    """Some steps of the loop. tile: of `tiled`, its size and overlap in latents; None: the whole picture at once."""
     model = unet.merge(params)
     text, times, classes, channels, known, freeu = constants
 
     def network(x: jax.Array, row: Mapping[str, jax.Array], perturbed: jax.Array | None) -> jax.Array:
         emb = times[row["index"]][None]
+        emb = emb if classes is None else emb + classes
         x = x if channels is None else jnp.concatenate([x, channels], axis=-1)
         layers = None if perturbed is None else model.perturb_attention(perturbed)
-        return model.denoise(x, emb if classes is None else emb + classes, text, layers, freeu)
+
+        def run(x: jax.Array, row: Mapping[str, jax.Array]) -> jax.Array:
+            return model.denoise(x, emb, text, layers, freeu)
+
+        return run(x, row) if tile is None else tiled(run, *tile)(x, row)
 
     def put_known(x: jax.Array, row: Mapping[str, jax.Array]) -> jax.Array:
         assert known is not None
@@ -201,7 +211,17 @@ def _advance(
     return advance_remembering(denoise, solver, carry, rows, keys, None if known is None else put_known)
 
 
-def _decode(vae: Network, memory: Memory, tile: int, params: Mapping[str, jax.Array], latents: jax.Array) -> jax.Array:
+def _decode(
+    vae: Network,
+    memory: Memory,
+    tile: int,
+    params: Mapping[str, jax.Array],
+    latents: jax.Array,
+    *,
+    in_tiles: int | None = None,
+) -> jax.Array:
+    """in_tiles: latent cells along a tile's side, where the pictures are too large for a way of decoding chosen."""
     model = vae.merge(params)
-    picture = memory.decode(model, latents / model.config.scaling_factor, tile)
+    z = latents / model.config.scaling_factor
+    picture = memory.decode(model, z, tile) if in_tiles is None else decode_tiled(model, z, in_tiles)
     return jnp.clip(picture / 2 + 0.5, 0.0, 1.0)

@@ -20,7 +20,8 @@ OutputType = Literal["pil", "np", "latent"]
 class Request:
     """What all pipelines are asked. B = prompts * repeats, prompt-major; see `Pipeline` for the arguments.
 
-    condition: the pictures that condition an unCLIP checkpoint. start: the pictures that the run begins with.
+    condition: the pictures that condition an unCLIP checkpoint. start: the pictures that the run begins with. tile:
+    size and overlap in latents, where large pictures are made in tiles.
     """
 
     solver: Solver
@@ -40,6 +41,7 @@ class Request:
     output_type: OutputType
     condition: PictureCondition | None = None
     start: StartPicture | None = None
+    tile: tuple[int, int] | None = None
 
     def chunks(self) -> Iterator[np.ndarray]:
         """The images' indices, `batch_size` at a time."""

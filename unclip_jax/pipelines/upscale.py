@@ -22,6 +22,9 @@ from unclip_jax.pipelines.start_picture import count_prompts, load_pictures
 from unclip_jax.sampling.noise import Branch
 from unclip_jax.sampling.solvers import Solver
 
+# A picture of 16,384 pixels a side is 3 GiB in float32.
+LARGEST_SIDE = 4096
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UpscaleRequest(Request):
@@ -57,6 +60,7 @@ class UpscalePipeline(Pipeline):
         negative_prompt_embeds: Any = None,
         latents: Any = None,
         low_res_noise: Any = None,
+        tile: int | None = None,
         step_noise: Any = None,
         batch_size: int | None = None,
         output_type: OutputType = "pil",
@@ -66,6 +70,10 @@ class UpscalePipeline(Pipeline):
         image: PIL picture, path, uint8 (h, w, 3), float 0..1 (h, w, 3), or a list of them of one size; sides are
             rounded down to multiples of 8
         noise_level: 0..350, how much noise the small picture gets, an int or one a picture: more leaves more to invent
+        tile: pixels of the small picture along a tile's side, a multiple of 16; the UNet then sees overlapping tiles,
+            whose predictions are averaged at every step. None: no tiles up to twice the side that the checkpoint was
+            trained at, and tiles of that side for larger pictures. They are decoded in diffusers' way, unless the
+            pipeline's `Memory` says another.
         latents: (B, h, w, 4) initial noise, standard normal for every solver; low_res_noise: (B, h, w, 3)
 
         The other arguments and what is raised: see `Pipeline`.
@@ -86,10 +94,23 @@ class UpscalePipeline(Pipeline):
         levels = check_levels(a["noise_level"], prompts, self.config.unet.class_embedding_size or 0)
         return UpscaleRequest(
             **common,
+            tile=self._check_tile(a["tile"], max(height, width)),
             pixels=np.stack(pixels),
             noise_level=np.repeat(levels, common["repeats"]),
             low_res_noise=noise,
         )
+
+    def _check_tile(self, tile: Any, side: int) -> tuple[int, int] | None:
+        """Size and overlap of the tiles of a picture whose longer side is `side`; None where it is no larger."""
+        trained, multiple = self.config.unet.sample_size, self.config.unet.size_multiple
+        if side > LARGEST_SIDE:
+            raise ValueError(f"image has a side of {side} pixels; want at most {LARGEST_SIDE}")
+        if tile is None:
+            tile = side if side <= 2 * trained else trained
+        else:
+            tile = check.check_size("tile", tile, 2 * multiple, 0)
+        # A quarter of a tile fades on each side.
+        return None if tile >= side else (tile, max(multiple, tile // 4 // multiple * multiple))
 
     def _labels(self, request: Request, encoded: Mapping[str, np.ndarray], chunk: Chunk) -> jax.Array | None:
         assert isinstance(request, UpscaleRequest)
