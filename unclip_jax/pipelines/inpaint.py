@@ -196,7 +196,9 @@ class InpaintPipeline(Pipeline):
 
     def _start(self, request: Request, encoded: Mapping[str, np.ndarray], chunk: Chunk) -> Carry:
         assert isinstance(request, InpaintRequest)
-        return self._from_noise(request, chunk) if request.from_noise else super()._start(request, encoded, chunk)
+        if request.from_noise:
+            return self._from_noise(request, request.latents, chunk)
+        return super()._start(request, encoded, chunk)
 
     def _known(self, request: Request, encoded: Mapping[str, np.ndarray], chunk: Chunk) -> Known | None:
         assert isinstance(request, InpaintRequest)

@@ -384,7 +384,7 @@ class Pipeline:
             latents = self._latents(request, encoded["start"], chunk)
             noise = self._noise(request.start.noise, Branch.LATENTS, request.latent_shape, chunk)
             return self.programs.start(request.solver, noise, latents, guidance=request.guidance)
-        return self._from_noise(request, chunk)
+        return self._from_noise(request, request.latents, chunk)
 
     def _known(self, request: Request, encoded: Mapping[str, np.ndarray], chunk: Chunk) -> Known | None:
         """The part of the picture that is given."""
@@ -400,8 +400,8 @@ class Pipeline:
             return chunk.split(given[chunk.rows])
         return self.programs.draw(chunk.seed, chunk.indices, branch=branch, shape=shape, number=number)
 
-    def _from_noise(self, request: Request, chunk: Chunk) -> Carry:
-        noise = self._noise(request.latents, Branch.LATENTS, request.latent_shape, chunk)
+    def _from_noise(self, request: Request, given: np.ndarray | None, chunk: Chunk) -> Carry:
+        noise = self._noise(given, Branch.LATENTS, request.latent_shape, chunk)
         return self.programs.start(request.solver, noise, None, guidance=request.guidance)
 
     def _latents(self, request: Request, moments: np.ndarray, chunk: Chunk, number: int = 0) -> jax.Array:
