@@ -61,9 +61,9 @@ def test_an_image_does_not_depend_on_what_is_made_beside_it(name, run):
     assert_differ(two[0], two[1], pair[1], *(other[0] for other in others))
 
 
-@pytest.mark.parametrize("name", ["inpainting by a picture", "upscaling"])
-def test_an_image_does_not_depend_on_the_devices(name, run, family_folder):
-    """Three images on four devices: padded, and trimmed."""
+def test_an_image_does_not_depend_on_the_devices(run, family_folder):
+    """Three images on four devices: padded, and trimmed. Of the pipeline with the most inputs."""
+    name = "inpainting by a picture"
     kind = KINDS[name]
     spread = open_pipeline(family_folder(kind.model), kind.pipeline, devices=4)
     whole = run(name, num_images_per_prompt=3, batch_size=1).latents
@@ -82,7 +82,7 @@ def test_scalars_compile_nothing(name, run, family):
         "guidance_interval": (0.5, 1.0),
         "noise_level": 333,
         "image": photo(5),
-        "mask_image": hole()[::-1, ::-1],
+        "mask_image": np.roll(hole(), 4),
         "condition_image": photo(6),
     }
     changes += [{key: value} for key, value in others.items() if key in settings]
@@ -151,18 +151,16 @@ def test_prompts_and_pictures(name, run, family):
 @pytest.mark.parametrize("name", BEGINNING)
 def test_strength(name, family, run):
     """1 makes every step and forgets the picture's latents; the least that is taken makes one and keeps them."""
-    known = {"noise": np.zeros((1, HEIGHT // 2, WIDTH // 2, 4)), "sample_posterior": False, "eta": 0.0}
     pipe = family(name)
     whole = pipe.check(**arguments(name, strength=1.0))
     assert whole.solver.calls == STEPS
     assert pipe.check(**arguments(name, strength=np.float32(0.7))).solver.calls == 2
-    near = run(name, strength=0.34, **known).latents
     assert pipe.check(**arguments(name, strength=0.34)).solver.calls == 1
-    far = run(name, strength=0.99, **known).latents
-    encoded = pipe.encode_pictures(whole.start.pixels)[..., :4] * pipe.config.vae.scaling_factor
-    distances = [np.linalg.norm(latents - encoded) for latents in (near, far)]
     if "four" not in name:
-        assert distances[0] < distances[1]
+        near, far = (run(name, strength=strength).latents for strength in (0.34, 0.8))
+        encoded = pipe.encode_pictures(pipe.check(**arguments(name, strength=0.5)).start.pixels)[..., :4]
+        encoded *= pipe.config.vae.scaling_factor
+        assert np.linalg.norm(near - encoded) < np.linalg.norm(far - encoded)
 
 
 @pytest.mark.parametrize("name", PAINTING)

@@ -333,9 +333,9 @@ class Pipeline:
 
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
         """Reweights the UNet's way up, see `unclip_jax.models.freeu`. Raises ValueError for what is no number."""
-        for name, value in {"s1": s1, "s2": s2, "b1": b1, "b2": b2}.items():
-            check_number(name, value, 0, 100)
-        self.freeu = FreeU(s1, s2, b1, b2)
+        given = {"s1": s1, "s2": s2, "b1": b1, "b2": b2}
+        # Floats, whatever was given: numbers of another type would compile the network anew.
+        self.freeu = FreeU(*(check_number(name, value, 0, 100) for name, value in given.items()))
 
     def disable_freeu(self) -> None:
         """The UNet as it was trained."""
