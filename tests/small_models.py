@@ -78,4 +78,5 @@ UPSCALE = dataclasses.replace(
     unet=dataclasses.replace(SMALL.unet, in_channels=7, class_embedding="table", class_embedding_size=1000),
     image_noising=NoiseSchedule(beta_schedule="scaled_linear"),
 )
+INPAINT = dataclasses.replace(TEXT_TO_IMAGE, unet=dataclasses.replace(TEXT_TO_IMAGE.unet, in_channels=9))
 CLIP = ClipConfig(TEXT, VISION, "open_clip")

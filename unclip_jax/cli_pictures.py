@@ -239,7 +239,7 @@ def model_name(model: str | None) -> str:
 def _adapt(pipe: Any, args: argparse.Namespace) -> None:
     """Loads the adapters, and says what is done to finished pictures."""
     for given in args.lora:
-        file, _, weight = given.rpartition("=") if re.search(r"=-?[\d.]+$", given) else (given, "", "1")
+        file, _, weight = given.rpartition("=") if re.search(r"=-?(\d+\.?\d*|\.\d+)$", given) else (given, "", "1")
         pipe.load_lora_weights(file, adapter_name=given, weight=float(weight))
     for file in args.textual_inversion:
         pipe.load_textual_inversion(file)

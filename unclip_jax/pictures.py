@@ -187,9 +187,9 @@ def _parameters(recipe: dict[str, Any], image: Image.Image) -> str:
         "Images": [picture.get("name") for picture in recipe.get("images") or []] or None,
         "Version": recipe.get("version") and f"unclip_jax {recipe['version']}",
     }
-    negative = recipe.get("negative_prompt")
+    negative, prompt = recipe.get("negative_prompt"), recipe.get("prompt") or ""
     lines = [
-        recipe.get("prompt") or "",
+        prompt if isinstance(prompt, str) else " | ".join(prompt),
         f"Negative prompt: {negative}" if negative else "",
         ", ".join(f"{name}: {_quoted(value)}" for name, value in settings.items() if value is not None),
     ]

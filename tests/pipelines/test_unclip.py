@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.pipelines.small_family import Compilations
 from unclip_jax import UnCLIPPipeline
 from unclip_jax.distributed.mesh import local_mesh
 
@@ -62,21 +63,6 @@ def test_images_differ_by_index_seed_prompt_and_noise(pipe, five):
     for i, a in enumerate(others):
         for b in others[:i]:
             assert np.linalg.norm(a - b) > 1e-3 * np.linalg.norm(b)
-
-
-class Compilations:
-    """Counts the programs that XLA compiles, or fetches from the cache, while it is open."""
-
-    def __enter__(self):
-        self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self._hear)
-        return self
-
-    def __exit__(self, *exc):
-        jax.monitoring.unregister_event_duration_listener(self._hear)
-
-    def _hear(self, event, duration, **details):
-        self.count += event == "/jax/core/compile/backend_compile_duration"
 
 
 def test_scalars_compile_nothing(pipe, five):

@@ -178,7 +178,7 @@ def test_interval_of_noise_levels():
 
 @pytest.mark.parametrize("interval", [(1, 1), (-1, 2), (3, 2), (np.nan, 2), (0, np.nan)])
 def test_intervals_that_are_none(interval):
-    with pytest.raises(ValueError, match="guidance interval is"):
+    with pytest.raises(ValueError, match="guidance_interval is"):
         limit_interval(7.5, np.array([0.5]), interval)
 
 

@@ -1,6 +1,7 @@
 """Which pipeline a checkpoint is for."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
@@ -10,6 +11,7 @@ from unclip_jax.pipelines.depth_to_image import DepthToImagePipeline
 from unclip_jax.pipelines.inpaint import InpaintPipeline
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.pipeline import DEFAULT_MEMORY, Pipeline, open_pipeline
+from unclip_jax.pipelines.stable_unclip import StableUnCLIPPipeline
 from unclip_jax.pipelines.text_to_image import TextToImagePipeline
 from unclip_jax.pipelines.unclip import UnCLIPPipeline
 from unclip_jax.pipelines.upscale import UpscalePipeline
@@ -34,6 +36,15 @@ def from_pretrained(
     mesh: Mesh | None = None,
     memory: Memory = DEFAULT_MEMORY,
     **overrides: Any,
-) -> Pipeline:
-    """Opens a checkpoint with the pipeline for what it was trained for; arguments as `Pipeline.from_pretrained`."""
+) -> Pipeline | StableUnCLIPPipeline:
+    """Opens a checkpoint with the pipeline for what it was trained for; arguments as `Pipeline.from_pretrained`.
+
+    A diffusers folder with a prior among its parts is opened as `StableUnCLIPPipeline`.
+    """
+    if source is not None and _holds_prior(Path(source)):
+        return StableUnCLIPPipeline.from_pretrained(source, dtype, mesh, memory, **overrides)
     return open_pipeline(pipeline_for, source, dtype, mesh, memory, overrides)
+
+
+def _holds_prior(folder: Path) -> bool:
+    return all((folder / part / "config.json").is_file() for part in ("prior", "unet"))

@@ -16,7 +16,7 @@ from PIL import Image
 from unclip_jax.conditioning.crop import Box, crop_region, cropped_mask, cropped_pixels, paste_back
 from unclip_jax.conditioning.masks import Mask, binary_mask, check_same_size, latent_mask, load_mask, masked_picture
 from unclip_jax.conditioning.pixels import Resample, floor_size
-from unclip_jax.pipelines.arguments import ProjectedGuidance
+from unclip_jax.pipelines.arguments import ProjectedGuidance, check_number
 from unclip_jax.pipelines.picture_condition import check_own_condition
 from unclip_jax.pipelines.pipeline import Chunk, ImageInput, Pipeline, PipelineOutput
 from unclip_jax.pipelines.programs import Known
@@ -134,9 +134,7 @@ class InpaintPipeline(Pipeline):
         else:
             pixels, holes, boxes = self._cropped(pictures, masks, a, resample)
         shape = latent_shape_of(config, pixels)
-        if not isinstance(a["strength"], int | float) or isinstance(a["strength"], bool):
-            raise ValueError(f"strength is {a['strength']!r}; want a number from 0 to 1")
-        from_noise = a["strength"] == 1
+        from_noise = check_number("strength", a["strength"], 0, 1) == 1
         name, unused = ("noise", "latents")[:: 1 if from_noise else -1]
         if a[name] is not None:
             raise ValueError(f"{name} is given, but at strength {a['strength']} the initial noise is {unused!r}")
@@ -146,13 +144,10 @@ class InpaintPipeline(Pipeline):
         encodes_picture = masked is None or not from_noise
         encoded = pixels if encodes_picture or masked is None else masked
         encodings = int(encodes_picture) + (masked is not None)
-        as_image = a if a["condition_image"] is None else {**a, "image": a["condition_image"]}
-        if a["condition_image"] is not None and config.task != "variations":
-            raise ValueError("condition_image is given, but this is not an unCLIP checkpoint")
         return InpaintRequest(
             **common,
             start=check_start(a, encoded, common["batch"], shape, encodings),
-            condition=check_own_condition(config, as_image, prompts),
+            condition=check_own_condition(config, a, prompts),
             mask=np.stack([latent_mask(hole, config.vae.factor) for hole in holes]),
             masked=masked,
             from_noise=from_noise,
@@ -211,6 +206,12 @@ class InpaintPipeline(Pipeline):
 
     def _mask(self, request: InpaintRequest, chunk: Chunk) -> jax.Array:
         return chunk.split(request.mask[np.minimum(chunk.parts, len(request.mask) - 1)])
+
+    def _finished_sizes(self, request: Request) -> set[tuple[int, int]]:
+        assert isinstance(request, InpaintRequest)
+        if request.kept is None:
+            return super()._finished_sizes(request)
+        return {(picture.shape[0], picture.shape[1]) for picture, _, _ in request.kept}
 
     def _finish(self, request: Request, images: list[Image.Image]) -> tuple[list[Image.Image], list[bool] | None]:
         assert isinstance(request, InpaintRequest)

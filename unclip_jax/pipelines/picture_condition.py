@@ -28,27 +28,28 @@ class PictureCondition:
     image_noise: np.ndarray | None = None
 
 
-def check_condition(config: CheckpointConfig, a: Mapping[str, Any]) -> PictureCondition:
+def check_condition(config: CheckpointConfig, a: Mapping[str, Any], name: str = "image") -> PictureCondition:
     """The condition in a call's arguments `a`, the noise given for it being checked as for one image a picture.
 
-    Arguments that a pipeline does not have need not be there. Raises ValueError, FileNotFoundError.
+    name: what the caller's argument is called that is `a["image"]`. Arguments that a pipeline does not have need not be
+    there. Raises ValueError, FileNotFoundError.
     """
     d = config.image_embedding_dim
     assert d is not None
     images, embeds = None, None
     if (a["image"] is None) == (a["image_embeds"] is None):
         raise ValueError(
-            "give one of image and image_embeds, " + ("not both" if a["image"] is not None else "got neither")
+            f"give one of {name} and image_embeds, " + ("not both" if a["image"] is not None else "got neither")
         )
     if a["image"] is not None:
         if config.image_encoder is None:
-            raise ValueError("image is given, but this checkpoint has no image encoder; want image_embeds")
-        images = load_images("image", a["image"])
+            raise ValueError(f"{name} is given, but this checkpoint has no image encoder; want image_embeds")
+        images = load_images(name, a["image"])
         if config.preprocess.startswith("original"):
             for picture in images:
                 if min(picture.shape[:2]) < 64:
                     raise ValueError(
-                        f"image is {picture.shape[1]}x{picture.shape[0]}; the {config.preprocess!r} preprocessing "
+                        f"{name} is {picture.shape[1]}x{picture.shape[0]}; the {config.preprocess!r} preprocessing "
                         "needs sides of at least 64 pixels"
                     )
     else:
@@ -86,28 +87,35 @@ def check_condition(config: CheckpointConfig, a: Mapping[str, Any]) -> PictureCo
 
 
 def check_own_condition(config: CheckpointConfig, a: Mapping[str, Any], prompts: int) -> PictureCondition | None:
-    """The same for pipelines that begin with `image`: an unCLIP checkpoint is conditioned by it, or by `image_embeds`.
+    """The same for pipelines that begin with `image`: an unCLIP checkpoint is conditioned by it, or by what is given
+    for this alone, `condition_image` or `image_embeds`.
 
     None for other checkpoints. One picture stands for all prompts. Raises ValueError for what is given in vain, too.
     """
+    apart = a.get("condition_image") is not None
     if config.task != "variations":
-        given = [name for name in ("image_embeds", "image_noise") if a[name] is not None]
+        given = [name for name in ("condition_image", "image_embeds", "image_noise") if a.get(name) is not None]
         given += ["noise_level"] if np.any(a["noise_level"]) else []
         if given:
             raise ValueError(f"{given[0]} is given, but this is not an unCLIP checkpoint")
         return None
-    own = {**a, "image": a["image"] if a["image_embeds"] is None else None}
-    if prompts > 1 and a["image_embeds"] is None and not isinstance(a["image"], list | tuple):
-        own["image"] = [a["image"]] * prompts
-    condition = check_condition(config, own)
+    name = "condition_image" if apart else "image"
+    own = {**a, "image": a[name] if apart or a["image_embeds"] is None else None}
+    if own["image"] is not None:
+        images = list(own["image"]) if isinstance(own["image"], list | tuple) else [own["image"]]
+        own["image"] = images * prompts if len(images) == 1 else images
+    elif np.shape(a["image_embeds"])[:1] == (1,):
+        own["image_embeds"] = np.repeat(a["image_embeds"], prompts, axis=0)
+    condition = check_condition(config, own, name)
     if condition.pictures != prompts:
-        raise ValueError(f"image_embeds has {condition.pictures} rows; want {prompts}, one a picture")
+        which = "image_embeds" if condition.images is None else name
+        raise ValueError(f"{which} has {condition.pictures} entries; want {prompts}, one a picture, or one for all")
     return condition
 
 
 def load_images(name: str, value: Any) -> list[np.ndarray]:
     """A picture or a list of them, see `load_image` -> (H, W, 3) uint8 each. Raises ValueError, FileNotFoundError."""
-    images = [load_image(image) for image in (value if isinstance(value, list | tuple) else [value])]
+    images = [load_image(image, name) for image in (value if isinstance(value, list | tuple) else [value])]
     if not images:
         raise ValueError(f"{name} is an empty list")
     return images

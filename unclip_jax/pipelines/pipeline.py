@@ -33,7 +33,7 @@ from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.distributed import mesh as placement
 from unclip_jax.models.freeu import FreeU
 from unclip_jax.pictures import to_uint8
-from unclip_jax.pipelines.arguments import check_number
+from unclip_jax.pipelines.arguments import MAX_SCALE, check_number
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.programs import Known, make_programs
 from unclip_jax.pipelines.request import Request
@@ -227,10 +227,15 @@ class Pipeline:
         """
         if arguments.get("batch_size") is not None:
             raise ValueError("batch_size has no meaning for stream: all images run together")
-        return self._stream(self.check(**arguments))
+        return self._stream(self._checked(arguments))
 
     def check(self, **arguments: Any) -> Request:
         """What a call with these arguments is refused for, without the call: ValueError, FileNotFoundError."""
+        request = self._checked(arguments)
+        self._check_finish(request)
+        return request
+
+    def _checked(self, arguments: Mapping[str, Any]) -> Request:
         parameters = list(inspect.signature(type(self).__call__).parameters.values())[1:]
         if unknown := arguments.keys() - {p.name for p in parameters}:
             raise TypeError(f"unknown arguments: {', '.join(sorted(unknown))}")
@@ -293,6 +298,7 @@ class Pipeline:
 
         self._check_adaptable()
         name = Path(source).stem if adapter_name is None else adapter_name
+        weight = check_number("weight", weight, -MAX_SCALE, MAX_SCALE)
         if name in self._adapters:
             raise ValueError(f"adapter_name {name!r} is loaded already; want another, or unload_lora_weights first")
         self._use_adapters({**self._adapters, name: (read_lora(Path(source), self.config), weight)})
@@ -306,6 +312,7 @@ class Pipeline:
             raise ValueError(f"adapter_names has {unknown[0]!r}; loaded: {loaded}")
         if len(weights) != len(names):
             raise ValueError(f"adapter_weights has {len(weights)} numbers for {len(names)} names; want one for each")
+        weights = [check_number("adapter_weights", weight, -MAX_SCALE, MAX_SCALE) for weight in weights]
         given = dict(zip(names, weights, strict=True))
         self._use_adapters({name: (lora, given.get(name, 0.0)) for name, (lora, _) in self._adapters.items()})
 
@@ -329,9 +336,9 @@ class Pipeline:
 
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
         """Reweights the UNet's way up, see `unclip_jax.models.freeu`. Raises ValueError for what is no number."""
-        for name, value in {"s1": s1, "s2": s2, "b1": b1, "b2": b2}.items():
-            check_number(name, value, 0, 100)
-        self.freeu = FreeU(s1, s2, b1, b2)
+        given = {"s1": s1, "s2": s2, "b1": b1, "b2": b2}
+        # Floats, whatever was given: numbers of another type would compile the network anew.
+        self.freeu = FreeU(*(check_number(name, value, 0, 100) for name, value in given.items()))
 
     def disable_freeu(self) -> None:
         """The UNet as it was trained."""
@@ -483,9 +490,14 @@ class Pipeline:
             return
         if request.output_type != "pil":
             raise ValueError(f"output_type is {request.output_type!r}; a watermark or a safety checker needs 'pil'")
+        for height, width in self._finished_sizes(request):
+            if self.watermark is not None and height * width < SMALLEST:
+                raise ValueError(f"pictures of {width}x{height} are too small for a watermark; want {SMALLEST} pixels")
+
+    def _finished_sizes(self, request: Request) -> set[tuple[int, int]]:
+        """The heights and widths of the finished pictures."""
         height, width = (side * self.config.vae.factor for side in request.latent_shape[:2])
-        if self.watermark is not None and height * width < SMALLEST:
-            raise ValueError(f"pictures of {width}x{height} are too small for a watermark; want {SMALLEST} pixels")
+        return {(height, width)}
 
     def _finish(self, request: Request, images: list[Image.Image]) -> tuple[list[Image.Image], list[bool] | None]:
         """What is done to finished pictures: those that are flagged become black, then all are marked."""

@@ -7,7 +7,7 @@ Source: unCLIP, Ramesh et al. 2022, arXiv:2204.06125; diffusers' StableUnCLIPPip
 """
 
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,9 @@ class StableUnCLIPPipeline:
         Raises FileNotFoundError when there is nothing there, ValueError for what is refused.
         """
         unclip = UnCLIPPipeline.from_pretrained(source, dtype, mesh, memory, **overrides)
-        return cls(TextToEmbeddingPrior.from_pretrained(source if prior is None else prior, dtype, mesh), unclip)
+        shared = {} if prior is not None else {k: v for k, v in overrides.items() if k in ("variant", "revision")}
+        prior = source if prior is None else prior
+        return cls(TextToEmbeddingPrior.from_pretrained(prior, dtype, mesh, **shared), unclip)
 
     def __call__(
         self,
@@ -92,25 +94,30 @@ class StableUnCLIPPipeline:
         embeddings. prior_*: see `TextToEmbeddingPrior`. The other arguments and what is raised: see `Pipeline`;
         latents, image_noise and step_noise are of B = prompts * num_images_per_prompt images.
         """
-        return self.unclip(**self._embed({k: v for k, v in locals().items() if k != "self"}))
+        return self.unclip(**self._embed({k: v for k, v in locals().items() if k != "self"}, self.unclip.check))
 
     def stream(self, **arguments: Any) -> Generator[StreamState, None, None]:
         """The same run as a generator, see `Pipeline.stream`; the embeddings are made when it is called."""
-        return self.unclip.stream(**self._embed(arguments))
+        return self.unclip.stream(**self._embed(arguments, self.unclip.stream))
 
-    def _embed(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """What the unCLIP pipeline is to be called with: its own arguments, and the prior's embeddings."""
+    def _embed(self, arguments: dict[str, Any], refuse: Callable[..., Any]) -> dict[str, Any]:
+        """What the unCLIP pipeline is to be called with: its own arguments, and the prior's embeddings.
+
+        refuse: raises for what that pipeline does not take, and runs nothing.
+        """
         own = {k: v for k, v in arguments.items() if not k.startswith("prior_")}
         prior = {k: v for k, v in arguments.items() if k.startswith("prior_")}
         prompt, repeats = arguments.get("prompt", ""), own.pop("num_images_per_prompt", 1)
         count = 1 if isinstance(prompt, str) or not isinstance(prompt, Sequence) else len(prompt)
+        if count == 0:
+            raise ValueError("prompt is an empty list")
         repeats = check.check_integer("num_images_per_prompt", repeats, 1, 1 << 20)
         for name in ("prompt", "negative_prompt"):
             texts = check.check_prompts(name, own.get(name, ""), count)
             own[name] = [text for text in texts for _ in range(repeats)]
         # Whatever the unCLIP pipeline refuses is refused before the prior runs.
         width = self.prior.config.prior.embedding_dim
-        self.unclip.check(image_embeds=np.zeros((count * repeats, width), np.float32), **own)
+        refuse(image_embeds=np.zeros((count * repeats, width), np.float32), **own)
         embeds = self.prior(
             prompt,
             num_images_per_prompt=repeats,

@@ -209,7 +209,7 @@ def limit_interval(
     """
     low, high = (float(end) for end in interval)
     if not 0 <= low < high or math.isnan(high):
-        raise ValueError(f"guidance interval is ({low:g}, {high:g}); want 0 <= low < high, in units of sigma")
+        raise ValueError(f"guidance_interval is ({low:g}, {high:g}); want 0 <= low < high, in units of sigma")
     share = np.asarray(alpha_cumprod, np.float64)
     with np.errstate(divide="ignore"):
         sigma = np.sqrt((1 - share) / share)

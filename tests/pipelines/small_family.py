@@ -1,0 +1,88 @@
+"""Every pipeline of the family with the smallest of models, and a good call of each."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+import unclip_jax
+from tests import small_models
+from unclip_jax import ProjectedGuidance
+from unclip_jax.distributed.mesh import local_mesh
+
+HEIGHT, WIDTH = 20, 24  # pixels; latents are 10x12, and of an upscaler as large as its picture
+STEPS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """model: of `small_models`. pipeline: of `unclip_jax`. settings: what a call has beside what all have."""
+
+    model: str
+    pipeline: str
+    settings: dict = dataclasses.field(default_factory=dict)
+
+
+def photo(seed=0, height=HEIGHT, width=WIDTH):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def hole(height=HEIGHT, width=WIDTH):
+    """White in the middle."""
+    mask = np.zeros((height, width), np.uint8)
+    mask[height // 4 : 3 * height // 4, width // 3 : 2 * width // 3] = 255
+    return mask
+
+
+HOLE = {"image": photo(), "mask_image": hole()}
+SIZE = {"height": HEIGHT, "width": WIDTH}
+# Each with another kind of guidance.
+KINDS = {
+    "text to image": Kind("TEXT_TO_IMAGE", "TextToImagePipeline", {**SIZE, "guidance_rescale": 0.3}),
+    "image to image": Kind("TEXT_TO_IMAGE", "ImageToImagePipeline", {"image": photo(), "pag_scale": 2.0}),
+    "variation of latents": Kind("SMALL", "ImageToImagePipeline", {"image": photo(), "noise_level": 100}),
+    "depth": Kind("DEPTH", "DepthToImagePipeline", {"image": photo(), "projected_guidance": ProjectedGuidance(0.5)}),
+    "inpainting": Kind("INPAINT", "InpaintPipeline", {**HOLE, "guidance_interval": (0.1, 5.0)}),
+    "inpainting, four channels": Kind("TEXT_TO_IMAGE", "InpaintPipeline", HOLE),
+    "inpainting by a picture": Kind("SMALL", "InpaintPipeline", {**HOLE, "condition_image": photo(9)}),
+    "upscaling": Kind("UPSCALE", "UpscalePipeline", {"image": photo()}),
+}
+COMMON = {"prompt": "a cat", "num_inference_steps": STEPS, "scheduler": "ddim", "eta": 1.0, "seed": 3}
+COMMON |= {"guidance_scale": 4.0, "output_type": "latent"}
+
+
+def open_pipeline(folder, pipeline, devices=1, **options):
+    pipe = getattr(unclip_jax, pipeline).from_pretrained(
+        folder, "float32", local_mesh(jax.local_devices()[:devices]), **options
+    )
+    # Calls and streams then run the same programs, of one step each, and half as much is compiled.
+    pipe.progress = True
+    return pipe
+
+
+def arguments(name, **changes):
+    """Of a good call of a kind, with changes."""
+    return {**COMMON, **KINDS[name].settings, **changes}
+
+
+class Compilations:
+    """Counts the programs that XLA compiles, or fetches from the cache, while it is open."""
+
+    def __enter__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._hear)
+        return self
+
+    def __exit__(self, *exc):
+        jax.monitoring.unregister_event_duration_listener(self._hear)
+
+    def _hear(self, event, duration, **details):
+        self.count += event == "/jax/core/compile/backend_compile_duration"
+
+
+def write(name, folder):
+    """A model of `small_models`, with a UNet of one level alone: it is compiled in half of the time."""
+    config = getattr(small_models, name)
+    level = {"block_out_channels": (32,), "attention_levels": (True,), "num_heads": (2,)}
+    unet = dataclasses.replace(config.unet, **level, only_cross_attention=(False,))
+    return small_models.write(dataclasses.replace(config, unet=unet), folder)

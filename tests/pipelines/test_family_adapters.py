@@ -1,0 +1,186 @@
+"""Adapters, learnt words, marks and the safety check on a pipeline: what they change, and that they go exactly."""
+
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import unclip_jax.pipelines.pipeline as pipeline_module
+from convert.export.lora import save_lora
+from convert.export.textual_inversion import save_textual_inversion
+from tests import small_models
+from tests.pipelines.small_family import Compilations, arguments, open_pipeline
+from unclip_jax import Memory
+from unclip_jax.adapters.lora import LowRank
+from unclip_jax.safety import Concepts, SafetyChecker
+from unclip_jax.watermark import MARK, read_watermark
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+NAME = "text to image"
+
+
+@pytest.fixture
+def pipe(family):
+    yield family(NAME)
+    family(NAME).unload_lora_weights()
+
+
+def run(pipe, **changes):
+    return pipe(**arguments(NAME, **changes)).latents
+
+
+def random_lora(config, seed, rank=2):
+    """Of a layer of the UNet, of one of the text encoder."""
+    rng = np.random.default_rng(seed)
+    width, context = config.text_encoder.width, config.unet.cross_attention_dim
+
+    def change(inner, out):
+        return LowRank(
+            rng.standard_normal((inner, rank), np.float32), rng.standard_normal((rank, out), np.float32), np.float32(2)
+        )
+
+    name = "unet.mid_block.attentions.0.attn2.to_k.kernel"
+    return {name: change(context, 32), "text_encoder.layers.0.q_proj.kernel": change(width, width)}
+
+
+@pytest.fixture
+def files(pipe, tmp_path):
+    return [
+        save_lora(pipe.config, random_lora(pipe.config, seed), tmp_path / f"lora{seed}.safetensors") for seed in (0, 1)
+    ]
+
+
+def test_loras_change_the_picture_and_go_again(pipe, files):
+    plain = run(pipe)
+    pipe.load_lora_weights(files[0])
+    one = run(pipe)
+    pipe.load_lora_weights(files[1], "second", 0.5)
+    both = run(pipe)
+    for a, b in ((plain, one), (one, both), (plain, both)):
+        assert np.linalg.norm(a - b) > 1e-3 * np.linalg.norm(a)
+    with Compilations() as compiled:
+        pipe.set_adapters(["second", "lora0"], [0.25, -0.5])
+        changed = run(pipe)
+    assert compiled.count == 0
+    assert np.linalg.norm(changed - both) > 1e-3 * np.linalg.norm(both)
+    pipe.set_adapters("lora0")
+    np.testing.assert_array_equal(run(pipe), one)
+    pipe.set_adapters(["lora0", "second"], [0, 0])
+    np.testing.assert_array_equal(run(pipe), plain)
+    pipe.set_adapters(["lora0", "second"])
+    pipe.unload_lora_weights()
+    np.testing.assert_array_equal(run(pipe), plain)
+
+
+def test_a_word_is_learnt(pipe, family_folder, tmp_path):
+    rows = np.random.default_rng(0).standard_normal((2, pipe.config.text_encoder.width), np.float32)
+    save_textual_inversion("<thing>", rows, tmp_path)
+    before = pipe.tokenizer, pipe._unadapted
+    try:
+        states = pipe.encode_prompts(["a cat", "a <thing>"])
+        pipe.load_textual_inversion(tmp_path)
+        learnt = pipe.encode_prompts(["a cat", "a <thing>", "a thing"])
+        np.testing.assert_allclose(learnt[0], states[0], rtol=0, atol=1e-5)
+        assert np.abs(learnt[1] - states[1]).max() > 1e-2
+        assert np.abs(learnt[1] - learnt[2]).max() > 1e-2
+        with pytest.raises(ValueError, match="has the token '<thing>' already"):
+            pipe.load_textual_inversion(tmp_path)
+        pipe.load_textual_inversion(tmp_path, "<other>")
+        np.testing.assert_allclose(pipe.encode_prompts(["a <other>"])[0], learnt[1], rtol=0, atol=1e-5)
+    finally:
+        pipe.tokenizer, pipe._unadapted = before
+        pipe.unload_lora_weights()
+
+
+class Hostile:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+def test_adapters_that_are_refused(pipe, files, family_folder, tmp_path, capfd):
+    other = dataclasses.replace(
+        small_models.TEXT_TO_IMAGE, text_encoder=dataclasses.replace(small_models.TEXT, width=64, heads=2)
+    )
+    foreign = save_lora(
+        other,
+        {"text_encoder.layers.0.q_proj.kernel": random_lora(other, 0)["text_encoder.layers.0.q_proj.kernel"]},
+        tmp_path / "foreign.safetensors",
+    )
+    (tmp_path / "hostile.bin").write_bytes(pickle.dumps(Hostile()))
+    (tmp_path / "broken.safetensors").write_bytes(files[0].read_bytes()[:-5])
+    save_file({"weird": np.zeros(3, np.float32)}, tmp_path / "weird.safetensors")
+    pipe.load_lora_weights(files[0])
+    before = pipe.networks
+    cases = [(foreign, "of another base model"), (tmp_path / "hostile.bin", "hostile.bin")]
+    cases += [(tmp_path / "broken.safetensors", "broken"), (tmp_path / "weird.safetensors", "weird")]
+    cases += [(files[0], "'lora0' is loaded already")]
+    for file, words in cases:
+        with pytest.raises(ValueError, match=words) as caught:
+            pipe.load_lora_weights(file)
+        assert "\n" not in str(caught.value)
+    for weight in ("1", float("nan"), None, True):
+        with pytest.raises(ValueError, match=r"^weight is "):
+            pipe.load_lora_weights(files[1], weight=weight)
+        with pytest.raises(ValueError, match=r"^adapter_weights is "):
+            pipe.set_adapters("lora0", [weight])
+    with pytest.raises(ValueError, match="adapter_names has 'mine'; loaded: 'lora0'"):
+        pipe.set_adapters(["lora0", "mine"])
+    with pytest.raises(ValueError, match="adapter_weights has 2 numbers for 1 names"):
+        pipe.set_adapters(["lora0"], [1, 2])
+    for call in (pipe.load_lora_weights, pipe.load_textual_inversion):
+        with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
+            call(tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match="hostile"):
+        pipe.load_textual_inversion(tmp_path / "hostile.bin")
+    wide = save_textual_inversion("<wide>", np.zeros((1, 768), np.float32), tmp_path / "wide.safetensors")
+    with pytest.raises(ValueError, match="Stable Diffusion 1"):
+        pipe.load_textual_inversion(wide)
+    assert pipe.networks is before
+    assert "run" not in capfd.readouterr().out
+    lean = open_pipeline(family_folder("TEXT_TO_IMAGE"), "TextToImagePipeline", memory=Memory(free_networks=True))
+    with pytest.raises(ValueError, match="without free_networks"):
+        lean.load_lora_weights(files[0])
+
+
+def test_freeu(pipe, family_folder, tmp_path):
+    """Ones change nothing up to rounding; other numbers compile nothing new."""
+    plain = run(pipe)
+    try:
+        pipe.enable_freeu(1, 1, 1, 1)
+        np.testing.assert_allclose(run(pipe), plain, rtol=0, atol=1e-4)
+        with Compilations() as compiled:
+            pipe.enable_freeu(0.5, 0.2, 1.4, 1.6)
+            run(pipe)
+        assert compiled.count == 0
+    finally:
+        pipe.disable_freeu()
+    np.testing.assert_array_equal(run(pipe), plain)
+
+
+def test_marks_and_the_safety_check(monkeypatch, tmp_path):
+    """On pictures that are large enough, of a VAE that makes 16 pixels of a latent cell."""
+    vae = dataclasses.replace(small_models.SMALL.vae, block_out_channels=(8, 8, 8, 8, 8), norm_groups=4)
+    unet = dataclasses.replace(
+        small_models.TEXT_TO_IMAGE.unet,
+        block_out_channels=(32,),
+        attention_levels=(True,),
+        num_heads=(2,),
+        only_cross_attention=(False,),
+    )
+    model = dataclasses.replace(small_models.TEXT_TO_IMAGE, vae=vae, unet=unet)
+    pipe = open_pipeline(small_models.write(model, tmp_path / "model"), "TextToImagePipeline")
+    settings = {"height": 256, "width": 256, "num_images_per_prompt": 2, "output_type": "pil", "batch_size": 1}
+    plain = pipe(**arguments(NAME, **settings)).images
+    pipe.watermark = MARK
+    nothing = Concepts(np.ones((1, 2), np.float32), np.ones(1, np.float32))
+    pipe.safety_checker = SafetyChecker(None, 8, nothing, nothing)
+    monkeypatch.setattr(pipeline_module, "check_safety", lambda checker, images: [False, True])
+    out = pipe(**arguments(NAME, **settings))
+    assert out.nsfw_content_detected == [False, True]
+    marked, black = map(np.asarray, out.images)
+    assert read_watermark(marked) == MARK
+    assert (marked != np.asarray(plain[0])).any()
+    assert np.abs(marked.astype(int) - np.asarray(plain[0])).mean() < 16
+    assert black.max() < 40  # black, and marked
