@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import unclip_jax
+from tests import small_models
 from tests.golden_weights import GOLDEN
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER, make_solver
@@ -113,6 +114,19 @@ def test_depth_to_image(run, arrays):
         noise=noise,
     )
     assert error <= TOLERANCE
+
+
+def test_depth_at_full_strength_begins_with_pure_noise(tmp_path):
+    """As the original's demo does, with one step less."""
+    folder, mesh = small_models.write(small_models.DEPTH, tmp_path), local_mesh(jax.local_devices()[:1])
+    pipe = unclip_jax.DepthToImagePipeline.from_pretrained(folder, "float32", mesh)
+    pipe.progress = False
+    asked = {"depth_map": np.eye(32), "strength": 1.0, "num_inference_steps": 4, "output_type": "latent"}
+    pictures = [np.full((32, 32, 3), gray, np.uint8) for gray in (0, 255)]
+    assert pipe.check(image=pictures[0], scheduler="ldm-ddim", **asked).solver.calls == 3
+    for scheduler, equal in (("ldm-ddim", True), ("ddim", False)):
+        made = [pipe(image=picture, scheduler=scheduler, **asked).latents for picture in pictures]
+        assert np.array_equal(*made) == equal
 
 
 def test_upscaling(run, arrays):

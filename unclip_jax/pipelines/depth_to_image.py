@@ -89,6 +89,9 @@ class DepthToImagePipeline(Pipeline):
         pixels = pixels_of(config, pictures, a["height"], a["width"], resample)
         shape, prompts = latent_shape_of(config, pixels), count_prompts(a, len(pixels))
         common = check_request(config, a, shape, prompts, a["strength"], depth=True)
+        if original and a["strength"] == 1:
+            # The original's demo begins with pure noise then, not with the picture noised as far as its grid goes.
+            common["solver"] = dataclasses.replace(common["solver"], start_alpha_cumprod=np.float32(0))
         views, maps = None, None
         if a["depth_map"] is not None:
             given = a["depth_map"] if isinstance(a["depth_map"], list | tuple) else [a["depth_map"]] * len(pictures)
