@@ -19,6 +19,7 @@ from convert.random import write_random_checkpoint
 from tests import small_models
 from tests.convert.diffusers_folder import random_tensors, write_folder
 from tests.golden_weights import GOLDEN, write_model
+from tests.pipelines import small_family
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.pipelines.unclip import UnCLIPPipeline
 
@@ -44,6 +45,15 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory):
     jax.config.update("jax_compilation_cache_dir", os.environ.get("UNCLIP_JAX_TEST_CACHE", str(folder)))
     jax.config.update("jax_compilation_cache_max_size", 8 * 2**30)  # with a limit, JAX locks the folder
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(scope="module")
+def quickly_compiled():
+    """Programs that are small and run a few times are compiled in a third of the time."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +110,13 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same without an image encoder; not to be written to."""
     return small_models.write(small_models.TEXT_TO_IMAGE, tmp_path_factory.mktemp("models") / "text")
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory: pytest.TempPathFactory):
+    """Name of a model in tests/small_models.py -> its converted directory; not to be written to."""
+    folder = tmp_path_factory.mktemp("family")
+    return functools.cache(lambda name: small_family.write(name, folder / name))
 
 
 @pytest.fixture(scope="session")

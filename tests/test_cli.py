@@ -1,5 +1,6 @@
 """unclip-jax and python -m convert as a user runs them: exit status, one line for what is refused, what is written."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from PIL import Image
 
 from convert.__main__ import main as convert
 from convert.random import write_random_checkpoint
+from tests import small_models, small_prior
 from unclip_jax import cli
+from unclip_jax.checkpoints.directory import save
 from unclip_jax.pictures import read_recipe
 
 PHOTO = Path(__file__).parents[1] / "docs" / "images" / "coffee.jpg"
@@ -144,6 +147,142 @@ def test_info_plan(converted: Path, capsys: pytest.CaptureFixture[str]):
     assert "--plan" in one_line(capsys)
     assert cli.main(["info", str(converted), "--plan", "--height", "100"]) == 2
     assert "height is 100" in one_line(capsys)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, str]:
+    """A picture, a mask, a depth map, and an adapter's file that is none."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((16, 20), np.uint8)
+    mask[4:12, 5:15] = 255
+    arrays = {"photo": rng.integers(0, 256, (16, 20, 3), np.uint8), "mask": mask}
+    arrays["depth"] = np.linspace(0, 255, 320).reshape(16, 20).astype(np.uint8)
+    paths = {}
+    for name, array in arrays.items():
+        paths[name] = str(tmp_path / f"{name}.png")
+        Image.fromarray(array).save(paths[name])
+    return paths
+
+
+# By command: the model, arguments (names of `inputs` stand for their files), and what the recipe then says.
+MADE = {
+    "text-to-image": (
+        "TEXT_TO_IMAGE",
+        ["a cat, red", "two dogs", "--height", "16", "--width", "20", "--num-images", "2", "--guidance-rescale", "0.5"],
+        {"prompt": "two dogs", "guidance_rescale": 0.5, "height": 16},
+    ),
+    "image-to-image": (
+        "TEXT_TO_IMAGE",
+        ["photo", "--prompt", "a cat", "--strength", "1", "--freeu", "0.9", "0.2", "1.4", "1.6"],
+        {"prompt": "a cat", "strength": 1.0, "freeu": [0.9, 0.2, 1.4, 1.6]},
+    ),
+    "depth-to-image": ("DEPTH", ["photo", "--depth-map", "depth", "--strength", "1"], {"strength": 1.0}),
+    "inpaint": (
+        "INPAINT",
+        ["photo", "--mask", "mask", "--paste-back", "--prompt", "a hat"],
+        {"paste_back": True, "prompt": "a hat"},
+    ),
+    "upscale": ("UPSCALE", ["photo", "--noise-level", "0", "--guidance-scale", "3"], {"noise_level": 0}),
+}
+
+
+@pytest.mark.usefixtures("quickly_compiled")
+@pytest.mark.parametrize("command", MADE)
+def test_every_command(command: str, family_folder, inputs: dict[str, str], tmp_path: Path, capsys):
+    model, arguments, said = MADE[command]
+    given = [inputs.get(argument, argument) for argument in arguments]
+    options = ["--model", str(family_folder(model)), "--steps", "2", "--devices", "1", "--out", str(tmp_path / "out")]
+    assert cli.main([command, *given, *options, "--batch-size", "1", "--seed", "5"]) == 0, capsys.readouterr().err
+    count = 4 if command == "text-to-image" else 1
+    names = [*(f"0001-{index:03d}.png" for index in range(count)), "0001-sheet.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    recipe = read_recipe(tmp_path / "out" / names[count - 1])
+    for key, value in {**said, "command": command, "seed": 5, "num_inference_steps": 2}.items():
+        assert recipe[key] == value
+    assert recipe["scheduler"] == "ddim"
+    picture = np.asarray(Image.open(tmp_path / "out" / names[0]))
+    assert picture.shape == ((32, 40, 3) if command == "upscale" else (16, 20, 3))
+    if command == "text-to-image":
+        assert read_recipe(tmp_path / "out" / names[0])["prompt"] == "a cat, red"
+        with Image.open(tmp_path / "out" / "0001-sheet.png") as sheet:
+            assert sheet.text["parameters"].startswith("a cat, red | two dogs\n")
+    else:
+        assert recipe["images"][0]["name"] == "photo.png"
+    if command == "inpaint":
+        kept = np.asarray(Image.open(inputs["mask"])) == 0
+        assert recipe["mask_image"]["name"] == "mask.png"
+        np.testing.assert_array_equal(picture[kept], np.asarray(Image.open(inputs["photo"]))[kept])
+
+
+@pytest.mark.usefixtures("quickly_compiled")
+def test_text_to_image_by_a_prior(family_folder, tmp_path: Path, capsys):
+    with small_prior.checkpoint() as checkpoint:
+        save(checkpoint, tmp_path / "prior")
+    text = small_models.SMALL.unet
+    unet = dataclasses.replace(
+        text, block_out_channels=(32,), attention_levels=(True,), num_heads=(2,), only_cross_attention=(False,)
+    )
+    unet = dataclasses.replace(unet, class_embedding_size=2 * small_prior.CONFIG.prior.embedding_dim)
+    small_models.write(dataclasses.replace(small_models.SMALL, unet=unet, image_encoder=None), tmp_path / "unclip")
+    options = ["--prior", str(tmp_path / "prior"), "--steps", "2", "--devices", "1", "--out", str(tmp_path / "out")]
+    made = ["text-to-image", "a fox", "--model", str(tmp_path / "unclip"), "--noise-level", "9", *options]
+    assert cli.main(made) == 0, capsys.readouterr().err
+    recipe = read_recipe(tmp_path / "out" / "0001-000.png")
+    assert recipe["prompt"] == "a fox"
+    assert recipe["noise_level"] == 9
+    assert recipe["prior"] == "prior"
+    capsys.readouterr()
+    assert cli.main(["text-to-image", "a fox", "--model", str(family_folder("SMALL")), *options]) == 2
+    assert "embeddings of width 64, the unCLIP checkpoint takes 16" in one_line(capsys)
+    for source in ("prior", "unclip"):
+        assert cli.main(["info", str(tmp_path / source), "--json"]) == 0
+        parts = json.loads(capsys.readouterr().out)["checkpoint"]["parts"]
+        assert set(parts) >= {"text_encoder", {"prior": "prior", "unclip": "unet"}[source]}
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        ("SMALL", ["text-to-image", "a cat"], "TextToImagePipeline takes one for text-to-image"),
+        ("DEPTH", ["inpaint", "photo", "--mask", "mask"], "is a checkpoint for depth-to-image; InpaintPipeline takes"),
+        ("INPAINT", ["upscale", "photo"], "is a checkpoint for inpaint; UpscalePipeline takes one for upscale"),
+        ("UPSCALE", ["variations", "photo"], "is a checkpoint for upscale; UnCLIPPipeline takes one for variations"),
+        ("TEXT_TO_IMAGE", ["text-to-image", "a cat", "--noise-level", "3"], "--noise-level is of a prior"),
+        ("TEXT_TO_IMAGE", ["text-to-image", "a cat", "--lora", "none.safetensors=0.5"], "none.safetensors"),
+        ("TEXT_TO_IMAGE", ["text-to-image", "a cat", "--lora", "photo"], "photo.png"),
+        ("TEXT_TO_IMAGE", ["text-to-image", "a cat", "--textual-inversion", "none.bin"], "none.bin"),
+        ("TEXT_TO_IMAGE", ["text-to-image", "a cat", "--freeu", "-1", "1", "1", "1"], "s1 is -1"),
+        ("TEXT_TO_IMAGE", ["text-to-image", "a cat", "--watermark"], "too small for a watermark"),
+        ("TEXT_TO_IMAGE", ["text-to-image", "a cat", "--safety-checker", "none"], "none"),
+        ("TEXT_TO_IMAGE", ["text-to-image", "a cat", "--pag-scale", "-1"], "pag_scale is -1"),
+        ("TEXT_TO_IMAGE", ["image-to-image", "photo", "--strength", "0"], "strength is 0"),
+        ("TEXT_TO_IMAGE", ["image-to-image", "none.png"], "none.png"),
+        ("INPAINT", ["inpaint", "photo", "--mask", "none.png"], "none.png"),
+        ("INPAINT", ["inpaint", "photo", "--mask", "mask", "--padding-mask-crop", "-1"], "padding_mask_crop is -1"),
+        ("DEPTH", ["depth-to-image", "photo", "--depth-map", "photo"], "depth_map is a colour picture"),
+        ("UPSCALE", ["upscale", "photo", "--noise-level", "351"], "noise_level is 351"),
+    ],
+)
+def test_commands_refuse_in_one_line(
+    model: str, arguments: list[str], message: str, family_folder, inputs: dict[str, str], tmp_path: Path, capsys
+):
+    given = [inputs.get(argument, argument) for argument in arguments]
+    options = ["--model", str(family_folder(model)), "--out", str(tmp_path / "out"), "--devices", "1"]
+    assert cli.main([*given, *options]) == 2
+    assert message in one_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_info_of_every_kind(family_folder, small_clip: Path, capsys):
+    shown = {"TEXT_TO_IMAGE": set(), "DEPTH": {"depth_estimator"}, "INPAINT": set(), "UPSCALE": set()}
+    for model, more in shown.items():
+        assert cli.main(["info", str(family_folder(model)), "--json"]) == 0
+        parts = json.loads(capsys.readouterr().out)["checkpoint"]["parts"]
+        assert set(parts) == {"unet", "vae", "text_encoder", *more}
+    assert cli.main(["info", str(small_clip)]) == 0
+    assert "image_encoder" in capsys.readouterr().out
+    assert cli.main(["info", str(small_clip), "--plan"]) == 2
+    assert "is a CLIP model on its own" in one_line(capsys)
 
 
 def test_convert(random_file: tuple[Path, Path], converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

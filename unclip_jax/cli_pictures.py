@@ -183,6 +183,7 @@ def make(args: argparse.Namespace) -> None:
         **{k: _source(v) if v in others else v for k, v in settings.items()},
         "scheduler": args.scheduler or pipe.config.scheduler,
         "model": model_name(args.model),
+        **({"prior": model_name(args.prior)} if getattr(args, "prior", None) else {}),
         **{name: getattr(args, name) for name in ("lora", "textual_inversion", "freeu") if getattr(args, name)},
         "dtype": jax.numpy.dtype(pipe.dtype).name,
         "preprocess": pipe.config.preprocess,
@@ -265,7 +266,8 @@ def _settings(args: argparse.Namespace, pictures: int) -> dict[str, Any]:
     elif len(getattr(args, "noise_level", None) or ()) == 1:
         args.noise_level = args.noise_level[0]
     optional = ["guidance_rescale", "guidance_interval", "pag_scale", *(name.replace("-", "_") for name in OPTIONS)]
-    given = [name for name in optional if getattr(args, name, None) not in (None, False)]
+    # 0 is a value, and not the absence of one.
+    given = [name for name in optional if (value := getattr(args, name, None)) is not None and value is not False]
     settings: dict[str, Any] = {"prompt": args.prompts if args.command == "text-to-image" else args.prompt}
     if pictures > 1 and args.command not in ("variations", "text-to-image"):
         settings["prompt"] = args.prompt  # one for all
