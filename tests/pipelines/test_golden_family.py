@@ -118,7 +118,7 @@ def test_depth_to_image(run, arrays):
 
 def test_depth_at_full_strength_begins_with_pure_noise(tmp_path):
     """As the original's demo does, with one step less."""
-    folder, mesh = small_models.write(small_models.DEPTH, tmp_path), local_mesh(jax.local_devices()[:1])
+    folder, mesh = small_models.write(small_models.DEPTH, tmp_path / "model"), local_mesh(jax.local_devices()[:1])
     pipe = unclip_jax.DepthToImagePipeline.from_pretrained(folder, "float32", mesh)
     pipe.progress = False
     asked = {"depth_map": np.eye(32), "strength": 1.0, "num_inference_steps": 4, "output_type": "latent"}
