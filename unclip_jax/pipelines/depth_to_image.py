@@ -18,20 +18,15 @@ from unclip_jax.pipelines.arguments import ProjectedGuidance
 from unclip_jax.pipelines.pipeline import Chunk, ImageInput, Pipeline, PipelineOutput
 from unclip_jax.pipelines.request import OutputType, Request, check_request, follows_original
 from unclip_jax.pipelines.start_picture import check_start, count_prompts, latent_shape_of, load_pictures, pixels_of
-from unclip_jax.sampling.loop import Carry
 from unclip_jax.sampling.solvers import Solver
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DepthRequest(Request):
-    """views: what the estimator reads, (1, h, w, 3) a picture, or depth_maps: (h, w) a picture, that are given.
-
-    from_noise: whether the run begins with pure noise, which the original's does at strength 1.
-    """
+    """views: what the estimator reads, (1, h, w, 3) a picture, or depth_maps: (h, w) a picture, that are given."""
 
     views: list[np.ndarray] | None
     depth_maps: list[np.ndarray] | None
-    from_noise: bool
 
 
 class DepthToImagePipeline(Pipeline):
@@ -110,7 +105,6 @@ class DepthToImagePipeline(Pipeline):
             start=check_start(a, pixels, common["batch"], shape),
             views=views,
             depth_maps=maps,
-            from_noise=original and a["strength"] == 1,
         )
 
     def _encode(self, request: Request) -> dict[str, np.ndarray]:
@@ -122,13 +116,6 @@ class DepthToImagePipeline(Pipeline):
         ]
         conditions = [np.asarray(self.programs.depth_condition(depth[None], height, width)) for depth in maps]
         return {"depth": np.concatenate(conditions), **super()._encode(request)}
-
-    def _start(self, request: Request, encoded: Mapping[str, np.ndarray], chunk: Chunk) -> Carry:
-        assert isinstance(request, DepthRequest)
-        assert request.start is not None
-        if not request.from_noise:
-            return super()._start(request, encoded, chunk)
-        return self._from_noise(request, request.start.noise, chunk)
 
     def _channels(self, request: Request, encoded: Mapping[str, np.ndarray], chunk: Chunk) -> jax.Array | None:
         return chunk.split(encoded["depth"][np.minimum(chunk.parts, len(encoded["depth"]) - 1)])
