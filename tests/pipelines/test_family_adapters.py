@@ -2,11 +2,9 @@
 
 import dataclasses
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from safetensors.numpy import save_file
 
 import unclip_jax.pipelines.pipeline as pipeline_module
@@ -14,6 +12,7 @@ from convert.export.lora import save_lora
 from convert.export.textual_inversion import save_textual_inversion
 from tests import small_models
 from tests.pipelines.small_family import HEIGHT, WIDTH, Compilations, arguments, open_pipeline
+from tests.watermarked import natural
 from unclip_jax import Memory
 from unclip_jax.adapters.lora import LowRank
 from unclip_jax.safety import Concepts, SafetyChecker
@@ -164,8 +163,7 @@ def test_freeu(pipe, family_folder, tmp_path):
 def test_marks_and_the_safety_check(family, monkeypatch):
     """On pictures that are large enough, since only a small part of them is painted."""
     pipe = family("inpainting")
-    coffee = Path(__file__).parents[2] / "docs" / "images" / "coffee.jpg"
-    large = np.asarray(Image.open(coffee).convert("RGB").resize((256, 256)))
+    large = natural(256, 256, 0)
     mask = np.zeros((256, 256), np.uint8)
     mask[120:136, 100:116] = 255
     settings = {"image": large, "mask_image": mask, "padding_mask_crop": 2}
