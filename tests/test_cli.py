@@ -1,6 +1,5 @@
 """unclip-jax and python -m convert as a user runs them: exit status, one line for what is refused, what is written."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from PIL import Image
 from convert.__main__ import main as convert
 from convert.random import write_random_checkpoint
 from tests import small_models, small_prior
+from tests.pipelines import small_family
 from unclip_jax import cli
 from unclip_jax.checkpoints.directory import save
 from unclip_jax.pictures import read_recipe
@@ -153,10 +153,10 @@ def test_info_plan(converted: Path, capsys: pytest.CaptureFixture[str]):
 def inputs(tmp_path: Path) -> dict[str, str]:
     """A picture, a mask, a depth map, and an adapter's file that is none."""
     rng = np.random.default_rng(0)
-    mask = np.zeros((16, 20), np.uint8)
+    mask = np.zeros((20, 24), np.uint8)
     mask[4:12, 5:15] = 255
-    arrays = {"photo": rng.integers(0, 256, (16, 20, 3), np.uint8), "mask": mask}
-    arrays["depth"] = np.linspace(0, 255, 320).reshape(16, 20).astype(np.uint8)
+    arrays = {"photo": rng.integers(0, 256, (20, 24, 3), np.uint8), "mask": mask}
+    arrays["depth"] = np.linspace(0, 255, 480).reshape(20, 24).astype(np.uint8)
     paths = {}
     for name, array in arrays.items():
         paths[name] = str(tmp_path / f"{name}.png")
@@ -164,25 +164,26 @@ def inputs(tmp_path: Path) -> dict[str, str]:
     return paths
 
 
-# By command: the model, arguments (names of `inputs` stand for their files), and what the recipe then says.
+# By command: the model, arguments (names of `inputs` stand for their files), and what the recipe then says. Sizes and
+# options are those of tests/pipelines/small_family.py, whose compiled programs then serve.
 MADE = {
     "text-to-image": (
         "TEXT_TO_IMAGE",
-        ["a cat, red", "two dogs", "--height", "16", "--width", "20", "--num-images", "2", "--guidance-rescale", "0.5"],
-        {"prompt": "two dogs", "guidance_rescale": 0.5, "height": 16},
+        "a cat, red;two dogs;--height;20;--width;24;--num-images;2;--guidance-rescale;0.5;--freeu;1;0.2;1.4;1.6",
+        {"prompt": "two dogs", "guidance_rescale": 0.5, "height": 20, "freeu": [1.0, 0.2, 1.4, 1.6]},
     ),
     "image-to-image": (
-        "TEXT_TO_IMAGE",
-        ["photo", "--prompt", "a cat", "--strength", "1", "--freeu", "0.9", "0.2", "1.4", "1.6"],
-        {"prompt": "a cat", "strength": 1.0, "freeu": [0.9, 0.2, 1.4, 1.6]},
+        "SMALL",
+        "photo;--prompt;a cat;--strength;0.7;--pag-scale;1.5",
+        {"prompt": "a cat", "strength": 0.7, "pag_scale": 1.5},
     ),
-    "depth-to-image": ("DEPTH", ["photo", "--depth-map", "depth", "--strength", "1"], {"strength": 1.0}),
+    "depth-to-image": ("DEPTH", "photo;--depth-map;depth;--strength;0.7", {"strength": 0.7}),
     "inpaint": (
         "INPAINT",
-        ["photo", "--mask", "mask", "--paste-back", "--prompt", "a hat"],
+        "photo;--mask;mask;--paste-back;--prompt;a hat",
         {"paste_back": True, "prompt": "a hat"},
     ),
-    "upscale": ("UPSCALE", ["photo", "--noise-level", "0", "--guidance-scale", "3"], {"noise_level": 0}),
+    "upscale": ("UPSCALE", "photo;--noise-level;0;--guidance-scale;3", {"noise_level": 0}),
 }
 
 
@@ -190,18 +191,20 @@ MADE = {
 @pytest.mark.parametrize("command", MADE)
 def test_every_command(command: str, family_folder, inputs: dict[str, str], tmp_path: Path, capsys):
     model, arguments, said = MADE[command]
-    given = [inputs.get(argument, argument) for argument in arguments]
-    options = ["--model", str(family_folder(model)), "--steps", "2", "--devices", "1", "--out", str(tmp_path / "out")]
-    assert cli.main([command, *given, *options, "--batch-size", "1", "--seed", "5"]) == 0, capsys.readouterr().err
+    given = [inputs.get(argument, argument) for argument in arguments.split(";")]
+    options = ["--model", str(family_folder(model)), "--steps", "3", "--devices", "1", "--out", str(tmp_path / "out")]
+    assert cli.main([command, *given, *options, "--batch-size", "1", "--seed", "5", "--eta", "1"]) == 0, (
+        capsys.readouterr().err
+    )
     count = 4 if command == "text-to-image" else 1
     names = [*(f"0001-{index:03d}.png" for index in range(count)), "0001-sheet.png"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     recipe = read_recipe(tmp_path / "out" / names[count - 1])
-    for key, value in {**said, "command": command, "seed": 5, "num_inference_steps": 2}.items():
+    for key, value in {**said, "command": command, "seed": 5, "num_inference_steps": 3}.items():
         assert recipe[key] == value
     assert recipe["scheduler"] == "ddim"
     picture = np.asarray(Image.open(tmp_path / "out" / names[0]))
-    assert picture.shape == ((32, 40, 3) if command == "upscale" else (16, 20, 3))
+    assert picture.shape == ((40, 48, 3) if command == "upscale" else (20, 24, 3))
     if command == "text-to-image":
         assert read_recipe(tmp_path / "out" / names[0])["prompt"] == "a cat, red"
         with Image.open(tmp_path / "out" / "0001-sheet.png") as sheet:
@@ -218,13 +221,9 @@ def test_every_command(command: str, family_folder, inputs: dict[str, str], tmp_
 def test_text_to_image_by_a_prior(family_folder, tmp_path: Path, capsys):
     with small_prior.checkpoint() as checkpoint:
         save(checkpoint, tmp_path / "prior")
-    text = small_models.SMALL.unet
-    unet = dataclasses.replace(
-        text, block_out_channels=(32,), attention_levels=(True,), num_heads=(2,), only_cross_attention=(False,)
-    )
-    unet = dataclasses.replace(unet, class_embedding_size=2 * small_prior.CONFIG.prior.embedding_dim)
-    small_models.write(dataclasses.replace(small_models.SMALL, unet=unet, image_encoder=None), tmp_path / "unclip")
-    options = ["--prior", str(tmp_path / "prior"), "--steps", "2", "--devices", "1", "--out", str(tmp_path / "out")]
+    small_models.write(small_family.without_encoder(small_prior.CONFIG.prior.embedding_dim), tmp_path / "unclip")
+    options = ["--height", "20", "--width", "24", "--eta", "1"]
+    options += ["--prior", str(tmp_path / "prior"), "--steps", "2", "--devices", "1", "--out", str(tmp_path / "out")]
     made = ["text-to-image", "a fox", "--model", str(tmp_path / "unclip"), "--noise-level", "9", *options]
     assert cli.main(made) == 0, capsys.readouterr().err
     recipe = read_recipe(tmp_path / "out" / "0001-000.png")

@@ -34,17 +34,22 @@ def hole(height=HEIGHT, width=WIDTH):
     return mask
 
 
+PROJECTED = ProjectedGuidance(0.5)
 HOLE = {"image": photo(), "mask_image": hole()}
 SIZE = {"height": HEIGHT, "width": WIDTH}
 # Each with another kind of guidance.
 KINDS = {
     "text to image": Kind("TEXT_TO_IMAGE", "TextToImagePipeline", {**SIZE, "guidance_rescale": 0.3}),
-    "image to image": Kind("TEXT_TO_IMAGE", "ImageToImagePipeline", {"image": photo(), "pag_scale": 2.0}),
-    "variation of latents": Kind("SMALL", "ImageToImagePipeline", {"image": photo(), "noise_level": 100}),
-    "depth": Kind("DEPTH", "DepthToImagePipeline", {"image": photo(), "projected_guidance": ProjectedGuidance(0.5)}),
+    "image to image": Kind("TEXT_TO_IMAGE", "ImageToImagePipeline", {"image": photo()}),
+    "variation of latents": Kind(
+        "SMALL", "ImageToImagePipeline", {"image": photo(), "noise_level": 100, "pag_scale": 2.0}
+    ),
+    "depth": Kind("DEPTH", "DepthToImagePipeline", {"image": photo()}),
     "inpainting": Kind("INPAINT", "InpaintPipeline", {**HOLE, "guidance_interval": (0.1, 5.0)}),
     "inpainting, four channels": Kind("TEXT_TO_IMAGE", "InpaintPipeline", HOLE),
-    "inpainting by a picture": Kind("SMALL", "InpaintPipeline", {**HOLE, "condition_image": photo(9)}),
+    "inpainting by a picture": Kind(
+        "SMALL", "InpaintPipeline", {**HOLE, "condition_image": photo(9), "projected_guidance": PROJECTED}
+    ),
     "upscaling": Kind("UPSCALE", "UpscalePipeline", {"image": photo()}),
 }
 COMMON = {"prompt": "a cat", "num_inference_steps": STEPS, "scheduler": "ddim", "eta": 1.0, "seed": 3}
@@ -80,9 +85,20 @@ class Compilations:
         self.count += event == "/jax/core/compile/backend_compile_duration"
 
 
-def write(name, folder):
-    """A model of `small_models`, with a UNet of one level alone: it is compiled in half of the time."""
-    config = getattr(small_models, name)
+def one_level(config):
+    """A model with a UNet of one level alone: it is compiled in half of the time."""
     level = {"block_out_channels": (32,), "attention_levels": (True,), "num_heads": (2,)}
     unet = dataclasses.replace(config.unet, **level, only_cross_attention=(False,))
-    return small_models.write(dataclasses.replace(config, unet=unet), folder)
+    return dataclasses.replace(config, unet=unet)
+
+
+def write(name, folder):
+    """A model of `small_models`, but of one level."""
+    return small_models.write(one_level(getattr(small_models, name)), folder)
+
+
+def without_encoder(width):
+    """An unCLIP model without an image encoder, for embeddings of this width."""
+    config = one_level(small_models.SMALL)
+    unet = dataclasses.replace(config.unet, class_embedding_size=2 * width)
+    return dataclasses.replace(config, unet=unet, image_encoder=None)

@@ -11,7 +11,8 @@ import unclip_jax.pipelines.pipeline as pipeline_module
 from convert.export.lora import save_lora
 from convert.export.textual_inversion import save_textual_inversion
 from tests import small_models
-from tests.pipelines.small_family import Compilations, arguments, open_pipeline
+from tests.pipelines.small_family import HEIGHT, WIDTH, Compilations, arguments, open_pipeline
+from tests.watermarked import natural
 from unclip_jax import Memory
 from unclip_jax.adapters.lora import LowRank
 from unclip_jax.safety import Concepts, SafetyChecker
@@ -159,28 +160,22 @@ def test_freeu(pipe, family_folder, tmp_path):
     np.testing.assert_array_equal(run(pipe), plain)
 
 
-def test_marks_and_the_safety_check(monkeypatch, tmp_path):
-    """On pictures that are large enough, of a VAE that makes 16 pixels of a latent cell."""
-    vae = dataclasses.replace(small_models.SMALL.vae, block_out_channels=(8, 8, 8, 8, 8), norm_groups=4)
-    unet = dataclasses.replace(
-        small_models.TEXT_TO_IMAGE.unet,
-        block_out_channels=(32,),
-        attention_levels=(True,),
-        num_heads=(2,),
-        only_cross_attention=(False,),
-    )
-    model = dataclasses.replace(small_models.TEXT_TO_IMAGE, vae=vae, unet=unet)
-    pipe = open_pipeline(small_models.write(model, tmp_path / "model"), "TextToImagePipeline")
-    settings = {"height": 256, "width": 256, "num_images_per_prompt": 2, "output_type": "pil", "batch_size": 1}
-    plain = pipe(**arguments(NAME, **settings)).images
-    pipe.watermark = MARK
+def test_marks_and_the_safety_check(family, monkeypatch):
+    """On pictures that are large enough, since only a small part of them is painted."""
+    pipe = family("inpainting")
+    large = natural(256, 256, 0)
+    mask = np.zeros((256, 256), np.uint8)
+    mask[120:136, 100:116] = 255
+    settings = {"image": large, "mask_image": mask, "padding_mask_crop": 2}
+    settings |= {"height": HEIGHT, "width": WIDTH, "num_images_per_prompt": 2, "output_type": "pil", "batch_size": 1}
+    plain = np.asarray(pipe(**arguments("inpainting", **settings)).images[0])
     nothing = Concepts(np.ones((1, 2), np.float32), np.ones(1, np.float32))
-    pipe.safety_checker = SafetyChecker(None, 8, nothing, nothing)
+    monkeypatch.setattr(pipe, "watermark", MARK)
+    monkeypatch.setattr(pipe, "safety_checker", SafetyChecker(None, 8, nothing, nothing))
     monkeypatch.setattr(pipeline_module, "check_safety", lambda checker, images: [False, True])
-    out = pipe(**arguments(NAME, **settings))
+    out = pipe(**arguments("inpainting", **settings))
     assert out.nsfw_content_detected == [False, True]
     marked, black = map(np.asarray, out.images)
     assert read_watermark(marked) == MARK
-    assert (marked != np.asarray(plain[0])).any()
-    assert np.abs(marked.astype(int) - np.asarray(plain[0])).mean() < 16
+    assert 0 < np.abs(marked.astype(int) - plain).mean() < 16
     assert black.max() < 40  # black, and marked

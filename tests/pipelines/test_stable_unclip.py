@@ -1,6 +1,5 @@
 """Prompts through a prior to an unCLIP checkpoint: sources, widths, and what is refused before the prior runs."""
 
-import dataclasses
 import json
 import shutil
 
@@ -12,6 +11,7 @@ import unclip_jax
 from convert.__main__ import main as convert
 from convert.export.diffusers import save_diffusers
 from tests import small_models, small_prior
+from tests.pipelines import small_family
 from tests.pipelines.small_family import SIZE, Compilations
 from unclip_jax.checkpoints import directory
 from unclip_jax.checkpoints.source import open_checkpoint
@@ -20,20 +20,8 @@ from unclip_jax.distributed.mesh import local_mesh
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 WIDTH = small_prior.CONFIG.prior.embedding_dim
-# An unCLIP checkpoint without an image encoder.
-UNCLIP = dataclasses.replace(
-    small_models.SMALL,
-    unet=dataclasses.replace(
-        small_models.SMALL.unet,
-        block_out_channels=(32,),
-        attention_levels=(True,),
-        num_heads=(2,),
-        only_cross_attention=(False,),
-        class_embedding_size=2 * WIDTH,
-    ),
-    image_encoder=None,
-)
-SETTINGS = {**SIZE, "num_inference_steps": 2, "prior_num_inference_steps": 2, "output_type": "latent", "eta": 1.0}
+UNCLIP = small_family.without_encoder(WIDTH)
+SETTINGS = {**SIZE, "num_inference_steps": 2, "output_type": "latent", "eta": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +64,7 @@ def test_pictures_of_prompts(pipe):
     prompts = ["a red fox", "two dogs"]
     made = pipe(prompts, num_images_per_prompt=2, batch_size=1, **SETTINGS)
     assert made.image_embeds.shape == (4, WIDTH)
-    embeds = pipe.prior(prompts, 2, 2, batch_size=1)
+    embeds = pipe.prior(prompts, 2, batch_size=1)
     np.testing.assert_allclose(made.image_embeds, embeds, rtol=0, atol=1e-5)
     one = pipe("a red fox", **SETTINGS)
     np.testing.assert_allclose(one.latents, made.latents[:1], rtol=0, atol=1e-4)
@@ -96,7 +84,7 @@ def test_one_folder_of_both(sources, pipe):
     assert isinstance(both, unclip_jax.StableUnCLIPPipeline)
     noise = {
         "prior_latents": np.random.default_rng(0).standard_normal((1, WIDTH), np.float32),
-        "prior_step_noise": np.random.default_rng(1).standard_normal((2, 1, WIDTH), np.float32),
+        "prior_step_noise": np.random.default_rng(1).standard_normal((25, 1, WIDTH), np.float32),
     }
     want, got = (p("a red fox", **noise, **SETTINGS) for p in (pipe, both))
     np.testing.assert_allclose(got.image_embeds, want.image_embeds, rtol=0, atol=1e-2)
