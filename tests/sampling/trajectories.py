@@ -37,7 +37,8 @@ def run(
 ) -> np.ndarray:
     """The end of a trajectory from x, or from x on `clean`; noise: (calls, ...), read by stochastic solvers only."""
     step = jax.jit(solver.step, static_argnums=0)
-    latents, state, _ = start(solver, jnp.asarray(x), clean)
+    carry = start(solver, jnp.asarray(x), clean)
+    latents, state = carry.latents, carry.state
     for i, row in enumerate(rows(solver)):
         out = predict(latents, row) if predict else network(latents, row["timestep"], jnp, BIAS)
         draw = (np.zeros_like(x) if noise is None else noise[i]) if solver.stochastic else None
