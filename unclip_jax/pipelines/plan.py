@@ -116,9 +116,8 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, free
         channels = _array((rows, *latent_shape[:2], extra), many) if extra else None
         given = (states, states, _labels(config, rows, many), _array(grid["timestep"].shape, one), channels, None, None)
         prepare = count("unet", programs.prepare.lower(weights["unet"], *given, guidance=Guidance()), given)
-        start = count(
-            "unet", programs.start.lower(solver, _array((rows, *latent_shape), many), guidance=Guidance()), ()
-        )
+        noise = _array((rows, *latent_shape), many)
+        start = count("unet", programs.start.lower(solver, noise, None, guidance=Guidance()), ())
         columns = {name: _array((1, *column.shape[1:]), one, column.dtype) for name, column in grid.items()}
         columns["guidance_scale"] = _array((1, rows), one)
         step = (
