@@ -20,11 +20,15 @@ from tests import small_models
 from tests.convert.diffusers_folder import random_tensors, write_folder
 from tests.golden_weights import GOLDEN, write_model
 from tests.pipelines import small_family
+from unclip_jax import progress
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.pipelines.unclip import UnCLIPPipeline
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "allow")
+
+# On a busy machine any work takes long enough to be told of, in a line that no test waits for.
+progress.QUIET_SECONDS = 1e9
 
 # The same examples on every machine and no deadline: the machines that run this differ in speed and load.
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)

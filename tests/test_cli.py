@@ -13,7 +13,7 @@ from convert.__main__ import main as convert
 from convert.random import write_random_checkpoint
 from tests import small_models, small_prior
 from tests.pipelines import small_family
-from unclip_jax import cli, progress
+from unclip_jax import cli
 from unclip_jax.checkpoints.directory import save
 from unclip_jax.pictures import read_recipe
 
@@ -39,8 +39,6 @@ def quiet_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
 
     # main() replaces it; the change must not outlive the test.
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    # On a busy machine loading takes long enough to be told of, in a line of its own.
-    monkeypatch.setattr(progress, "QUIET_SECONDS", 1e9)
 
 
 def variations(*arguments: object) -> int:

@@ -109,7 +109,7 @@ class Denoiser:
     ) -> tuple[Network, dict[str, Network]]:
         """The UNet and the others; a UNet that begins from random weights is not read."""
         s = self.settings
-        parts = {name: getattr(config, name) for name in NETWORKS if name != "unet"}
+        parts = {name: getattr(config, name, None) for name in NETWORKS if name != "unet"}
         self.networks = {
             name: abstract_network(NETWORKS[name], part, dtype) for name, part in parts.items() if part is not None
         }
