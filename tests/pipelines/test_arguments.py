@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from unclip_jax.pipelines.arguments import check_guidance, check_weights
+from unclip_jax.pipelines.arguments import check_guidance_scale, check_weights
 from unclip_jax.sampling import PUBLISHED_UNCLIP_SCHEDULER, make_solver
 
 PHOTO = np.zeros((70, 80, 3), np.uint8)
@@ -141,12 +141,12 @@ def test_weights_are_taken_or_refused_by_their_sum(weights):
 def test_guidance_has_a_scale_for_each_call_and_image(steps, batch, value):
     """PNDM has one call more than steps; its two calls of a repeated timestep share a scale."""
     solver = make_solver("pndm", PUBLISHED_UNCLIP_SCHEDULER, steps)
-    on, scale = check_guidance(value, "pndm", solver, batch)
+    on, scale = check_guidance_scale(value, "pndm", solver, batch)
     assert on == (value > 1)
     np.testing.assert_array_equal(scale, np.full((solver.calls, batch), value, np.float32))
-    assert check_guidance(value, "ldm-ddim", solver, batch)[0] == (value != 1)
+    assert check_guidance_scale(value, "ldm-ddim", solver, batch)[0] == (value != 1)
     by_step = np.arange(steps, dtype=np.float32)
-    _, scale = check_guidance(by_step, "pndm", solver, batch)
+    _, scale = check_guidance_scale(by_step, "pndm", solver, batch)
     assert scale.shape == (solver.calls, batch)
     assert (np.diff(scale[:, 0]) >= 0).all()
     assert set(scale.ravel()) == set(by_step)

@@ -35,7 +35,9 @@ def run(pipe, **changes):
     return pipe(**settings).latents
 
 
-def assert_close(got, want, tolerance=1e-5):
+# Networks round otherwise in batches of other sizes, and guidance of 10 multiplies it: measured 1.2e-5 on a CPU without
+# AVX-512, less with it. Another draw of noise would be off by 1.
+def assert_close(got, want, tolerance=2e-5):
     assert got.shape == want.shape
     assert np.linalg.norm(got - want) <= tolerance * np.linalg.norm(want)
 
