@@ -37,7 +37,7 @@ def opened(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("scheduler", ["ddim", "pndm", "dpm++2m", "euler-a"])
+@pytest.mark.parametrize("scheduler", ["pndm", "euler-a"])
 def test_every_pipeline(name, scheduler, opened):
     error, wanted = compare(*opened(name), scheduler, 10)
     assert wanted.std() > 0.02  # a picture, and not a flat one
