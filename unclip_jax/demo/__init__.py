@@ -6,3 +6,8 @@ from pathlib import Path
 def demo_model() -> Path:
     """Where it is: a converted checkpoint, as any other."""
     return Path(__file__).parent / "model"
+
+
+def demo_pictures() -> Path:
+    """A folder of drawings of things that the model has not seen drawn, 64x64 PNG."""
+    return Path(__file__).parent / "pictures"

@@ -24,6 +24,8 @@ from unclip_jax.sampling.solvers import Solver
 
 # A picture of 16,384 pixels a side is 3 GiB in float32.
 LARGEST_SIDE = 4096
+# Four times the area that the published network was trained on.
+LARGEST_WHOLE_SIDE = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,8 +73,8 @@ class UpscalePipeline(Pipeline):
             rounded down to multiples of 8
         noise_level: 0..350, how much noise the small picture gets, an int or one a picture: more leaves more to invent
         tile: pixels of the small picture along a tile's side, a multiple of 16; the UNet then sees overlapping tiles,
-            whose predictions are averaged at every step. None: no tiles up to twice the side that the checkpoint was
-            trained at, and tiles of that side for larger pictures. They are decoded in diffusers' way, unless the
+            whose predictions are averaged at every step. None: no tiles up to 256x256, and for larger pictures tiles
+            of the side that the checkpoint was trained at. They are decoded in diffusers' way, unless the
             pipeline's `Memory` says another.
         latents: (B, h, w, 4) initial noise, standard normal for every solver; low_res_noise: (B, h, w, 3)
 
@@ -106,7 +108,7 @@ class UpscalePipeline(Pipeline):
         if side > LARGEST_SIDE:
             raise ValueError(f"image has a side of {side} pixels; want at most {LARGEST_SIDE}")
         if tile is None:
-            tile = side if side <= 2 * trained else trained
+            tile = side if side <= LARGEST_WHOLE_SIDE else trained
         else:
             tile = check.check_size("tile", tile, 2 * multiple, 0)
         # A quarter of a tile fades on each side.
