@@ -187,7 +187,6 @@ MADE = {
 }
 
 
-@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("command", MADE)
 def test_every_command(command: str, family_folder, inputs: dict[str, str], tmp_path: Path, capsys):
     model, arguments, said = MADE[command]
@@ -217,7 +216,6 @@ def test_every_command(command: str, family_folder, inputs: dict[str, str], tmp_
         np.testing.assert_array_equal(picture[kept], np.asarray(Image.open(inputs["photo"]))[kept])
 
 
-@pytest.mark.usefixtures("quickly_compiled")
 def test_text_to_image_by_a_prior(family_folder, tmp_path: Path, capsys):
     with small_prior.checkpoint() as checkpoint:
         save(checkpoint, tmp_path / "prior")

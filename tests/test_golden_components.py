@@ -17,6 +17,8 @@ from unclip_jax.conditioning.noise_augmentation import noise_image_embeddings
 from unclip_jax.models.timestep import timestep_embedding
 from unclip_jax.sampling.schedule import alphas_cumprod
 
+pytestmark = pytest.mark.usefixtures("fully_compiled")
+
 RECORDED = np.load(GOLDEN / "components.npz")
 PROMPTS = json.loads((GOLDEN / "components.json").read_text("utf-8"))["prompts"]
 PICTURES = np.load(GOLDEN / "preprocess.npz")

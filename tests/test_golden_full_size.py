@@ -20,7 +20,7 @@ from tests.golden_weights import GOLDEN, inventory, weight
 from unclip_jax.checkpoints.networks import abstract_networks, fill
 from unclip_jax.conditioning.image import preprocess
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("fully_compiled")]
 
 CONFIG = PRESETS["sd21-unclip-h"]
 RECORDED = np.load(GOLDEN / "full_size.npz")

@@ -11,6 +11,8 @@ import pytest
 
 from tests.golden_weights import GOLDEN
 
+pytestmark = pytest.mark.usefixtures("fully_compiled")
+
 RECORDED = np.load(GOLDEN / "trajectories.npz")
 CASES = json.loads((GOLDEN / "trajectories.json").read_text("utf-8"))["cases"]
 

@@ -18,7 +18,7 @@ from unclip_jax.checkpoints.networks import abstract_networks, fill
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.models.freeu import FreeU
 
-pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quickly_compiled")]
+pytestmark = pytest.mark.parity
 
 TOLERANCE = 1e-5  # measured: 1.3e-6 of the UNet, 6e-7 of the text encoder
 CONFIG = dataclasses.replace(

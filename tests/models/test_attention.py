@@ -11,6 +11,8 @@ from jax.test_util import check_grads
 from unclip_jax.models import attention
 from unclip_jax.models.attention import attend, attention_kernel
 
+pytestmark = pytest.mark.usefixtures("fully_compiled")
+
 F32, BF16 = jnp.float32, jnp.bfloat16
 
 CHOICES = [

@@ -16,7 +16,7 @@ from unclip_jax.checkpoints.networks import NETWORKS, abstract_network, fill
 from unclip_jax.models.clip import run_layers
 from unclip_jax.models.depth import DepthConfig
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("fully_compiled")]
 
 # The whole ResNet, a narrow transformer.
 CONFIG = DepthConfig(image_size=64, width=32, layers=3, heads=4, mlp_width=128, taps=(1, 2), fusion_width=16)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.models import comparisons
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("fully_compiled")]
 
 TOLERANCE = 1e-5  # measured: 4e-6
 

@@ -9,6 +9,8 @@ from flax import nnx
 from unclip_jax.models.tiling import decode_seamless, decode_tiled, encode_tiled
 from unclip_jax.models.vae import VAE, VAEConfig
 
+pytestmark = pytest.mark.usefixtures("fully_compiled")
+
 CONFIG = VAEConfig(block_out_channels=(16, 32, 32), layers_per_block=1, norm_groups=8)
 
 

@@ -20,8 +20,6 @@ from tests.pipelines.small_family import (
 )
 from unclip_jax.checkpoints.source import open_checkpoint
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 # Two have nothing that another has not: they are run by the live comparisons alone.
 RUN = [name for name in KINDS if name not in ("image to image", "inpainting, four channels")]
 EVERY = pytest.mark.parametrize("name", RUN)

@@ -18,7 +18,6 @@ from unclip_jax.adapters.lora import LowRank
 from unclip_jax.safety import Concepts, SafetyChecker
 from unclip_jax.watermark import MARK, read_watermark
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 NAME = "text to image"
 
 

@@ -14,7 +14,6 @@ from tests.pipelines.family import KINDS, SCHEDULERS, build, compare, open_both
 
 pytestmark = [
     pytest.mark.parity,
-    pytest.mark.usefixtures("quickly_compiled"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # within diffusers
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),  # there too
     pytest.mark.filterwarnings("ignore:In CPU autocast"),

@@ -10,6 +10,8 @@ from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.plan import plan
 
+pytestmark = pytest.mark.usefixtures("fully_compiled")
+
 SETTINGS = {"num_inference_steps": 4, "seed": 3, "output_type": "np"}
 
 

@@ -17,8 +17,6 @@ from unclip_jax.checkpoints import directory
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.distributed.mesh import local_mesh
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 WIDTH = small_prior.CONFIG.prior.embedding_dim
 UNCLIP = small_family.without_encoder(WIDTH)
 SETTINGS = {**SIZE, "num_inference_steps": 2, "output_type": "latent", "eta": 1.0}

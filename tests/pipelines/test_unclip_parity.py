@@ -44,7 +44,6 @@ from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER, make_solver
 
 pytestmark = [
     pytest.mark.parity,
-    pytest.mark.usefixtures("quickly_compiled"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # within diffusers
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),  # there too
 ]

@@ -8,8 +8,6 @@ from unclip_jax import Memory
 from unclip_jax.models.tiling import decode_tiled
 from unclip_jax.pipelines.upscale import LARGEST_SIDE, LARGEST_WHOLE_SIDE
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 HEIGHT, WIDTH, TILE = 16, 24, 16
 PICTURE = photo(0, HEIGHT, WIDTH)
 NOISE = {

@@ -13,6 +13,8 @@ from unclip_jax.sampling.loop import sample
 from unclip_jax.sampling.solvers import make_solver
 from unclip_jax.sampling.tiled import _weights, tile_starts, tiled
 
+pytestmark = pytest.mark.usefixtures("fully_compiled")
+
 ROW = {"timestep": jnp.float32(500), "index": jnp.int32(0)}
 KERNEL = np.random.default_rng(1).standard_normal((5, 5, 7, 4), np.float32) / 13
 

@@ -1,0 +1,63 @@
+"""Every block of code in the README runs as it is written; one that needs PyTorch in test_readme_parity.py."""
+
+import re
+import sys
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import readme
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    return readme.like_a_clone(tmp_path_factory.mktemp("clone"))
+
+
+@pytest.fixture
+def restored(monkeypatch, clone):
+    monkeypatch.chdir(clone)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    # A reader has one device; four would make three copies of every picture to be thrown away.
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+
+def test_the_two_commands_are_what_decides_about_a_change():
+    """They make an environment each: .ci/run runs them."""
+    (language, text), *rest = readme.blocks()
+    assert language == ""
+    assert all(language for language, _ in rest)
+    assert re.findall(r"^python3 (\S+)", text, re.MULTILINE) == ["scripts/quickstart", "scripts/test"]
+    assert all(
+        f'"$python" {script}' in (readme.ROOT / ".ci/run").read_text() for script in re.findall(r"scripts/\w+", text)
+    )
+
+
+HERE = [block for block in readme.blocks()[1:] if not readme.needs_torch(block[1])]
+
+
+@pytest.mark.parametrize("block", HERE, ids=[text.split("\n")[0][:40] for _, text in HERE])
+def test_it_runs(block, restored):
+    readme.run(*block)
+
+
+def test_what_it_wrote_are_pictures(clone, restored):
+    """Run after the blocks above, in this file's order; alone it runs them."""
+    if not any((clone / "outputs").glob("*/*.png")):
+        for block in HERE:
+            readme.run(*block)
+    made = sorted((clone / "outputs").rglob("*.png"))
+    assert len(made) > 12
+    assert all(np.asarray(Image.open(path)).std() > 5 for path in made)
+
+
+def test_what_it_names_is_there():
+    text = (readme.ROOT / "README.md").read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)?", text):
+        assert (readme.ROOT / target).exists(), target
+    for script in re.findall(r"`(scripts/\w+)(?: \w+)?`", text):
+        assert (readme.ROOT / script).exists() or script.startswith("scripts/streamlit"), script
