@@ -118,4 +118,4 @@ class DepthToImagePipeline(Pipeline):
         return {"depth": np.concatenate(conditions), **super()._encode(request)}
 
     def _channels(self, request: Request, encoded: Mapping[str, np.ndarray], chunk: Chunk) -> jax.Array | None:
-        return chunk.split(encoded["depth"][np.minimum(chunk.parts, len(encoded["depth"]) - 1)])
+        return chunk.split(chunk.of_prompts(encoded["depth"]))

@@ -205,7 +205,7 @@ class InpaintPipeline(Pipeline):
         return Known(self._mask(request, chunk), self._latents(request, encoded["start"], chunk), noise)
 
     def _mask(self, request: InpaintRequest, chunk: Chunk) -> jax.Array:
-        return chunk.split(request.mask[np.minimum(chunk.parts, len(request.mask) - 1)])
+        return chunk.split(chunk.of_prompts(request.mask))
 
     def _finished_sizes(self, request: Request) -> set[tuple[int, int]]:
         assert isinstance(request, InpaintRequest)

@@ -79,6 +79,7 @@ class StreamState:
     latents: np.ndarray
     x0: np.ndarray
     _pipeline: "Pipeline"
+    _request: Request
 
     def preview(self) -> list[Image.Image]:
         """Small pictures, a pixel a latent cell: a linear guess from the network's current estimate of the end."""
@@ -86,8 +87,8 @@ class StreamState:
         return [Image.fromarray(a) for a in to_uint8(rgb, "round")]
 
     def decode(self) -> list[Image.Image]:
-        """Full pictures: the VAE's decoding of the network's current estimate of the end."""
-        return self._pipeline.to_pil(self._pipeline.decode_latents(self.x0))
+        """Full pictures of the network's current estimate of the end, finished as those of a call: checked, marked."""
+        return self._pipeline._pictures(self._request, self.x0)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +103,10 @@ class Chunk:
     seed: jax.Array
     indices: jax.Array
     split: Callable[[np.ndarray], jax.Array]
+
+    def of_prompts(self, values: np.ndarray) -> np.ndarray:
+        """Each image's row of values, which have one a prompt or one for all."""
+        return values[np.minimum(self.parts, len(values) - 1)]
 
 
 class Pipeline:
@@ -227,7 +232,7 @@ class Pipeline:
         """
         if arguments.get("batch_size") is not None:
             raise ValueError("batch_size has no meaning for stream: all images run together")
-        return self._stream(self._checked(arguments))
+        return self._stream(self.check(**{**arguments, "output_type": "pil"}))
 
     def check(self, **arguments: Any) -> Request:
         """What a call with these arguments is refused for, without the call: ValueError, FileNotFoundError."""
@@ -422,7 +427,7 @@ class Pipeline:
         if not start.sample_posterior:
             given = np.zeros((request.batch, *request.latent_shape), np.float32)
         noise = self._noise(given, Branch.POSTERIOR, request.latent_shape, chunk, number)
-        return self.programs.latents_of(chunk.split(moments[np.minimum(chunk.parts, len(moments) - 1)]), noise)
+        return self.programs.latents_of(chunk.split(chunk.of_prompts(moments)), noise)
 
     def _condition(self, condition: Any, embeds: np.ndarray, chunk: Chunk) -> jax.Array:
         mixed, count = condition.weights is not None, len(chunk.rows)
@@ -477,13 +482,16 @@ class Pipeline:
         elif request.output_type == "np":
             images = self._decode(request, latents)
         else:
-            images, flagged = self._finish(request, self.to_pil(self._decode(request, latents)))
+            images, flagged = self._pictures(request, latents)
         return PipelineOutput(images, latents, encoded.get("embeds"), flagged)
 
     def _decode(self, request: Request, latents: np.ndarray) -> np.ndarray:
         """Pictures made in tiles are decoded in tiles, unless `memory` has another way of its own."""
         in_tiles = None if request.tile is None or self.memory.decoding != "whole" else request.tile[0]
         return self.decode_latents(latents, in_tiles)
+
+    def _pictures(self, request: Request, latents: np.ndarray) -> tuple[list[Image.Image], list[bool] | None]:
+        return self._finish(request, self.to_pil(self._decode(request, latents)))
 
     def _check_finish(self, request: Request) -> None:
         if self.watermark is None and self.safety_checker is None:
@@ -534,7 +542,7 @@ class Pipeline:
         for call in range(request.solver.calls):
             carry = advance_rows(carry, slice(call, call + 1))
             latents, x0 = (np.asarray(a)[: len(rows)] for a in (carry.latents, carry.x0))
-            yield StreamState(call + 1, request.solver.calls, latents, x0, self)
+            yield StreamState(call + 1, request.solver.calls, latents, x0, self, request)
 
     def _begin(
         self, request: Request, encoded: Mapping[str, np.ndarray], rows: np.ndarray

@@ -120,7 +120,7 @@ class UpscalePipeline(Pipeline):
 
     def _channels(self, request: Request, encoded: Mapping[str, np.ndarray], chunk: Chunk) -> jax.Array | None:
         assert isinstance(request, UpscaleRequest)
-        pixels = request.pixels[np.minimum(chunk.parts, len(request.pixels) - 1)]
+        pixels = chunk.of_prompts(request.pixels)
         noise = self._noise(request.low_res_noise, Branch.LOW_RESOLUTION, pixels.shape[1:], chunk)
         levels = chunk.split(request.noise_level[chunk.rows])
         return self.programs.noise_low_res(chunk.split(pixels), levels, noise, **self._noising)
