@@ -1,5 +1,6 @@
 """The scripts' set-up, with a stand-in for the environment's Python so that nothing is installed; generated pages."""
 
+import re
 import runpy
 import subprocess
 import sys
@@ -122,3 +123,12 @@ def test_the_page_on_formats_is_up_to_date():
     """`scripts/formats_page` writes it from the rule tables."""
     page = runpy.run_path(str(SCRIPTS / "formats_page"))["page"]()
     assert (SCRIPTS.parent / "docs" / "formats.md").read_text("utf-8") == page
+
+
+def test_the_page_of_solvers_names_them_all():
+    """And its measure of an order is one: half the step, half the error of a solver of first order."""
+    names = runpy.run_path(str(SCRIPTS / "solver_orders"))
+    page = (SCRIPTS.parent / "docs" / "solvers.md").read_text("utf-8")
+    assert re.findall(r"^\| `(\S+)` \|", page, re.MULTILINE) == list(names["_BUILDERS"])
+    assert 1.8 < names["error"]("ddim", 16) / names["error"]("ddim", 32) < 2.2
+    assert 3 < names["error"]("ldm-dpm", 16) / names["error"]("ldm-dpm", 32) < 5
