@@ -1,4 +1,4 @@
-"""Blocks of the pages in docs that need something before them; docs/devices.md is run by distributed/test_recipes.py."""
+"""Blocks of the pages in docs that need something around them; devices.md is run by distributed/test_recipes.py."""
 
 import re
 
