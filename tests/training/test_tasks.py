@@ -16,6 +16,17 @@ from unclip_jax.training.tasks import run_training
 
 
 @pytest.fixture
+def small_model(family_folder):
+    """Of one level: a step of training is compiled in half of the time."""
+    return family_folder("SMALL")
+
+
+@pytest.fixture
+def small_text_model(family_folder):
+    return family_folder("TEXT_TO_IMAGE")
+
+
+@pytest.fixture
 def make(tmp_path, pictures):
     """Settings of a short run: make(task, model, "key=value", ...)."""
 
@@ -70,7 +81,7 @@ def test_denoising(make, small_model, pictures, tmp_path):
     assert grid.size == (4 * 16, 2 * 16)
     assert np.asarray(grid).std() > 5
     provenance = json.loads((made / "provenance.json").read_text())
-    assert provenance["trained_from"] == "small"
+    assert provenance["trained_from"] == "SMALL"
     assert run_training(settings, progress=False) == made  # through already
 
 
@@ -148,9 +159,9 @@ def test_inpainting_begins_as_the_base(make, small_text_model):
 
 
 @pytest.mark.parametrize("name", ["DEPTH", "UPSCALE"])
-def test_models_with_more_to_look_at(make, name, tmp_path):
+def test_models_with_more_to_look_at(make, name, family_folder, tmp_path):
     """The depth estimator's map of each picture; a small picture, noised to a level of its own."""
-    model = small_models.write(getattr(small_models, name), tmp_path / "model")
+    model = family_folder(name)
     settings = make("denoise", model, "run.total_steps=12", "run.sample_every=12", "samples.steps=3")
     made = run_training(settings, progress=False)
     before, after = weights(model)[0], weights(made)[0]
@@ -159,8 +170,8 @@ def test_models_with_more_to_look_at(make, name, tmp_path):
     assert (tmp_path / "run/samples/00000012.png").exists()
 
 
-def test_a_base_learns_to_look_at_anothers_depth(make, small_text_model, tmp_path):
-    other = small_models.write(small_models.DEPTH, tmp_path / "other")
+def test_a_base_learns_to_look_at_anothers_depth(make, small_text_model, family_folder):
+    other = family_folder("DEPTH")
     options = ("objective.becomes=depth-to-image", f"objective.depth_model={other}", "run.total_steps=3")
     made = run_training(make("denoise", small_text_model, *options), progress=False)
     after, config = weights(made)
@@ -231,7 +242,7 @@ def test_clip_models(make, small_clip, pairs, parts):
 @pytest.mark.parametrize(
     ("task", "override", "message"),
     [
-        ("denoise", "data.resolution=18", "data.resolution is 18; want a multiple of 4"),
+        ("denoise", "data.resolution=17", "data.resolution is 17; want a multiple of 2"),
         ("denoise", "objective.trainable=nothing", "the UNet has no such parameter"),
         ("denoise", "devices=9", "devices is 9; want 1 to"),
         ("denoise", "batch_size=5", None),
