@@ -184,7 +184,8 @@ for prompt, noise_level in (("", 500), ("heart", 700)):
 
 # %% [markdown]
 # Not *red*: the cars are yellow, and where a heart was asked for, it is green or yellow, and half an apple. Not *blue*
-# takes most of the windows. Not *fire engine, car* moves the colour more than the thing: at 500 the picture still says car.
+# takes most of the windows. Not *fire engine, car* moves the colour more than the thing: at 500 the picture still says
+# car.
 
 # %% [markdown]
 # ## A picture in the making
