@@ -1,0 +1,337 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Sampling in your research
+#
+# Below the pipeline is a core of pure functions: a loop, solvers, guidance, noise, and networks whose parameters are an
+# argument. You will see a solver of your own in ten lines against a built-in one, seeds under `vmap`, gradients through
+# a whole run, and a loss that steers a run.
+#
+# The terms are those of DDIM ([Song et al. 2020](https://arxiv.org/abs/2010.02502)):
+# $x = \sqrt a\, x_0 + \sqrt{1 - a}\, \epsilon$, with $a$ called `alpha_cumprod`.
+
+# %%
+# Colab: a name on the package index, a git+https address of the repository, or a wheel that you uploaded.
+# Until the package is published, put your copy's address here.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("unclip_jax") is None:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "unclip-jax[notebooks]"], check=True)
+
+# %%
+CHECKPOINT = None  # the demo model that comes with the package; or "sd2-community/stable-diffusion-2-1-unclip", ...
+
+# %% [markdown]
+# `None` is the [demo model](../docs/demo-model.md): all parts of the real one, with 6.3 million weights, trained on
+# drawings of emoji. It runs on a CPU, knows nothing but drawings, and makes pictures of 64x64 pixels.
+#
+# The real checkpoint is a hub id, a diffusers folder, or an original `.ckpt` or `.safetensors` file. The rest of this
+# notebook stays as it is; what to expect:
+#
+# - Pictures of 768x768, of photographs as well. Weights of 7.5 GiB in float32 (the default on a CPU) and half of that
+#   in bfloat16 (on accelerators): a GPU or a TPU is what you want. The first call compiles for a minute or more.
+# - *Out of memory* (`RESOURCE_EXHAUSTED`): `batch_size=1` in a call, or
+#   `memory=unclip_jax.Memory(free_networks=True, decoding="seamless")` in `from_pretrained`;
+#   [docs/memory.md](../docs/memory.md) has more.
+# - *A login is wanted* (`PermissionError`): that is a repository behind a form. Accept it there and set `HF_TOKEN`, in
+#   Colab by the key at the left; the one named above needs none.
+
+# %%
+import jax
+
+print(f"{jax.device_count()} {jax.default_backend()} device(s):", jax.devices())
+if jax.default_backend() == "cpu" and CHECKPOINT is not None:
+    print("No accelerator, which is slow with a real checkpoint. In Colab: Runtime > Change runtime type.")
+
+# %% [markdown]
+# What differs between the two models is set here. The demo model knows drawings only, so the pictures are of those
+# which come with the package and which it has not seen in training; any picture's path will do with the real one.
+# Gradients through a run of the real one need an accelerator with much memory.
+#
+# The pipeline opens the checkpoint and encodes; from then on its parts are enough. One device is used here;
+# [docs/devices.md](../docs/devices.md) has `shard_map`, `pmap` and meshes with the same functions.
+
+# %%
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from IPython.display import display
+from PIL import Image
+
+import unclip_jax
+from unclip_jax.demo import demo_pictures
+from unclip_jax.distributed.mesh import local_mesh
+from unclip_jax.pictures import contact_sheet
+
+PICTURES = [demo_pictures() / f"{name}.png" for name in ("fire-engine", "red-apple", "giraffe")]
+demo = CHECKPOINT is None
+settings = {"steps": 8, "guidance_scale": 3.0 if demo else 10.0, "recompute": not demo}
+cell = 96 if demo else 192  # pixels of a picture on the sheets below
+
+pipe = unclip_jax.UnCLIPPipeline.from_pretrained(CHECKPOINT, mesh=local_mesh(jax.local_devices()[:1]))
+config, networks = pipe.config, pipe.networks
+params = {name: networks[name].params for name in ("unet", "vae")}
+
+side = config.unet.sample_size * config.vae.factor
+drawings = [np.asarray(Image.open(path).convert("RGB").resize((side, side))) for path in PICTURES]
+embeds = pipe.encode_images(drawings)  # (3, D), one a picture
+text = pipe.encode_prompts([""])  # (1, S, C)
+
+
+def show(latents, labels, columns=3):
+    images = pipe.to_pil(pipe.decode_latents(np.asarray(latents, np.float32)))
+    display(contact_sheet([], list(zip(images, labels, strict=True)), columns, cell).quantize(256))
+
+
+# %% [markdown]
+# ## The parts
+#
+# What the loop calls is any function of the latents $x$ and of a row of the solver's grid, that is the numbers of one
+# call. This one is classifier-free guidance ([Ho & Salimans 2022](https://arxiv.org/abs/2207.12598)): for each image
+# two rows, without and with the conditions. unCLIP's class label is the embedding beside the sinusoids of its noise
+# level, here 0; the text's keys and values and the label's embedding are computed once.
+
+# %%
+from unclip_jax.models.timestep import timestep_embedding
+from unclip_jax.sampling import Guidance, double, guidance_rows, guide
+
+
+def denoiser(params, embeds):
+    """embeds: (B, D) -> a function of x (B, H, W, 4) and a row, which predicts what the UNet was trained for."""
+    unet = networks["unet"].merge(params["unet"])
+    labels = jnp.concatenate([embeds, timestep_embedding(jnp.zeros(len(embeds)), embeds.shape[-1])], axis=-1)
+    classes = unet.embed_class(guidance_rows(Guidance(), 0 * labels, labels))
+    context = unet.encode_context(jnp.repeat(text, 2 * len(embeds), axis=0))
+
+    def denoise(x, row):
+        time = unet.embed_time(row["timestep"][None])
+        return guide(unet.denoise(double(x), time + classes, context), settings["guidance_scale"])
+
+    return denoise
+
+
+# %% [markdown]
+# `sample` scans a solver's steps, from noise to latents. The run of one image is a function of its key, by which it
+# draws its noise, and of its embedding; `vmap` makes it one of many images. The parameters are an argument of the
+# compiled function and not a constant in it, and so is the solver: it is a pytree, its grid being the leaves.
+
+# %%
+from unclip_jax.sampling import Branch, draw, image_keys, make_solver, sample
+
+shape = (config.unet.sample_size, config.unet.sample_size, 4)
+
+
+def run_one(params, solver, key, embed):
+    """A key and (D,) -> latents (H, W, 4)."""
+    keys = key[None]
+    return sample(denoiser(params, embed[None]), solver, draw(keys, Branch.LATENTS, shape), keys=keys)[0]
+
+
+run = jax.jit(jax.vmap(run_one, in_axes=(None, None, 0, 0)))
+keys = image_keys(0, jnp.arange(3))
+ddim = make_solver("ddim", config.scheduler_config, settings["steps"])
+by_ddim = run(params, ddim, keys, embeds)
+show(by_ddim, [path.stem for path in PICTURES])
+
+# %% [markdown]
+# ## A solver of your own
+#
+# DDIM takes $x_0$ as it is predicted at the beginning of a step for the whole of it. A better guess is what it will be
+# in the middle, and the last two predictions say where it is going: $x_0 + c\,(x_0 - x_0^{before})$. With $c = 1/2$ and
+# even steps that would be of second order, and $c = 0$ is DDIM.
+#
+# A solver has a grid with a row for each call, a first state, and a pure step. Here are all three. $c$ is a column of
+# the grid, so it can be changed without compiling anything.
+
+# %%
+from unclip_jax.sampling import Solver
+from unclip_jax.sampling.schedule import to_x0_eps
+
+
+def keep_x0(x):
+    return (jnp.zeros_like(x),)
+
+
+def look_ahead(prediction_type, state, x, out, row, noise):
+    a, following = row["alpha_cumprod"], row["next_alpha_cumprod"]
+    x0, _ = to_x0_eps(prediction_type, out, x, a)
+    middle = x0 + row["c"] * (x0 - state[0])
+    eps = (x - jnp.sqrt(a) * middle) / jnp.sqrt(1 - a)
+    return jnp.sqrt(following) * middle + jnp.sqrt(1 - following) * eps, (x0,)
+
+
+def my_solver(steps, c, prediction_type=ddim.prediction_type):
+    like = make_solver("ddim", config.scheduler_config, steps)
+    grid = {name: like.grid[name] for name in ("index", "timestep", "alpha_cumprod")}
+    grid["next_alpha_cumprod"] = like.grid["x0"] ** 2  # DDIM's weight of x0 is the next level's square root
+    grid["c"] = np.append(0, np.full(steps - 1, c)).astype(np.float32)  # before the first step there is nothing
+    return Solver(grid, prediction_type, keep_x0, look_ahead, False, like.start_alpha_cumprod)
+
+
+same = run(params, my_solver(settings["steps"], 0.0), keys, embeds)
+print(f"c = 0 against the built-in DDIM: largest difference {jnp.abs(same - by_ddim).max():.1g}")
+
+# %% [markdown]
+# How far is each from where DDIM goes in 40 steps, from the same noise?
+
+# %%
+exact = run(params, make_solver("ddim", config.scheduler_config, 40), keys, embeds)
+amounts = np.linspace(0, 0.6, 7)
+by_amount = [run(params, my_solver(settings["steps"], c), keys, embeds) for c in amounts]
+
+
+def error(latents):
+    return float(jnp.linalg.norm(latents - exact) / jnp.linalg.norm(exact))
+
+
+figure, axes = plt.subplots(figsize=(5.5, 3), dpi=72, layout="constrained")
+axes.plot(amounts, [error(latents) for latents in by_amount], marker="o", label="ours")
+axes.axhline(error(by_ddim), color="k", ls="--", label="DDIM")
+axes.set(
+    xlabel="c", ylabel="relative error of the latents", title=f"{settings['steps']} steps against 40", ylim=(0, None)
+)
+axes.legend()
+axes.grid(alpha=0.3)
+plt.show()
+
+# %% [markdown]
+# A little looking ahead helps, half a difference is too much: with few steps, guided predictions do not go straight on
+# from one step to the next. (The library's `dpm++2m` is this idea with $c$ by the logarithm of the signal-to-noise
+# ratio.)
+#
+# A pipeline takes the solver as it is. Its pictures are those of `run`: what differs is that a pipeline's level 0 is
+# the first level of the noising, and not quite none.
+
+# %%
+best = my_solver(settings["steps"], 0.2)
+by_run = run(params, best, keys, embeds)
+out = pipe(
+    image_embeds=embeds,
+    image_noise=np.zeros_like(embeds),
+    scheduler=best,
+    num_inference_steps=settings["steps"],
+    guidance_scale=settings["guidance_scale"],
+    output_type="latent",
+)
+print(f"the pipeline against run: {np.abs(out.latents - by_run).max():.1g} of {np.abs(by_run).max():.2g}")
+labels = [name for name in ("DDIM, 8 steps", "ours, 8 steps", "DDIM, 40 steps") for _ in PICTURES]
+show(jnp.concatenate([by_ddim, by_run, exact]), labels)
+
+# %% [markdown]
+# ## Seeds under `vmap`
+#
+# Three seeds of one picture are three keys. What `vmap` makes together is what the function makes one at a time.
+
+# %%
+seeds = jnp.arange(3)
+seed_keys = jax.vmap(lambda seed: image_keys(seed, jnp.arange(1))[0])(seeds)
+together = run(params, best, seed_keys, jnp.repeat(embeds[:1], 3, axis=0))
+
+alone = jax.jit(run_one)
+one_by_one = jnp.stack([alone(params, best, key, embeds[0]) for key in seed_keys])
+print(f"largest difference: {jnp.abs(together - one_by_one).max():.1g} of {jnp.abs(together).max():.2g}")
+show(together, [f"seed {seed}" for seed in seeds])
+
+# %% [markdown]
+# ## Gradients through sampling
+#
+# The embedding says what is painted; where and how is in the noise. Which noise makes the drawing itself? The loss is
+# the mean squared error of the decoded picture, its gradient goes back through the decoder and all steps of the solver,
+# and Adam moves the noise, as in DOODL ([Wallace et al. 2023](https://arxiv.org/abs/2303.13703)). Noise is kept at its
+# length: the model knows none that is longer or shorter.
+#
+# The whole of the optimisation is one compiled scan. A network's activations of all steps are kept for the way back;
+# with `jax.checkpoint` those of one step at a time are, at the price of computing them twice. Large models need it.
+
+# %%
+optimizer = optax.adam(0.15)
+few_steps = my_solver(4, 0.2)
+
+
+def decode(params, latents):
+    """(B, H, W, 3), 0 for black and 1 for white."""
+    return networks["vae"].merge(params["vae"]).decode(latents / config.vae.scaling_factor) / 2 + 0.5
+
+
+@jax.jit
+def learn_noise(params, noise, target, embeds):
+    """Returns the loss and the latents before each update."""
+
+    def loss(noise):
+        denoise = denoiser(params, embeds)
+        latents = sample(jax.checkpoint(denoise) if settings["recompute"] else denoise, few_steps, noise)
+        return jnp.mean((decode(params, latents) - target) ** 2), latents
+
+    def update(carry, _):
+        noise, state = carry
+        seen, gradient = jax.value_and_grad(loss, has_aux=True)(noise)
+        change, state = optimizer.update(gradient, state)
+        noise = optax.apply_updates(noise, change)
+        noise = noise / jnp.sqrt(jnp.mean(noise**2))
+        return (noise, state), seen
+
+    return jax.lax.scan(update, (noise, optimizer.init(noise)), length=11)[1]
+
+
+target = drawings[0][None].astype(np.float32) / 255
+losses, painted = learn_noise(params, draw(keys[:1], Branch.LATENTS, shape), target, embeds[:1])
+print(f"mean squared error: {losses[0]:.3f} at first, {losses[-1]:.3f} after {len(losses) - 1} updates")
+
+# %%
+shown = np.array([0, 2, 5, 10])
+images = pipe.to_pil(pipe.decode_latents(np.asarray(painted[shown, 0])))
+labelled = [(image, f"{count} updates") for image, count in zip(images, shown, strict=True)]
+display(contact_sheet([(drawings[0], "the drawing")], labelled, 4, cell).quantize(256))
+
+# %% [markdown]
+# ## Guidance by a loss
+#
+# The same gradient can act within one run: at every call, $x_0$ as the network predicts it is decoded, a loss looks at
+# the picture, and the prediction is moved against the loss's gradient by $x$, through the network, as in universal
+# guidance ([Bansal et al. 2023](https://arxiv.org/abs/2302.07121)) and diffusion posterior sampling
+# ([Chung et al. 2022](https://arxiv.org/abs/2209.14687)). Here the loss is the distance of the mean colour from blue.
+#
+# The function that steers returns $x_0$, so the solver is told that this is what it gets: prediction type `sample`.
+
+# %%
+blue = jnp.array([0.3, 0.5, 1.0])
+
+
+@jax.jit
+def steered(params, solver, keys, embeds, strength):
+    denoise = denoiser(params, embeds)
+
+    def loss(x, row):
+        x0, _ = to_x0_eps(ddim.prediction_type, denoise(x, row), x, row["alpha_cumprod"])
+        return jnp.sum((decode(params, x0).mean((1, 2)) - blue) ** 2), x0
+
+    def predict(x, row):
+        gradient, x0 = jax.grad(loss, has_aux=True)(x, row)
+        return x0 - strength * np.prod(shape) * gradient  # a mean's gradient falls with the number of places
+
+    return sample(predict, solver, draw(keys, Branch.LATENTS, shape))
+
+
+to_x0 = my_solver(settings["steps"], 0.2, "sample")
+columns = [by_run[:2], *(steered(params, to_x0, keys[:2], embeds[:2], strength) for strength in (0.3, 0.9))]
+labels = ["as it was", "strength 0.3", "strength 0.9"] * 2
+show(jnp.stack(columns, axis=1).reshape(-1, *shape), labels)
+
+# %% [markdown]
+# What is there turns blue, and stays what it is: the gradient has gone through the network, which knows where an
+# apple's colour is. Any differentiable loss will do in its place: a CLIP embedding's distance, a segmentation, a
+# measurement of which the picture is to be the cause.
+#
+# How solvers are written for the library itself is in [CONTRIBUTING.md](../CONTRIBUTING.md); guidance from its parts,
+# with APG and PAG, in [docs/guidance.md](../docs/guidance.md).
