@@ -12,6 +12,8 @@ from unclip_jax.demo import demo_model
 from unclip_jax.evaluation.descriptors import color_and_shape
 from unclip_jax.evaluation.similarity import cosines, retrieval
 
+pytestmark = pytest.mark.usefixtures("fully_compiled")
+
 PICTURES = sorted((demo_model().parent / "pictures").glob("*.png"))
 
 
@@ -29,9 +31,9 @@ def sources():
 
 @pytest.fixture(scope="module")
 def by_level(pipe, sources):
-    """Variations of every picture, at three noise levels."""
+    """Variations of every other picture, at three noise levels."""
     options = {"guidance_scale": 3.0, "num_inference_steps": 20}
-    made = {level: pipe(image=sources, noise_level=level, **options).images for level in (0, 600, 1000)}
+    made = {level: pipe(image=sources[::2], noise_level=level, **options).images for level in (0, 600, 1000)}
     return {level: [np.asarray(image) for image in images] for level, images in made.items()}
 
 
@@ -47,7 +49,7 @@ def test_it_is_small_and_says_where_it_comes_from():
 def test_variations_are_found_again(pipe, sources, by_level):
     """Among all 48, by the model's own embedding and by plain colour and shape; chance is one in 48."""
     embeds, described = pipe.encode_images(sources), color_and_shape(np.stack(sources))
-    own = np.arange(len(sources))
+    own = np.arange(0, len(sources), 2)
     by_clip = retrieval(pipe.encode_images(by_level[0]), embeds, own) == 0
     by_eye = retrieval(color_and_shape(np.stack(by_level[0])), described, own) == 0
     assert by_clip.mean() >= 0.8, by_clip.mean()
@@ -55,7 +57,7 @@ def test_variations_are_found_again(pipe, sources, by_level):
 
 
 def test_noise_takes_the_source_away(pipe, sources, by_level):
-    embeds = pipe.encode_images(sources)
+    embeds = pipe.encode_images(sources[::2])
     kept = [cosines(pipe.encode_images(by_level[level]), embeds).mean() for level in (0, 600, 1000)]
     assert kept[0] > kept[1] + 0.05 > kept[2] + 0.15
     last = retrieval(pipe.encode_images(by_level[1000]), embeds, np.arange(len(sources))) == 0
