@@ -42,7 +42,7 @@ FAMILY = {  # None: random weights; or an original file, a diffusers folder, a h
 # %% [markdown]
 # With real checkpoints the rest of this notebook stays as it is. What to expect:
 #
-# - Each has 3.5 to 5 GB of weights in float32 and half of that in bfloat16, the default on accelerators: use a GPU or a
+# - Each has 3.5 to 8 GB of weights in float32 and half of that in bfloat16, the default on accelerators: use a GPU or a
 #   TPU, and run the sections one by one. Each compiles for a minute or more. The upscaler makes sixteen times the
 #   pixels of what it gets.
 # - *Out of memory* (`RESOURCE_EXHAUSTED`): `memory=unclip_jax.Memory(free_networks=True, decoding="seamless")` in
