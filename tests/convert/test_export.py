@@ -12,10 +12,11 @@ from convert.architecture.original import from_yaml
 from convert.architecture.presets import PRESETS
 from convert.export.original_yaml import original_yaml
 from convert.export.tokenizer import tokenizer_files
-from convert.random import TINY
+from convert.random import SMALL, TINY
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json, tokenizer_json_from_folder
 
+FAMILY = {name: config for name, config in SMALL.items() if name != "tiny-prior"}  # whose yaml is Karlo's
 PROMPTS = ["", "a photo of a cat", "Crème brûlée, 3 of 4!", "日本 🎉 emoji", "<|endoftext|> and <start_of_text>"]
 
 
@@ -114,9 +115,9 @@ def test_an_original_file_has_a_suffix(original, tmp_path, capsys):
     assert "NAME.safetensors" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("preset", [*(name for name in PRESETS if name != "sd21-unclip-l"), "tiny"])
+@pytest.mark.parametrize("preset", [*(name for name in PRESETS if name != "sd21-unclip-l"), *FAMILY])
 def test_the_yaml_describes_the_same_architecture(preset, tmp_path):
-    config = {**PRESETS, "tiny": TINY}[preset]
+    config = {**PRESETS, **FAMILY}[preset]
     path = tmp_path / "x.yaml"
     path.write_text(json.dumps(original_yaml(config)))
     assert from_yaml(path, {}) == config

