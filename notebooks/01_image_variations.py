@@ -19,14 +19,15 @@
 # ([Ramesh et al. 2022](https://arxiv.org/abs/2204.06125)).
 
 # %%
-# Colab: a name on the package index, a git+https address of the repository, or a wheel that you uploaded.
-# Until the package is published, put your copy's address here.
+# Colab has no copy of the package. Say where yours is: a git address as here, or a wheel that you uploaded
+# ("./unclip_jax-0.1.0-py3-none-any.whl[notebooks]"). On a GPU add "jax[cuda13]" to the list, on a TPU "jax[tpu]".
 import importlib.util
 import subprocess
 import sys
 
+PACKAGES = ["unclip-jax[notebooks] @ git+https://YOUR/COPY.git"]
 if importlib.util.find_spec("unclip_jax") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "unclip-jax[notebooks]"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *PACKAGES], check=True)
 
 # %%
 CHECKPOINT = None  # the demo model that comes with the package; or "sd2-community/stable-diffusion-2-1-unclip", ...
@@ -38,7 +39,7 @@ CHECKPOINT = None  # the demo model that comes with the package; or "sd2-communi
 # The real checkpoint is a hub id, a diffusers folder, or an original `.ckpt` or `.safetensors` file. The rest of this
 # notebook stays as it is; what to expect:
 #
-# - Pictures of 768x768, of photographs as well. Weights of 7.5 GiB in float32 (the default on a CPU) and half of that
+# - Pictures of 768x768, of photographs as well. Weights of 7.2 GiB in float32 (the default on a CPU) and half of that
 #   in bfloat16 (on accelerators): a GPU or a TPU is what you want. The first call compiles for a minute or more.
 # - *Out of memory* (`RESOURCE_EXHAUSTED`): `batch_size=1` in a call, or
 #   `memory=unclip_jax.Memory(free_networks=True, decoding="seamless")` in `from_pretrained`;
@@ -114,6 +115,8 @@ show(
 )
 
 # %% [markdown]
+# The lady beetle becomes a dark round thing: the model has seen no nearer drawing.
+#
 # ## Seeds
 #
 # Every image has its own random key, `fold_in(key(seed), index)`, and draws all of its noise by that. A seed gives the

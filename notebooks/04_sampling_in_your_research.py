@@ -12,21 +12,22 @@
 # # Sampling in your research
 #
 # Below the pipeline is a core of pure functions: a loop, solvers, guidance, noise, and networks whose parameters are an
-# argument. You will see a solver of your own in ten lines against a built-in one, seeds under `vmap`, gradients through
-# a whole run, and a loss that steers a run.
+# argument. You will see a solver of your own in fifteen lines against a built-in one, seeds under `vmap`, gradients
+# through a whole run, and a loss that steers a run.
 #
 # The terms are those of DDIM ([Song et al. 2020](https://arxiv.org/abs/2010.02502)):
 # $x = \sqrt a\, x_0 + \sqrt{1 - a}\, \epsilon$, with $a$ called `alpha_cumprod`.
 
 # %%
-# Colab: a name on the package index, a git+https address of the repository, or a wheel that you uploaded.
-# Until the package is published, put your copy's address here.
+# Colab has no copy of the package. Say where yours is: a git address as here, or a wheel that you uploaded
+# ("./unclip_jax-0.1.0-py3-none-any.whl[notebooks]"). On a GPU add "jax[cuda13]" to the list, on a TPU "jax[tpu]".
 import importlib.util
 import subprocess
 import sys
 
+PACKAGES = ["unclip-jax[notebooks] @ git+https://YOUR/COPY.git"]
 if importlib.util.find_spec("unclip_jax") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "unclip-jax[notebooks]"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *PACKAGES], check=True)
 
 # %%
 CHECKPOINT = None  # the demo model that comes with the package; or "sd2-community/stable-diffusion-2-1-unclip", ...
@@ -38,7 +39,7 @@ CHECKPOINT = None  # the demo model that comes with the package; or "sd2-communi
 # The real checkpoint is a hub id, a diffusers folder, or an original `.ckpt` or `.safetensors` file. The rest of this
 # notebook stays as it is; what to expect:
 #
-# - Pictures of 768x768, of photographs as well. Weights of 7.5 GiB in float32 (the default on a CPU) and half of that
+# - Pictures of 768x768, of photographs as well. Weights of 7.2 GiB in float32 (the default on a CPU) and half of that
 #   in bfloat16 (on accelerators): a GPU or a TPU is what you want. The first call compiles for a minute or more.
 # - *Out of memory* (`RESOURCE_EXHAUSTED`): `batch_size=1` in a call, or
 #   `memory=unclip_jax.Memory(free_networks=True, decoding="seamless")` in `from_pretrained`;
@@ -251,8 +252,8 @@ show(together, [f"seed {seed}" for seed in seeds])
 # and Adam moves the noise, as in DOODL ([Wallace et al. 2023](https://arxiv.org/abs/2303.13703)). Noise is kept at its
 # length: the model knows none that is longer or shorter.
 #
-# The whole of the optimisation is one compiled scan. A network's activations of all steps are kept for the way back;
-# with `jax.checkpoint` those of one step at a time are, at the price of computing them twice. Large models need it.
+# The whole of the optimisation is one compiled scan. All steps' activations are kept for the way back; `jax.checkpoint`
+# keeps those of one step at a time and computes the rest again. Large models need it.
 
 # %%
 optimizer = optax.adam(0.15)

@@ -20,14 +20,15 @@
 # GSPMD ([Xu et al. 2021](https://arxiv.org/abs/2105.04663)).
 
 # %%
-# Colab: a name on the package index, a git+https address of the repository, or a wheel that you uploaded.
-# Until the package is published, put your copy's address here.
+# Colab has no copy of the package. Say where yours is: a git address as here, or a wheel that you uploaded
+# ("./unclip_jax-0.1.0-py3-none-any.whl[notebooks]"). On a GPU add "jax[cuda13]" to the list, on a TPU "jax[tpu]".
 import importlib.util
 import subprocess
 import sys
 
+PACKAGES = ["unclip-jax[notebooks] @ git+https://YOUR/COPY.git"]
 if importlib.util.find_spec("unclip_jax") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "unclip-jax[notebooks]"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *PACKAGES], check=True)
 
 # %%
 CHECKPOINT = None  # the demo model that comes with the package; or "sd2-community/stable-diffusion-2-1-unclip", ...
@@ -212,4 +213,4 @@ first, second = (p(**call, scheduler="ddim", seed=seed, output_type="latent").la
 print(f"one device and a mesh of {dict(mesh.shape)}: largest difference {np.abs(first - second).max():.1e}")
 
 # %% [markdown]
-# More hosts, gradients and the same recipes with tests: [docs/devices.md](../docs/devices.md).
+# Gradients, and the same recipes run by the tests, are in [docs/devices.md](../docs/devices.md).

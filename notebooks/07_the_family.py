@@ -20,14 +20,15 @@
 # network, every array and every argument is there, and the pictures are texture.
 
 # %%
-# Colab: a name on the package index, a git+https address of the repository, or a wheel that you uploaded.
-# Until the package is published, put your copy's address here.
+# Colab has no copy of the package. Say where yours is: a git address as here, or a wheel that you uploaded
+# ("./unclip_jax-0.1.0-py3-none-any.whl[notebooks]"). On a GPU add "jax[cuda13]" to the list, on a TPU "jax[tpu]".
 import importlib.util
 import subprocess
 import sys
 
+PACKAGES = ["unclip-jax[notebooks] @ git+https://YOUR/COPY.git"]
 if importlib.util.find_spec("unclip_jax") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "unclip-jax[notebooks]"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *PACKAGES], check=True)
 
 # %%
 CHECKPOINT = None  # the demo model that comes with the package; or "sd2-community/stable-diffusion-2-1-unclip", ...
@@ -40,7 +41,8 @@ FAMILY = {  # None: random weights; or an original file, a diffusers folder, a h
 }
 
 # %% [markdown]
-# With real checkpoints the rest of this notebook stays as it is. What to expect:
+# With real checkpoints, put pictures of 512x512 and more (for `768-v`: 768x768) in the place of `PHOTO`, `APPLE` and
+# `GREEN`, since these pipelines paint at the picture's size; the rest of this notebook stays as it is. What to expect:
 #
 # - Each has 3.5 to 8 GB of weights in float32 and half of that in bfloat16, the default on accelerators: use a GPU or a
 #   TPU, and run the sections one by one. Each compiles for a minute or more. The upscaler makes sixteen times the
@@ -61,6 +63,8 @@ if jax.default_backend() == "cpu" and (CHECKPOINT is not None or any(FAMILY.valu
 # What differs is set here. `show` refuses pictures of one colour, so that nothing below is blank by mistake.
 
 # %%
+import shutil
+
 import numpy as np
 from IPython.display import display
 from PIL import Image, ImageDraw
@@ -198,6 +202,7 @@ show([(PHOTO, "picture"), (depth, "depth")], [(out.images[0], "depth to image")]
 
 # %%
 if FAMILY["prior"] is None:
+    shutil.rmtree("random", ignore_errors=True)  # of an earlier run: what is there is never overwritten
     prior, _ = write_random_checkpoint("random/prior.safetensors", "tiny-prior")
 else:
     prior = FAMILY["prior"]
@@ -208,7 +213,8 @@ show([], list(zip(out.images, prompts, strict=True)), 4)
 
 # %% [markdown]
 # The demo model reads prompts itself, too. At noise level 999 nothing is left of an embedding, and the text decides:
-# that is **real** text to image, of the same unCLIP in the same program.
+# that is **real** text to image, of the same unCLIP in the same program. The tulip and the heart are there; of the car
+# and the bird it has the colours at most. It is a small model.
 
 # %%
 nothing = np.zeros((len(prompts), pipe.unclip.config.image_embedding_dim), np.float32)

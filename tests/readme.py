@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 PUBLISHED = {
     "stable-diffusion-2-1-unclip": small_models.SMALL,
     "stable-diffusion-2-1": small_models.TEXT_TO_IMAGE,
+    "stable-diffusion-2-1-base": small_models.TEXT_TO_IMAGE,
     "stable-diffusion-2-depth": small_models.DEPTH,
     "stable-diffusion-2-inpainting": small_models.INPAINT,
     "stable-diffusion-x4-upscaler": small_models.UPSCALE,
@@ -43,7 +44,8 @@ def like_a_clone(folder: Path) -> Path:
     text = dataclasses.replace(small_models.TEXT, context_length=77)
     for name, config in PUBLISHED.items():
         config = dataclasses.replace(config, vae=vae, text_encoder=text)
-        small_models.write(config, folder / "sd2-community" / name)
+        owner = "stabilityai" if "upscaler" in name else "sd2-community"
+        small_models.write(config, folder / owner / name)
     return folder
 
 

@@ -109,8 +109,12 @@ def add_commands(commands: Any) -> None:
             if name in names:
                 what.add_argument(f"--{option}", **settings)
         how = p.add_argument_group("how")
-        how.add_argument("--steps", type=int, default=command.steps, metavar="N", help="1..1000; default %(default)s")
-        how.add_argument("--guidance-scale", type=float, default=command.scale, metavar="G", help="default %(default)s")
+        steps, scale = f"1..1000; default {command.steps}", f"default {command.scale}"
+        if name == "text-to-image":
+            unclip = COMMANDS["variations"]
+            steps, scale = f"{steps}, with --prior {unclip.steps}", f"{scale}, with --prior {unclip.scale}"
+        how.add_argument("--steps", type=int, metavar="N", help=steps)
+        how.add_argument("--guidance-scale", type=float, metavar="G", help=scale)
         how.add_argument("--guidance-rescale", type=float, metavar="R", help="0..1, against overexposure")
         how.add_argument(
             "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of noise levels, in sigma"
@@ -150,6 +154,10 @@ def make(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f"{'IMAGE' if path in paths else 'FILE'}: no such file: {path}")
     if args.command == "text-to-image" and args.prior is None and args.noise_level is not None:
         raise ValueError("--noise-level is of a prior's embeddings: give --prior, too")
+    # What a prior makes is for an unCLIP checkpoint, with the defaults of one.
+    defaults = COMMANDS["variations"] if getattr(args, "prior", None) is not None else command
+    args.steps = defaults.steps if args.steps is None else args.steps
+    args.guidance_scale = defaults.scale if args.guidance_scale is None else args.guidance_scale
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out} is a file; want a directory")
 

