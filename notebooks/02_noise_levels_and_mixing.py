@@ -111,8 +111,8 @@ def open_rgb(path):
 #
 # $$ z_l = \sqrt{\bar a_l}\, z + \sqrt{1 - \bar a_l}\, n $$
 #
-# At level 0 it is the picture's but for a trace of noise, at 1000 nothing is left of it. The model knows the level, so it
-# knows how far to trust what it sees.
+# At level 0 it is the picture's but for a trace of noise, at 1000 nothing is left of it. The model knows the level, so
+# it knows how far to trust what it sees.
 #
 # One seed with four images: every column has its own noise, and the same in all rows. Only the level changes downwards.
 
