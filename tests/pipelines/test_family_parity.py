@@ -51,6 +51,11 @@ def test_every_solver(scheduler, opened):
         assert compare(*opened(name), scheduler, steps)[0] <= TOLERANCE, (name, steps)
 
 
+@pytest.mark.parametrize("scheduler", ["heun", "dpm2"])
+def test_a_known_part_between_the_two_calls_of_a_step(scheduler, opened):
+    assert compare(*opened("inpainting, four channels"), scheduler, 3)[0] <= TOLERANCE
+
+
 @pytest.mark.parametrize("name", ["text to image", "image to image", "inpainting", "upscaling"])
 def test_without_guidance_and_with_noise(name, opened):
     assert compare(*opened(name), "ddim", 5, guidance_scale=1.0, repeats=1, eta=1.0)[0] <= TOLERANCE

@@ -578,7 +578,8 @@ class Pipeline:
         if known is not None:
             # What is known joins the latents at the noise level of the next call, and at the end without noise.
             next_levels = np.append(np.asarray(solver.grid["alpha_cumprod"])[1:], np.float32(1))
-            columns["known_alpha_cumprod"] = jax.device_put(next_levels, everywhere)
+            weights = {"known_signal": np.sqrt(next_levels), "known_noise": np.sqrt(1 - next_levels)}
+            columns |= jax.device_put({name: c for name, c in weights.items() if name not in columns}, everywhere)
         if request.step_noise is not None and solver.stochastic:
             columns["step_noise"] = jax.device_put(request.step_noise[:, rows], by_call)
 

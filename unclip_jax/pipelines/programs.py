@@ -20,7 +20,6 @@ from unclip_jax.pipelines.memory import Memory
 from unclip_jax.sampling.guidance import Guidance, guidance_memory, guidance_rows, guided
 from unclip_jax.sampling.loop import Carry, advance_remembering, start
 from unclip_jax.sampling.noise import Branch, draw, image_keys
-from unclip_jax.sampling.schedule import add_noise
 from unclip_jax.sampling.solvers import Solver
 from unclip_jax.sampling.tiled import tiled
 
@@ -203,7 +202,7 @@ def _advance(
 
     def put_known(x: jax.Array, row: Mapping[str, jax.Array]) -> jax.Array:
         assert known is not None
-        noised = add_noise(known.latents, known.noise, row["known_alpha_cumprod"])
+        noised = row["known_signal"] * known.latents + row["known_noise"] * known.noise
         return known.mask * x + (1 - known.mask) * noised
 
     denoise = guided(network, guidance, solver.prediction_type)
