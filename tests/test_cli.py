@@ -228,6 +228,7 @@ def test_text_to_image_by_a_prior(family_folder, tmp_path: Path, capsys):
     assert recipe["prompt"] == "a fox"
     assert recipe["noise_level"] == 9
     assert recipe["prior"] == "prior"
+    assert recipe["guidance_scale"] == 10.0  # as of variations
     capsys.readouterr()
     assert cli.main(["text-to-image", "a fox", "--model", str(family_folder("SMALL")), *options]) == 2
     assert "embeddings of width 64, the unCLIP checkpoint takes 16" in one_line(capsys)

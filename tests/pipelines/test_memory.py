@@ -10,8 +10,6 @@ from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.plan import plan
 
-pytestmark = pytest.mark.usefixtures("fully_compiled")
-
 SETTINGS = {"num_inference_steps": 4, "seed": 3, "output_type": "np"}
 
 
@@ -68,6 +66,7 @@ def test_tiles_change_a_picture_a_little(golden_pipeline, golden_files, one_devi
     assert 1e-5 < np.abs(made - want).mean() < 0.2
 
 
+@pytest.mark.usefixtures("fully_compiled")
 def test_the_plan(golden_files, one_device):
     file, options = golden_files("unclip_h")
     with open_checkpoint(file, **options) as checkpoint:
@@ -92,6 +91,7 @@ def test_the_plan(golden_files, one_device):
     assert large[:3] == small[:3]
 
 
+@pytest.mark.usefixtures("fully_compiled")
 def test_the_plan_is_for_one_device_of_several(golden_files, one_device):
     """Four images on four devices: each holds what one image needs on one."""
     file, options = golden_files("unclip_h")

@@ -152,3 +152,8 @@ def test_embeddings_of_another_width(sources, small_model):
         open_both(sources / "prior")
     with pytest.raises(FileNotFoundError, match="no/such"):
         open_both(sources / "unclip", prior="no/such/prior")
+
+
+def test_the_demo_model_needs_a_prior():
+    with pytest.raises(ValueError, match="prior is missing: none comes with the demo model"):
+        unclip_jax.StableUnCLIPPipeline.from_pretrained()

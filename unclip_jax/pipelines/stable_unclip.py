@@ -56,9 +56,11 @@ class StableUnCLIPPipeline:
 
         Raises FileNotFoundError when there is nothing there, ValueError for what is refused.
         """
-        unclip = UnCLIPPipeline.from_pretrained(source, dtype, mesh, memory, **overrides)
         shared = {} if prior is not None else {k: v for k, v in overrides.items() if k in ("variant", "revision")}
         prior = source if prior is None else prior
+        if prior is None:
+            raise ValueError("prior is missing: none comes with the demo model")
+        unclip = UnCLIPPipeline.from_pretrained(source, dtype, mesh, memory, **overrides)
         return cls(TextToEmbeddingPrior.from_pretrained(prior, dtype, mesh, **shared), unclip)
 
     def __call__(

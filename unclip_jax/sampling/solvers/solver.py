@@ -24,9 +24,10 @@ class Solver:
     """A solver with a number of steps: a pytree whose arrays are the grid, all else being static.
 
     grid: name -> (calls,) array, one row for each network call. Always there: "index", int32, 0, 1, ...; "timestep",
-        float32, what the network is told; "alpha_cumprod", float32, the noise level of the x it is given. Where
-        there is "known_noise", it is the noise's weight in a known part of the picture that joins x after the call,
-        instead of the next level's. All else belongs to `step`. Every number that a user may turn (eta, thresholds) is a value here: none is compiled in.
+        float32, what the network is told; "alpha_cumprod", float32, the noise level of the x it is given. Where there
+        is "known_noise", it is the noise's weight in a known part of the picture that joins x after the call, instead
+        of the next level's. All else belongs to `step`. Every number that a user may turn (eta, thresholds) is a value
+        here: none is compiled in.
     prediction_type: "epsilon", "v_prediction" or "sample": how `step` reads the network's output
     init: init(x) -> state, what the first step needs: () or a tuple of arrays
     step: step(prediction_type, state, x, out, row, noise) -> (next x, next state). x: (B, H, W, C) float32; out: the
