@@ -204,9 +204,9 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
     ids=range(14),
 )
 def test_yaml_that_is_not_plain_data(tmp_path, text, words):
-    start = time.monotonic()
+    start = time.process_time()
     refused(lambda: from_yaml(write_yaml(tmp_path, text), {}), "model.yaml", *words)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_yaml_that_is_no_text(tmp_path):

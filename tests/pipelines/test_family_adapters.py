@@ -179,7 +179,7 @@ def test_marks_and_the_safety_check(family, monkeypatch):
     assert 0 < np.abs(marked.astype(int) - plain).mean() < 16
     assert black.max() < 40  # black, and marked
     del settings["output_type"], settings["batch_size"]
-    *_, last = pipe.stream(**arguments("inpainting", **settings) | {"output_type": "np"})
+    *_, last = pipe.stream(**arguments("inpainting", **settings) | {"output_type": "pil"})
     marked, black = map(np.asarray, last.decode())
     assert read_watermark(marked) == MARK
     assert black.max() < 40

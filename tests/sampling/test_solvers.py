@@ -29,6 +29,8 @@ from unclip_jax.sampling.solvers.dpmpp import multistep_columns
 from unclip_jax.sampling.solvers.ldm import continuous_grid
 from unclip_jax.sampling.solvers.settings import SCHEDULE_DEFAULTS, noise_schedule, read_settings
 
+pytestmark = pytest.mark.usefixtures("fully_compiled")
+
 FOLDER = Path(__file__).parents[1] / "golden"
 GOLDEN = np.load(FOLDER / "schedules.npz")
 REPLAYS = json.loads((FOLDER / "schedules.json").read_text())["replays"]

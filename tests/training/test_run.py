@@ -18,6 +18,8 @@ from tests.training import small_run as small
 from tests.training.small_run import STEPS, small_run
 from unclip_jax.training.run import RunOptions
 
+pytestmark = pytest.mark.usefixtures("fully_compiled")
+
 
 def same(got, want, **tolerance):
     for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):

@@ -232,7 +232,9 @@ class Pipeline:
         """
         if arguments.get("batch_size") is not None:
             raise ValueError("batch_size has no meaning for stream: all images run together")
-        return self._stream(self.check(**{**arguments, "output_type": "pil"}))
+        request = self._checked(arguments)
+        self._check_finish(dataclasses.replace(request, output_type="pil"))
+        return self._stream(request)
 
     def check(self, **arguments: Any) -> Request:
         """What a call with these arguments is refused for, without the call: ValueError, FileNotFoundError."""
