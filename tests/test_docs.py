@@ -14,7 +14,8 @@ from unclip_jax.sampling import Branch, draw, image_keys, make_solver
 
 def test_guidance_from_the_parts(small_model):
     page = (ROOT / "docs" / "guidance.md").read_text("utf-8")
-    (block,) = re.findall(r"^## From the parts\n\n```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (section,) = re.findall(r"^## From the parts$(.*?)^## ", page, re.DOTALL | re.MULTILINE)
+    (block,) = re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
     pipe = UnCLIPPipeline.from_pretrained(small_model, "float32", local_mesh(jax.local_devices()[:1]))
     network = pipe.networks["unet"]
     model, keys = network.merge(network.params), image_keys(0, jnp.arange(2))
