@@ -1,5 +1,7 @@
 """The pipeline's promises: a picture is its seed's, index's and inputs' alone; scalars compile nothing; streams end."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -16,17 +18,27 @@ def photo(seed=0):
 
 
 @pytest.fixture(scope="module")
-def pipe(golden_pipeline):
-    return golden_pipeline("unclip_h")
+def opened(family_folder):
+    """opened(devices, dtype): the small model's pipeline, whose calls run their loop as one program."""
+
+    def opened(devices=1, dtype="float32"):
+        mesh = local_mesh(jax.local_devices()[:devices])
+        pipe = UnCLIPPipeline.from_pretrained(family_folder("SMALL"), dtype, mesh)
+        pipe.progress = False
+        return pipe
+
+    return opened
 
 
 @pytest.fixture(scope="module")
-def split_pipe(golden_files):
+def pipe(opened):
+    return opened()
+
+
+@pytest.fixture(scope="module")
+def split_pipe(opened):
     """The same pipeline over four devices."""
-    file, options = golden_files("unclip_h")
-    pipe = UnCLIPPipeline.from_pretrained(file, "float32", local_mesh(), **options)
-    pipe.progress = False
-    return pipe
+    return opened(4)
 
 
 def run(pipe, **changes):
@@ -105,14 +117,17 @@ def test_a_stream_is_the_same_run_and_can_be_closed(which, request):
     assert_close(pipe(output_type="latent", num_images_per_prompt=2, **settings).latents, whole)
 
 
-def test_output_types(pipe):
+@pytest.mark.parametrize("dialect", ["diffusers", "original"])
+def test_output_types(opened, dialect):
+    pipe = opened()
+    pipe.config = dataclasses.replace(pipe.config, dialect=dialect)
     settings = {"image": photo(), "num_inference_steps": STEPS, "seed": 3}
     pictures, arrays, latents = (pipe(output_type=kind, **settings) for kind in ("pil", "np", "latent"))
     assert arrays.images.dtype == np.float32
     assert arrays.images.min() >= 0
     assert arrays.images.max() <= 1
-    # The original's rounding: down.
-    np.testing.assert_array_equal(np.asarray(pictures.images[0]), (arrays.images[0] * 255).astype(np.uint8))
+    levels = np.floor(arrays.images[0] * 255) if dialect == "original" else np.round(arrays.images[0] * 255)
+    np.testing.assert_array_equal(np.asarray(pictures.images[0]), levels)
     np.testing.assert_array_equal(latents.images, latents.latents)
     np.testing.assert_allclose(pipe.decode_latents(latents.latents), arrays.images, atol=1e-5)
 
@@ -147,10 +162,8 @@ def test_guidance_by_step_and_by_image(pipe):
     assert_close(run(pipe, guidance_scale=[1.0] * STEPS), run(pipe, guidance_scale=1.0))
 
 
-def test_bfloat16_is_near_float32(golden_files, pipe):
-    file, options = golden_files("unclip_h")
-    half = UnCLIPPipeline.from_pretrained(file, "bfloat16", local_mesh(jax.local_devices()[:1]), **options)
-    half.progress = False
+def test_bfloat16_is_near_float32(opened, pipe):
+    half = opened(dtype="bfloat16")
     settings = {"eta": 0.0, "guidance_scale": 2.0}
     got, want = run(half, **settings), run(pipe, **settings)
     assert got.dtype == np.float32

@@ -65,11 +65,16 @@ def steps(golden_files):
 
         value, gradients = jax.jit(jax.value_and_grad(loss))(unet.params)
         optimizer = adamw(RATE)
-        updates, _ = optimizer.update(gradients, optimizer.init(unet.params), unet.params)
-        after = optax.apply_updates(unet.params, updates)
-        average = start_average(unet.params)
-        for _ in range(3):
-            average = update_average(average, after)
+
+        @jax.jit
+        def updated(params, gradients):
+            updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+            after, average = optax.apply_updates(params, updates), start_average(params)
+            for _ in range(3):
+                average = update_average(average, after)
+            return after, average
+
+        after, average = updated(unet.params, gradients)
         return r, config, value, unet.params, gradients, after, average
 
     return step
