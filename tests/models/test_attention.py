@@ -1,15 +1,20 @@
 """Attention: which implementation runs where, and each of them that a CPU can run against its definition."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from unclip_jax.models import attention
 from unclip_jax.models.attention import attend, attention_kernel
+from unclip_jax.models.attention_tpu import flash
 
 F32, BF16 = jnp.float32, jnp.bfloat16
 
@@ -100,6 +105,68 @@ def test_half_precision_accumulates_in_float32():
     assert got.dtype == BF16
     want = definition(q, k, v)
     assert np.linalg.norm(np.asarray(got, np.float64) - want) < 5e-3 * np.linalg.norm(want)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return Mesh(np.array(jax.local_devices()).reshape(2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+@pytest.mark.parametrize("axes", [P("data"), P(("data", "model")), P("data", None, "model")], ids=str)
+def test_devices_look_at_their_own_images_and_heads(mesh, axes):
+    """What XLA makes of a loop over images that are split over devices is a loop over all of them on each device."""
+    q, k, v = (jax.device_put(a, NamedSharding(mesh, axes)) for a in inputs(4, 64, 48, 2, 8))
+    compiled = jax.jit(attention._heads).lower(q, k, v).compile()
+    assert "all-" not in compiled.as_text()
+    out = compiled(q, k, v)
+    np.testing.assert_allclose(out, definition(q, k, v), atol=2e-6)
+    assert out.sharding.is_equivalent_to(q.sharding, q.ndim)
+    assert "all-gather" in jax.jit(attention._each_head).lower(q, k, v).compile().as_text()
+    gradient = jax.jit(jax.grad(lambda *a: attention._heads(*a).var()))
+    alone = gradient(*(np.asarray(a) for a in (q, k, v)))
+    np.testing.assert_allclose(gradient(q, k, v), alone, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        (P(None, "data"), P(), P("model")),
+        (P(None, None, None, "model"), P(None, "data"), P("data", None, "model")),
+        (P("data", "model"), P(None, None, "data"), P(None, None, ("data", "model"))),
+    ],
+    ids=str,
+)
+def test_however_the_arrays_are_split_the_values_are_right(mesh, axes):
+    arrays = (jax.device_put(a, NamedSharding(mesh, p)) for a, p in zip(inputs(4, 64, 48, 4, 8), axes, strict=True))
+    np.testing.assert_allclose(jax.jit(attention._heads)(*arrays), definition(*inputs(4, 64, 48, 4, 8)), atol=2e-6)
+
+
+def test_under_shard_map_vmap_and_forward_differentiation(mesh):
+    q, k, v = inputs(4, 64, 48, 2, 8)
+    want = definition(q, k, v)
+    for names in ({"data", "model"}, {"data"}):
+        specs = {"in_specs": P("data"), "out_specs": P("data"), "axis_names": names}
+        mapped = jax.jit(jax.shard_map(attention._heads, mesh=mesh, **specs))
+        split = (jax.device_put(a, NamedSharding(mesh, P("data", "model"))) for a in (q, k, v))
+        np.testing.assert_allclose(mapped(*split), want, atol=2e-6)
+    over_queries = jax.vmap(attention._heads, in_axes=(0, None, None))(jnp.stack([q, 2 * q]), k, v)
+    np.testing.assert_allclose(over_queries, [want, definition(2 * q, k, v)], atol=2e-6)
+    check_grads(attention._heads, inputs(1, 11, 7, 2, 4), order=1, modes=["fwd"], atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize(
+    "function", [flash, jax.grad(lambda *a: flash(*a).var(), (0, 1, 2))], ids=["value", "gradient"]
+)
+def test_the_kernel_for_tpus_is_split_over_devices(mesh, function):
+    """As far as a machine without one can say: the program is made, with each axis where the kernel has it."""
+    split = NamedSharding(mesh, P("data", None, "model"))
+    q, k, v = (jax.ShapeDtypeStruct((4, tokens, 2, 64), BF16, sharding=split) for tokens in (256, 128, 128))
+    program = jax.jit(function).trace(q, k, v).lower(lowering_platforms=("tpu",)).as_text()
+    rules = re.findall(r"op_sharding_rule<(.*?), custom>", program)
+    assert rules
+    assert all(
+        re.search(r"\[i, j, k, l\].*{i=4, j=256, k=2, l=64, m=128} need_replication={j, l, m}", r) for r in rules
+    )
 
 
 @pytest.mark.usefixtures("fully_compiled")

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from unclip_jax.models.attention_tpu import flash
+from unclip_jax.models.partition import over_devices
 from unclip_jax.models.platform import Implementation, by_platform
 
 # Largest product of lengths for the plain form, and floats of logits in a block of queries.
@@ -78,11 +79,25 @@ def _queries(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return _swap(_in_blocks(_swap(q), _swap(k), _swap(v), rows))
 
 
+@jax.custom_jvp
 def _heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    return _split_heads(q, k, v)
+
+
+@_heads.defjvp
+def _move_heads(inputs: tuple[jax.Array, ...], changes: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    return _heads(*inputs), jax.jvp(_each_head, inputs, changes)[1]
+
+
+def _each_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     heads = [_swap(a).reshape(-1, a.shape[1], a.shape[3]) for a in (q, k, v)]  # (B N, T or S, H)
     rows = _HEADS_BLOCK // k.shape[1]
     out = jax.lax.map(lambda head: _in_blocks(head[0], head[1], head[2], rows), heads)
     return _swap(out.reshape(q.shape[0], q.shape[2], q.shape[1], q.shape[3]))
+
+
+# The loop is over images as well, and the compiler would first gather those of other devices.
+_split_heads = over_devices(_each_head, "b t n h, b s n h, b s n h -> b t n h")
 
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

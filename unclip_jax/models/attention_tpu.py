@@ -1,16 +1,14 @@
 """The Pallas flash attention that JAX ships for TPUs, made to work under grad, vmap and on several devices.
 
 Four layers, the outermost first: the gradient, because the next two have no rule for it; vmap, which becomes a larger
-batch; the partitioning over devices by batch and by heads, because the compiler does not split a Pallas call by
-itself; and the kernel.
+batch; the partitioning over devices by batch and by heads (`over_devices` has both), because the compiler does not
+split a Pallas call by itself; and the kernel.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
-from jax.experimental.custom_partitioning import custom_partitioning
+
+from unclip_jax.models.partition import over_devices
 
 
 @jax.custom_vjp
@@ -52,26 +50,6 @@ def _kernel_gradient(q: jax.Array, k: jax.Array, v: jax.Array, grad: jax.Array) 
     return jax.vjp(_kernel, q, k, v)[1](grad)
 
 
-def _over_devices(function: Any, rule: str) -> Any:
-    """The function split over devices as `rule` says, and under vmap over its first axis."""
-    split = custom_partitioning(function)
-
-    def partition(mesh: Any, arguments: Any, result: Any) -> Any:
-        sharding = jax.tree.map(lambda shape: shape.sharding, (result, arguments))
-        return mesh, function, *sharding
-
-    split.def_partition(partition, sharding_rule=rule, need_replication_factors=("t", "s", "h"))
-    batched = custom_vmap(split)
-
-    @batched.def_vmap
-    def fold(size: int, mapped: list[bool], *operands: jax.Array) -> Any:
-        whole = [a if m else jnp.broadcast_to(a, (size, *a.shape)) for a, m in zip(operands, mapped, strict=True)]
-        out = batched(*[a.reshape(-1, *a.shape[2:]) for a in whole])
-        return jax.tree.map(lambda a: a.reshape(size, -1, *a.shape[1:]), out), jax.tree.map(lambda _: True, out)
-
-    return batched
-
-
-_forward = _over_devices(_kernel, "b t n h, b s n h, b s n h -> b t n h")
-_backward = _over_devices(_kernel_gradient, "b t n h, b s n h, b s n h, b t n h -> b t n h, b s n h, b s n h")
+_forward = over_devices(_kernel, "b t n h, b s n h, b s n h -> b t n h")
+_backward = over_devices(_kernel_gradient, "b t n h, b s n h, b s n h, b t n h -> b t n h, b s n h, b s n h")
 flash.defvjp(_save_inputs, _pull_back)
