@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental.pallas.tpu import force_tpu_interpret_mode
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
@@ -17,6 +18,7 @@ from unclip_jax.models.attention import attend, attention_kernel
 from unclip_jax.models.attention_tpu import flash
 
 F32, BF16 = jnp.float32, jnp.bfloat16
+FLASH_GRADIENT = jax.grad(lambda *arrays: flash(*arrays).sum(), (0, 1, 2))
 
 CHOICES = [
     (("cpu", F32, 256, 77, 64, False), "plain"),
@@ -154,9 +156,31 @@ def test_under_shard_map_vmap_and_forward_differentiation(mesh):
     check_grads(attention._heads, inputs(1, 11, 7, 2, 4), order=1, modes=["fwd"], atol=2e-2, rtol=2e-2)
 
 
-@pytest.mark.parametrize(
-    "function", [flash, jax.grad(lambda *a: flash(*a).var(), (0, 1, 2))], ids=["value", "gradient"]
-)
+def test_the_kernel_for_tpus_is_the_definition():
+    """As JAX interprets it without one."""
+    q, k, v = (jnp.asarray(a) for a in inputs(2, 256, 128, 2, 16))
+
+    def squares(form):
+        return jax.grad(lambda *arrays: (form(*arrays) ** 2).sum(), (0, 1, 2))(q, k, v)
+
+    with force_tpu_interpret_mode():
+        np.testing.assert_allclose(flash(q, k, v), definition(q, k, v), atol=2e-6)  # 5e-7
+        for got, want in zip(squares(flash), squares(attention._plain), strict=True):
+            np.testing.assert_allclose(got, want, atol=5e-6)  # 1.2e-6
+        over_queries = jax.vmap(flash, in_axes=(0, None, None))(jnp.stack([q, 2 * q]), k, v)
+        np.testing.assert_allclose(over_queries[1], definition(2 * q, k, v), atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize(("tokens", "heads", "width"), [(4096, 5, 64), (9216, 5, 64), (1024, 10, 64), (9216, 1, 512)])
+def test_the_kernel_for_tpus_is_made_for_the_networks_shapes(tokens, heads, width, dtype):
+    array = jax.ShapeDtypeStruct((2, tokens, heads, width), dtype)
+    for function, kernels in ((flash, 1), (FLASH_GRADIENT, 3)):
+        program = jax.jit(function).trace(array, array, array).lower(lowering_platforms=("tpu",)).as_text()
+        assert program.count("tpu_custom_call") == kernels
+
+
+@pytest.mark.parametrize("function", [flash, FLASH_GRADIENT], ids=["value", "gradient"])
 def test_the_kernel_for_tpus_is_split_over_devices(mesh, function):
     """As far as a machine without one can say: the program is made, with each axis where the kernel has it."""
     split = NamedSharding(mesh, P("data", None, "model"))
@@ -164,9 +188,8 @@ def test_the_kernel_for_tpus_is_split_over_devices(mesh, function):
     program = jax.jit(function).trace(q, k, v).lower(lowering_platforms=("tpu",)).as_text()
     rules = re.findall(r"op_sharding_rule<(.*?), custom>", program)
     assert rules
-    assert all(
-        re.search(r"\[i, j, k, l\].*{i=4, j=256, k=2, l=64, m=128} need_replication={j, l, m}", r) for r in rules
-    )
+    expected = r"\[i, j, k, l\].*{i=4, j=256, k=2, l=64, m=128} need_replication={j, l, m}"
+    assert all(re.search(expected, rule) for rule in rules)
 
 
 @pytest.mark.usefixtures("fully_compiled")

@@ -1,6 +1,7 @@
 """Every task by its settings: it learns, it goes on where it was, and what it writes is a checkpoint like any other."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from unclip_jax.training.settings import TrainSettings, read_settings
 from unclip_jax.training.tasks import run_training
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def small_model(family_folder):
     """Of one level: a step of training is compiled in half of the time."""
     return family_folder("SMALL")
@@ -26,26 +27,35 @@ def small_text_model(family_folder):
     return family_folder("TEXT_TO_IMAGE")
 
 
+def short_run(folder, pictures, task, model, *overrides) -> TrainSettings:
+    """Settings of a run in a folder, with changes of the form "key=value"."""
+    base = {
+        "task": task,
+        "model": str(model),
+        "out": str(folder / "run"),
+        "data": {"image_folder": str(pictures), "threads": 1},
+        "batch_size": 4,
+        "devices": 1,
+        "optimizer": {"learning_rate": 2e-3, "warmup_steps": 0},
+        "run": {"total_steps": 12, "save_every": 6, "report_every": 1, "ema_decay": 0.5},
+    }
+    path = folder / "settings.yaml"
+    path.write_text(json.dumps(base))
+    return read_settings(path, overrides)
+
+
 @pytest.fixture
 def make(tmp_path, pictures):
-    """Settings of a short run: make(task, model, "key=value", ...)."""
+    """make(task, model, "key=value", ...): settings of a short run."""
+    return functools.partial(short_run, tmp_path, pictures)
 
-    def made(task, model, *overrides) -> TrainSettings:
-        base = {
-            "task": task,
-            "model": str(model),
-            "out": str(tmp_path / "run"),
-            "data": {"image_folder": str(pictures), "threads": 1},
-            "batch_size": 4,
-            "devices": 1,
-            "optimizer": {"learning_rate": 2e-3, "warmup_steps": 0},
-            "run": {"total_steps": 12, "save_every": 6, "report_every": 1, "ema_decay": 0.5},
-        }
-        path = tmp_path / "settings.yaml"
-        path.write_text(json.dumps(base))
-        return read_settings(path, overrides)
 
-    return made
+@pytest.fixture(scope="module")
+def plain(small_model, pictures, tmp_path_factory):
+    """Settings of a run without changes, which is over."""
+    settings = short_run(tmp_path_factory.mktemp("plain"), pictures, "denoise", small_model)
+    run_training(settings, progress=False)
+    return settings
 
 
 def metrics(settings):
@@ -101,45 +111,36 @@ def test_stages_follow_each_other(make, small_model, tmp_path):
     assert json.loads((made / "provenance.json").read_text())["trained_from"] == "model"
 
 
-def test_from_a_cache_it_is_the_same(make, small_model, tmp_path):
-    plain = make("denoise", small_model, f"out={tmp_path / 'plain'}")
+def test_from_a_cache_it_is_the_same(make, plain, small_model, tmp_path):
     cached = make("denoise", small_model, f"out={tmp_path / 'cached'}", f"data.cache={tmp_path / 'cache'}")
-    for settings in (plain, cached):
-        run_training(settings, progress=False)
+    run_training(cached, progress=False)
     np.testing.assert_allclose(losses(cached), losses(plain), rtol=1e-4)
     again = make("denoise", small_model, f"data.cache={tmp_path / 'cache'}", "data.resolution=32")
     with pytest.raises(ValueError, match=r"something else \(resolution differ"):
         run_training(again, progress=False)
 
 
-def test_half_precision_and_remat_learn_the_same(make, small_model, tmp_path):
-    plain = make("denoise", small_model, f"out={tmp_path / 'plain'}")
-    half = make("denoise", small_model, f"out={tmp_path / 'half'}", "dtype=bfloat16", "remat=true")
-    for settings in (plain, half):
-        run_training(settings, progress=False)
+def test_half_precision_and_remat_learn_the_same(make, plain, small_model):
+    half = make("denoise", small_model, "dtype=bfloat16", "remat=true")
+    run_training(half, progress=False)
     np.testing.assert_allclose(losses(half), losses(plain), rtol=0.05)
     after, _ = weights(half.out + "/model")
     assert {value.dtype for name, value in after.items() if name.startswith("unet")} == {np.dtype(np.float32)}
 
 
-def test_devices_share_the_batch(make, small_model, tmp_path):
+def test_devices_share_the_batch(make, plain, small_model):
     """And the parameters; with copies of them it is tests/training/test_run.py."""
-    one = make("denoise", small_model, f"out={tmp_path / 'one'}", "run.total_steps=4")
-    sharding = ("run.total_steps=4", "devices=4", "run.shard_parameters=true")
-    four = make("denoise", small_model, f"out={tmp_path / 'four'}", *sharding)
-    for settings in (one, four):
-        run_training(settings, progress=False)
-    np.testing.assert_allclose(losses(four), losses(one), rtol=1e-5)
+    four = make("denoise", small_model, "run.total_steps=4", "devices=4", "run.shard_parameters=true")
+    run_training(four, progress=False)
+    np.testing.assert_allclose(losses(four), losses(plain)[:4], rtol=1e-5)
 
 
-@pytest.mark.parametrize("rescaled", [True, False])
-def test_zero_terminal_snr_is_recorded(make, small_model, rescaled):
-    made = run_training(
-        make("denoise", small_model, f"objective.zero_snr={str(rescaled).lower()}", "run.total_steps=2"), progress=False
-    )
-    diffusion = weights(made)[1].scheduler_config
-    assert diffusion.get("rescale_betas_zero_snr", False) is rescaled
-    assert (diffusion.get("timestep_spacing") == "trailing") is rescaled
+def test_zero_terminal_snr_is_recorded(make, plain, small_model):
+    made = run_training(make("denoise", small_model, "objective.zero_snr=true", "run.total_steps=2"), progress=False)
+    for folder, rescaled in ((made, True), (Path(plain.out) / "model", False)):
+        diffusion = weights(folder)[1].scheduler_config
+        assert diffusion.get("rescale_betas_zero_snr", False) is rescaled
+        assert (diffusion.get("timestep_spacing") == "trailing") is rescaled
 
 
 def test_inpainting_begins_as_the_base(make, small_text_model):
