@@ -86,8 +86,8 @@ class Compilations:
 
 
 def one_level(config):
-    """A model with a UNet of one level alone: it is compiled in half of the time."""
-    level = {"block_out_channels": (32,), "attention_levels": (True,), "num_heads": (2,)}
+    """A model with a UNet of one level, with attention in the middle alone: it is compiled in a third of the time."""
+    level = {"block_out_channels": (32,), "attention_levels": (False,), "num_heads": (2,)}
     unet = dataclasses.replace(config.unet, **level, only_cross_attention=(False,))
     return dataclasses.replace(config, unet=unet)
 
