@@ -112,12 +112,6 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same without an image encoder; not to be written to."""
-    return small_models.write(small_models.TEXT_TO_IMAGE, tmp_path_factory.mktemp("models") / "text")
-
-
-@pytest.fixture(scope="session")
 def family_folder(tmp_path_factory: pytest.TempPathFactory):
     """Name of a model in tests/small_models.py -> its converted directory; not to be written to."""
     folder = tmp_path_factory.mktemp("family")

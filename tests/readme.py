@@ -10,6 +10,7 @@ from pathlib import Path
 
 from convert.__main__ import main as convert
 from tests import small_models
+from tests.pipelines import small_family
 from unclip_jax import cli
 from unclip_jax.models.vae import VAEConfig
 
@@ -43,7 +44,7 @@ def like_a_clone(folder: Path) -> Path:
     vae = VAEConfig(block_out_channels=(16, 16, 16, 16), layers_per_block=1, norm_groups=4)
     text = dataclasses.replace(small_models.TEXT, context_length=77)
     for name, config in PUBLISHED.items():
-        config = dataclasses.replace(config, vae=vae, text_encoder=text)
+        config = dataclasses.replace(small_family.one_level(config), vae=vae, text_encoder=text)
         owner = "stabilityai" if "upscaler" in name else "sd2-community"
         small_models.write(config, folder / owner / name)
     return folder

@@ -326,12 +326,12 @@ def test_help_answers_without_jax():
 
 
 @pytest.fixture
-def training(small_model: Path, pictures: Path, tmp_path: Path) -> Path:
+def training(family_folder, pictures: Path, tmp_path: Path) -> Path:
     """Settings of a short run."""
     path = tmp_path / "settings.yaml"
     settings = {
         "task": "lora",
-        "model": str(small_model),
+        "model": str(family_folder("SMALL")),
         "out": str(tmp_path / "run"),
         "data": {"image_folder": str(pictures)},
         "batch_size": 4,
