@@ -21,6 +21,7 @@ from convert.tensor_file import naming, parse_json, quoted
 from unclip_jax.adapters.lora import LowRank
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.finite import warn_unless_finite
+from unclip_jax.checkpoints.hub import download_file, is_hub_id
 from unclip_jax.checkpoints.networks import abstract_params
 
 LORA_FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
@@ -48,17 +49,18 @@ OTHER_KINDS = {
 FAMILIES = {768: "Stable Diffusion 1", 2048: "Stable Diffusion XL"}
 
 
-def read_lora(path: Path | str, config: CheckpointConfig) -> dict[str, LowRank]:
+def read_lora(path: Path | str, config: CheckpointConfig, weight_name: str | None = None) -> dict[str, LowRank]:
     """A LoRA file as an adapter of a checkpoint's UNet and text encoder; arrays in the file's dtype, alpha float32.
 
-    path: a `.safetensors` or torch file, or a folder with diffusers' `pytorch_lora_weights`. Keys: our parameters'
-    names, see `unclip_jax.adapters.lora.Lora`. A missing alpha is the rank. Adapters of the text encoder's last layer,
-    which the checkpoint does not run, are left out.
+    path: a `.safetensors` or torch file, or a folder or the hub id of a repository with diffusers'
+    `pytorch_lora_weights`, or with a file called `weight_name`. Keys: our parameters' names, see
+    `unclip_jax.adapters.lora.Lora`. A missing alpha is the rank. Adapters of the text encoder's last layer, which the
+    checkpoint does not run, are left out.
 
-    Raises FileNotFoundError, and CheckpointError in one line for a file that is damaged, hostile, of another base
-    model, or holds anything that is not understood.
+    Raises FileNotFoundError, what `unclip_jax.checkpoints.hub.download` raises, and CheckpointError in one line for a
+    file that is damaged, hostile, of another base model, or holds anything that is not understood.
     """
-    path = _file(Path(path), LORA_FILES)
+    path = _file(path, LORA_FILES, weight_name)
     with open_tensors(path) as file, naming(path):
         found = _modules(file.tensors)
         modules = names.read(config)
@@ -82,13 +84,19 @@ def read_lora(path: Path | str, config: CheckpointConfig) -> dict[str, LowRank]:
         return lora
 
 
-def _file(path: Path, usual: tuple[str, ...]) -> Path:
-    """The file itself, or the one that a folder has under one of these names."""
+def _file(source: Path | str, usual: tuple[str, ...], weight_name: str | None) -> Path:
+    """The file itself, or the one that a folder or a repository has under the given or one of the usual names."""
+    if is_hub_id(str(source)):
+        return download_file(str(source), usual, weight_name)
+    path = Path(source)
     if not path.is_dir():
+        if weight_name is not None:
+            raise ValueError(f"weight_name is {weight_name!r}, but {path} is no folder")
         return path
-    found = next((path / name for name in usual if (path / name).exists()), None)
+    wanted = usual if weight_name is None else (weight_name,)
+    found = next((path / name for name in wanted if (path / name).exists()), None)
     if found is None:
-        raise FileNotFoundError(f"{path}: holds none of {', '.join(usual)}; name the file itself")
+        raise FileNotFoundError(f"{path}: holds none of {', '.join(wanted)}; name the file itself")
     return found
 
 
@@ -232,17 +240,18 @@ def _numbers(values: Any, where: str) -> dict[str, float]:
 
 
 def read_textual_inversion(
-    path: Path | str, config: CheckpointConfig, token: str | None = None
+    path: Path | str, config: CheckpointConfig, token: str | None = None, weight_name: str | None = None
 ) -> dict[str, np.ndarray]:
     """A learnt word in a file of diffusers (`learned_embeds`) or AUTOMATIC1111: {word: rows (n, width)}.
 
-    path: a `.safetensors` or torch file, or a folder with diffusers' file. token: what to call the word; None for the
-    file's own name of it, and the file's stem where it has none (`emb_params`, a bare tensor).
+    path: a `.safetensors` or torch file, or a folder or the hub id of a repository with diffusers' file, or with one
+    called `weight_name`. token: what to call the word; None for the file's own name of it, and the file's stem where it
+    has none (`emb_params`, a bare tensor).
 
-    Raises FileNotFoundError, and CheckpointError in one line for a file that is damaged, hostile, or of another base
-    model, whose text encoder is of another width.
+    Raises FileNotFoundError, what `unclip_jax.checkpoints.hub.download` raises, and CheckpointError in one line for a
+    file that is damaged, hostile, or of another base model, whose text encoder is of another width.
     """
-    path = _file(Path(path), WORD_FILES)
+    path = _file(path, WORD_FILES, weight_name)
     with naming(path):
         name, rows = _word(path)
         word = token if token is not None else path.stem if name is None else name

@@ -125,8 +125,12 @@ def add_commands(commands: Any) -> None:
         how.add_argument("--seed", type=int, default=0, metavar="K", help="0..2**32-1")
         how.add_argument("--batch-size", type=int, metavar="N", help="images at a time; default all")
         adapt = p.add_argument_group("adapters and marks")
-        adapt.add_argument("--lora", nargs="+", default=[], metavar="FILE[=W]", help="LoRA files, each with its weight")
-        adapt.add_argument("--textual-inversion", nargs="+", default=[], metavar="FILE", help="files of learnt words")
+        adapt.add_argument(
+            "--lora", nargs="+", default=[], metavar="FILE[=W]", help="LoRA files, folders or hub ids, and weights"
+        )
+        adapt.add_argument(
+            "--textual-inversion", nargs="+", default=[], metavar="FILE", help="learnt words: files, folders or hub ids"
+        )
         adapt.add_argument("--freeu", type=float, nargs=4, metavar=("S1", "S2", "B1", "B2"), help="reweight the UNet")
         adapt.add_argument("--watermark", action="store_true", help="mark the pictures invisibly, as the original does")
         adapt.add_argument("--safety-checker", metavar="DIR", help="make black what diffusers' checker flags")

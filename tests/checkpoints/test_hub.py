@@ -17,14 +17,19 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import huggingface_hub
+import numpy as np
 import pytest
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
+from convert.adapters import read_lora, read_textual_inversion
+from convert.export.lora import save_lora
+from tests.convert.test_adapters import CONFIG, random_lora
 from unclip_jax.checkpoints import directory, hub
-from unclip_jax.checkpoints.hub import download, is_hub_id
+from unclip_jax.checkpoints.hub import download, download_file, is_hub_id
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = bytes(range(256)) * 4000
@@ -295,6 +300,61 @@ def test_repositories_that_are_refused(server: Hub, files: tuple[str, ...], text
     with pytest.raises(ValueError, match=text) as caught:
         download("a/b")
     one_line(caught)
+
+
+USUAL = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "wanted"),
+    [
+        (("pytorch_lora_weights.bin", "pytorch_lora_weights.safetensors", "x.safetensors"), None, USUAL[0]),
+        (("pytorch_lora_weights.bin", "x.safetensors"), None, USUAL[1]),
+        (("ink.safetensors", "README.md", "checkpoint-500/other.safetensors"), None, "ink.safetensors"),
+        (("ink.safetensors", "checkpoint-500/other.pt"), "checkpoint-500/other.pt", "checkpoint-500/other.pt"),
+    ],
+)
+def test_one_file_is_fetched(server: Hub, files: tuple[str, ...], name: str | None, wanted: str) -> None:
+    server.repos["a/b"] = {"main": {file: file.encode() for file in files}}
+    assert download_file("a/b", USUAL, name).read_bytes() == wanted.encode()
+    assert server.bodies() == {wanted}
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "text"),
+    [
+        (("README.md",), None, r"a/b holds none of pytorch_lora_weights\.safetensors, .*it has README\.md"),
+        (
+            ("a.safetensors", "b.safetensors"),
+            None,
+            r"2 files, a\.safetensors, b\.safetensors: choose one by weight_name",
+        ),
+        (("a.safetensors",), "b.safetensors", r"a/b has no file 'b\.safetensors'; it has a\.safetensors"),
+    ],
+)
+def test_one_file_that_is_not_there(server: Hub, files: tuple[str, ...], name: str | None, text: str) -> None:
+    server.repos["a/b"] = {"main": dict.fromkeys(files, b"x")}
+    with pytest.raises(ValueError, match=text) as caught:
+        download_file("a/b", USUAL, name)
+    one_line(caught)
+    assert not server.bodies()
+
+
+def test_adapters_come_from_the_hub(server: Hub, tmp_path: Path) -> None:
+    name, change = next(iter(random_lora(0).items()))
+    save_lora(CONFIG, {name: change}, tmp_path)
+    file = (tmp_path / USUAL[0]).read_bytes()
+    server.repos["a/cat"] = {"main": {USUAL[0]: file, "old.safetensors": b""}}
+    assert read_lora("a/cat", CONFIG).keys() == {name}
+    server.repos["a/several"] = {"main": {"cat.safetensors": file, "dog.safetensors": b""}}
+    assert read_lora("a/several", CONFIG, "cat.safetensors").keys() == {name}
+    with pytest.raises(ValueError, match="dog"):
+        read_lora("a/several", CONFIG, "dog.safetensors")
+    width = CONFIG.text_encoder.width
+    server.repos["a/word"] = {"main": {"learned_embeds.safetensors": save({"<cat>": np.zeros((2, width), np.float32)})}}
+    assert read_textual_inversion("a/word", CONFIG)["<cat>"].shape == (2, width)
+    with pytest.raises(FileNotFoundError, match="no such repository"):
+        read_lora("a/nothing", CONFIG)
 
 
 def test_a_revision_is_honoured(server: Hub) -> None:

@@ -297,6 +297,17 @@ def test_writing_refuses_what_the_checkpoint_does_not_have(tmp_path):
         read_lora(tmp_path, CONFIG)
 
 
+def test_a_file_of_a_folder_by_its_name(tmp_path):
+    (name, change), *_ = random_lora(0).items()
+    path = save_lora(CONFIG, {name: change}, tmp_path)
+    path.rename(tmp_path / "cat.safetensors")
+    assert read_lora(tmp_path, CONFIG, "cat.safetensors").keys() == {name}
+    with pytest.raises(FileNotFoundError, match=r"holds none of dog\.safetensors"):
+        read_lora(tmp_path, CONFIG, "dog.safetensors")
+    with pytest.raises(ValueError, match=r"weight_name is 'x', but .* is no folder"):
+        read_lora(tmp_path / "cat.safetensors", CONFIG, "x")
+
+
 # --- learnt words ----------------------------------------------------------------------------------------------------
 
 ROWS = np.random.default_rng(0).standard_normal((3, 32), np.float32)

@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,19 @@ def download(repo_id: str, *, revision: str | None = None, variant: str | None =
     repository or revision, or none in the cache with HF_HUB_OFFLINE, PermissionError where a login is wanted,
     ConnectionError without a network, and OSError for other failures, a full disk among them; each in one line.
     """
+    return _download(repo_id, revision, lambda names: _choose(names, repo_id, variant))
+
+
+def download_file(repo_id: str, usual: Collection[str], name: str | None = None) -> Path:
+    """Fetches one file of a repository as `download` does: this one, or the first that is there of the usual names.
+
+    Where none of them is, the repository's only .safetensors file. Raises as `download`, and ValueError for a
+    repository without it, or with several to choose from.
+    """
+    return _download(repo_id, None, lambda names: [_choose_file(names, repo_id, usual, name)])
+
+
+def _download(repo_id: str, revision: str | None, choose: Callable[[Collection[str]], list[str]]) -> Path:
     from huggingface_hub import HfApi, constants, errors
 
     if not HUB_ID.fullmatch(repo_id):
@@ -90,7 +103,7 @@ def download(repo_id: str, *, revision: str | None = None, variant: str | None =
         names = _cached_names(repo_id, revision)
         if not names:
             raise _failure(problem, repo_id, revision) from error
-    wanted = _choose(names, repo_id, variant)
+    wanted = choose(names)
     try:
         folder = _fetch(repo_id, revision, wanted, local=problem is not None)
     except (errors.HTTPError, OSError, RuntimeError) as error:
@@ -158,6 +171,20 @@ def _choose(names: Collection[str], repo_id: str, variant: str | None) -> list[s
             f"`hf download {repo_id} FILE` and give its path"
         )
     return wanted
+
+
+def _choose_file(names: Collection[str], repo_id: str, usual: Collection[str], name: str | None) -> str:
+    if name is not None:
+        if name not in names:
+            raise ValueError(f"{repo_id} has no file {name!r}; it has {_few(names)}")
+        return name
+    found = [file for file in usual if file in names]
+    found = found[:1] or [file for file in names if "/" not in file and file.endswith(".safetensors")]
+    if not found:
+        raise ValueError(f"{repo_id} holds none of {', '.join(usual)}; it has {_few(names)}")
+    if len(found) > 1:
+        raise ValueError(f"{repo_id} holds {len(found)} files, {_few(found)}: choose one by weight_name")
+    return found[0]
 
 
 def _choose_components(names: Collection[str], repo_id: str, variant: str | None) -> list[str]:

@@ -292,23 +292,29 @@ class Pipeline:
     # -- adapters ------------------------------------------------------------------------------------------------------
 
     def load_lora_weights(
-        self, source: str | os.PathLike[str], adapter_name: str | None = None, weight: float = 1.0
+        self,
+        source: str | os.PathLike[str],
+        adapter_name: str | None = None,
+        weight: float = 1.0,
+        weight_name: str | None = None,
     ) -> None:
         """Adds a LoRA to the UNet and the text encoder, beside those that are there already.
 
-        source: a file, or a folder with diffusers' `pytorch_lora_weights`; see docs/adapters.md for the forms that are
-        read. adapter_name: by which `set_adapters` knows it, default the file's own. weight: how much of it.
+        source: a file, or a folder or a hub id with diffusers' `pytorch_lora_weights`, or with the file `weight_name`;
+        see docs/adapters.md for the forms that are read. adapter_name: by which `set_adapters` knows it, default the
+        file's own (of a folder or a repository, that one's), without its suffix. weight: how much of it.
 
-        Raises FileNotFoundError, and ValueError in one line for a file that is not understood or of another model.
+        Raises FileNotFoundError, ValueError in one line for a file that is not understood or of another model, and
+        what `unclip_jax.checkpoints.hub.download` raises.
         """
         from convert.adapters import read_lora
 
         self._check_adaptable()
-        name = Path(source).stem if adapter_name is None else adapter_name
+        name = Path(weight_name or source).stem if adapter_name is None else adapter_name
         weight = check_number("weight", weight, -MAX_SCALE, MAX_SCALE)
         if name in self._adapters:
             raise ValueError(f"adapter_name {name!r} is loaded already; want another, or unload_lora_weights first")
-        self._use_adapters({**self._adapters, name: (read_lora(Path(source), self.config), weight)})
+        self._use_adapters({**self._adapters, name: (read_lora(os.fspath(source), self.config, weight_name), weight)})
 
     def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] = 1.0) -> None:
         """How much of each loaded LoRA is used; those that are not named get 0. Raises ValueError."""
@@ -327,16 +333,20 @@ class Pipeline:
         """Takes all LoRAs away: the networks are those that were loaded, bit for bit."""
         self._use_adapters({})
 
-    def load_textual_inversion(self, source: str | os.PathLike[str], token: str | None = None) -> None:
+    def load_textual_inversion(
+        self, source: str | os.PathLike[str], token: str | None = None, weight_name: str | None = None
+    ) -> None:
         """Adds a learnt word, of diffusers' or A1111's files, to the tokenizer and the text encoder.
 
-        token: what to call it; None is the file's own name of it. Raises FileNotFoundError, and ValueError in one line
-        for a file that is not understood or of another text encoder, and for a word that is there already.
+        source: a file, or a folder or a hub id with diffusers' `learned_embeds`, or with the file `weight_name`. token:
+        what to call it; None is the file's own name of it. Raises FileNotFoundError, ValueError in one line for a file
+        that is not understood or of another text encoder, and for a word that is there already, and what
+        `unclip_jax.checkpoints.hub.download` raises.
         """
         from convert.adapters import read_textual_inversion
 
         self._check_adaptable()
-        words = read_textual_inversion(Path(source), self.config, token)
+        words = read_textual_inversion(os.fspath(source), self.config, token, weight_name)
         self.tokenizer, encoder = add_words(self.tokenizer, self._unadapted["text_encoder"], words)
         self._unadapted = {**self._unadapted, "text_encoder": encoder}
         self._use_adapters(self._adapters)
