@@ -135,7 +135,7 @@ def kill_at_random_points(points, layout, source, nursery, folder, seed):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_conversion_killed_at_random_points(layout, source, nursery, tmp_path):
-    kill_at_random_points(4, layout, source, nursery, tmp_path, seed=0)
+    kill_at_random_points(6, layout, source, nursery, tmp_path, seed=0)
 
 
 @pytest.mark.heavy

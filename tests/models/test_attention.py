@@ -57,7 +57,7 @@ def inputs(b, t, s, n, h, seed=0, dtype=np.float32):
 
 
 @given(st.integers(1, 2), st.integers(1, 70), st.integers(1, 70), st.integers(1, 3), st.sampled_from([1, 5, 16]))
-@settings(max_examples=10)
+@settings(max_examples=15)
 def test_every_form_is_the_definition(b, t, s, n, h):
     q, k, v = inputs(b, t, s, n, h)
     want = definition(q, k, v)
