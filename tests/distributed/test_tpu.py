@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, Mesh
 
 from convert.architecture.presets import PRESETS
 from unclip_jax.checkpoints.networks import abstract_networks
-from unclip_jax.distributed.mesh import parameter_sharding
+from unclip_jax.distributed.mesh import batch_sharding, parameter_sharding
 from unclip_jax.models import platform
 
 NETWORKS = abstract_networks(PRESETS["sd21-unclip-h"])
@@ -43,8 +42,7 @@ def lower(mesh, part, function, shapes, gradient=False):
     def loss(params, *arrays):
         return run(params, *arrays).mean()
 
-    batch = NamedSharding(mesh, P("data"))
-    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=batch) for shape in shapes]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=batch_sharding(mesh)) for shape in shapes]
     traced = jax.jit(jax.grad(loss) if gradient else run).trace(params, *arrays)
     return traced.lower(lowering_platforms=("tpu",)).as_text()
 

@@ -56,12 +56,11 @@ COMMON = {"prompt": "a cat", "num_inference_steps": STEPS, "scheduler": "ddim", 
 COMMON |= {"guidance_scale": 4.0, "output_type": "latent"}
 
 
-def open_pipeline(folder, pipeline, devices=1, **options):
-    pipe = getattr(unclip_jax, pipeline).from_pretrained(
-        folder, "float32", local_mesh(jax.local_devices()[:devices]), **options
-    )
-    # Calls and streams then run the same programs, of one step each, and half as much is compiled.
-    pipe.progress = True
+def open_pipeline(folder, pipeline, devices=1, *, dtype="float32", progress=True, **options):
+    """With progress, calls and streams run the same programs, of one step each, and half as much is compiled."""
+    mesh = local_mesh(jax.local_devices()[:devices])
+    pipe = getattr(unclip_jax, pipeline).from_pretrained(folder, dtype, mesh, **options)
+    pipe.progress = progress
     return pipe
 
 

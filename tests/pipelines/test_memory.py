@@ -1,10 +1,12 @@
 """Options that need less memory make the same pictures, and the plan says what a run will need."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
-from unclip_jax import UnCLIPPipeline
+from tests.pipelines.small_family import open_pipeline
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.pipelines.memory import Memory
@@ -39,15 +41,9 @@ def test_bad_options_are_named(options, message):
 
 
 @pytest.fixture(scope="module")
-def opened(family_folder, one_device):
-    """opened(memory): the small model's pipeline."""
-
-    def opened(memory=None):
-        pipe = UnCLIPPipeline.from_pretrained(family_folder("SMALL"), "float32", one_device, memory or Memory())
-        pipe.progress = False
-        return pipe
-
-    return opened
+def opened(family_folder):
+    """opened(memory=): the small model's pipeline."""
+    return functools.partial(open_pipeline, family_folder("SMALL"), "UnCLIPPipeline", progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +53,12 @@ def plain(opened):
 
 def test_a_tile_has_to_fit_the_vae(opened):
     with pytest.raises(ValueError, match="tile is 10; want a multiple of 8 pixels"):
-        opened(Memory("tiled", 10))
+        opened(memory=Memory("tiled", 10))
 
 
 def test_the_same_pictures_in_less_memory(opened, plain):
     want = plain(photo(), "a cat", **SETTINGS).images
-    pipe = opened(Memory("seamless", attention_chunk=16, free_networks=True))
+    pipe = opened(memory=Memory("seamless", attention_chunk=16, free_networks=True))
     for _ in range(2):  # the networks come back for the second run
         np.testing.assert_allclose(pipe(photo(), "a cat", **SETTINGS).images, want, atol=2e-5)  # 2e-6
     assert list(pipe._loaded) == ["vae"]
@@ -71,7 +67,7 @@ def test_the_same_pictures_in_less_memory(opened, plain):
 
 def test_tiles_change_a_picture_a_little(opened, plain):
     want = plain(photo(), **SETTINGS).images
-    made = opened(Memory("tiled", 8))(photo(), **SETTINGS).images
+    made = opened(memory=Memory("tiled", 8))(photo(), **SETTINGS).images
     assert made.shape == want.shape
     assert 1e-5 < np.abs(made - want).mean() < 0.2
 

@@ -1,14 +1,12 @@
 """The pipeline's promises: a picture is its seed's, index's and inputs' alone; scalars compile nothing; streams end."""
 
 import dataclasses
+import functools
 
-import jax
 import numpy as np
 import pytest
 
-from tests.pipelines.small_family import Compilations
-from unclip_jax import UnCLIPPipeline
-from unclip_jax.distributed.mesh import local_mesh
+from tests.pipelines.small_family import Compilations, open_pipeline
 
 STEPS = 4
 
@@ -19,15 +17,8 @@ def photo(seed=0):
 
 @pytest.fixture(scope="module")
 def opened(family_folder):
-    """opened(devices, dtype): the small model's pipeline, whose calls run their loop as one program."""
-
-    def opened(devices=1, dtype="float32"):
-        mesh = local_mesh(jax.local_devices()[:devices])
-        pipe = UnCLIPPipeline.from_pretrained(family_folder("SMALL"), dtype, mesh)
-        pipe.progress = False
-        return pipe
-
-    return opened
+    """opened(devices, dtype=): the small model's pipeline, whose calls run their loop as one program."""
+    return functools.partial(open_pipeline, family_folder("SMALL"), "UnCLIPPipeline", progress=False)
 
 
 @pytest.fixture(scope="module")

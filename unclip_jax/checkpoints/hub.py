@@ -80,13 +80,13 @@ def download(repo_id: str, *, revision: str | None = None, variant: str | None =
     return _download(repo_id, revision, lambda names: _choose(names, repo_id, variant))
 
 
-def download_file(repo_id: str, usual: Collection[str], name: str | None = None) -> Path:
-    """Fetches one file of a repository as `download` does: this one, or the first that is there of the usual names.
+def download_file(repo_id: str, usual: Collection[str], weight_name: str | None = None) -> Path:
+    """Fetches one file of a repository as `download` does: `weight_name`, or the first usual name that is there.
 
     Where none of them is, the repository's only .safetensors file. Raises as `download`, and ValueError for a
     repository without it, or with several to choose from.
     """
-    return _download(repo_id, None, lambda names: [_choose_file(names, repo_id, usual, name)])
+    return _download(repo_id, None, lambda names: [_choose_file(names, repo_id, usual, weight_name)])
 
 
 def _download(repo_id: str, revision: str | None, choose: Callable[[Collection[str]], list[str]]) -> Path:
@@ -173,11 +173,11 @@ def _choose(names: Collection[str], repo_id: str, variant: str | None) -> list[s
     return wanted
 
 
-def _choose_file(names: Collection[str], repo_id: str, usual: Collection[str], name: str | None) -> str:
-    if name is not None:
-        if name not in names:
-            raise ValueError(f"{repo_id} has no file {name!r}; it has {_few(names)}")
-        return name
+def _choose_file(names: Collection[str], repo_id: str, usual: Collection[str], weight_name: str | None) -> str:
+    if weight_name is not None:
+        if weight_name not in names:
+            raise ValueError(f"{repo_id} has no file {weight_name!r}; it has {_few(names)}")
+        return weight_name
     found = [file for file in usual if file in names]
     found = found[:1] or [file for file in names if "/" not in file and file.endswith(".safetensors")]
     if not found:
