@@ -17,3 +17,9 @@ def family(family_folder):
         return small_family.open_pipeline(family_folder(kind.model), kind.pipeline)
 
     return pipeline
+
+
+@pytest.fixture(scope="session")
+def opened(family_folder):
+    """opened(devices, dtype=, memory=): the small unCLIP, whose calls run their loop as one program; opened anew."""
+    return functools.partial(small_family.open_pipeline, family_folder("SMALL"), "UnCLIPPipeline", progress=False)

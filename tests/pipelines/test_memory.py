@@ -1,12 +1,9 @@
 """Options that need less memory make the same pictures, and the plan says what a run will need."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
 
-from tests.pipelines.small_family import open_pipeline
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.pipelines.memory import Memory
@@ -38,12 +35,6 @@ def one_device():
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         Memory(**options)
-
-
-@pytest.fixture(scope="module")
-def opened(family_folder):
-    """opened(memory=): the small model's pipeline."""
-    return functools.partial(open_pipeline, family_folder("SMALL"), "UnCLIPPipeline", progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,24 +1,17 @@
 """The pipeline's promises: a picture is its seed's, index's and inputs' alone; scalars compile nothing; streams end."""
 
 import dataclasses
-import functools
 
 import numpy as np
 import pytest
 
-from tests.pipelines.small_family import Compilations, open_pipeline
+from tests.pipelines.small_family import Compilations
 
 STEPS = 4
 
 
 def photo(seed=0):
     return np.random.default_rng(seed).integers(0, 256, (80, 70, 3), np.uint8)
-
-
-@pytest.fixture(scope="module")
-def opened(family_folder):
-    """opened(devices, dtype=): the small model's pipeline, whose calls run their loop as one program."""
-    return functools.partial(open_pipeline, family_folder("SMALL"), "UnCLIPPipeline", progress=False)
 
 
 @pytest.fixture(scope="module")
