@@ -42,12 +42,12 @@ KINDS = [
         "a LoRA or another adapter",
         r".*[._](lora_(down|up|mid|A|B|linear_layer)|lora\.(down|up)|hada_w\d.*|lokr_w\d.*|lora_magnitude_vector|"
         r"dora_scale|oft_blocks|oft_diag|on_input)\b|lora_unet_|lora_te\d?_|lora_(unet|text_encoder)(:|$)|bundle_emb\.",
-        "load it into a pipeline with load_lora_weights (on the command line --lora)",
+        "give the checkpoint that it changes as the source, and load this with load_lora_weights",
     ),
     Kind(
         "a textual inversion",
         r"(emb_params|string_to_param|string_to_token|clip_[lg])$",
-        "load it into a pipeline with load_textual_inversion (on the command line --textual-inversion)",
+        "give a checkpoint as the source, and load this with load_textual_inversion",
     ),
     Kind(
         "a ControlNet",
@@ -70,7 +70,7 @@ KINDS = [
     Kind(
         "a safety checker",
         r"(vision_model\.)*(concept_embeds|special_care_embeds)",
-        "open it with convert.safety.open_safety_checker (on the command line --safety-checker)",
+        "give it with convert.safety.open_safety_checker",
     ),
     Kind(
         "a depth estimator (DPT)",

@@ -71,8 +71,8 @@ def _read(stack: contextlib.ExitStack, part: Part, settings: Any, path: Path) ->
     unused = [engine.Unused(f".*({item.pattern})", item.reason) for item in (*dialect.unused, *layouts.BESIDE)]
     report = engine.check(table.rules, params, tensors, unused, {name: given[full] for name, full in names.items()})
     if report.missing and (kind := kind_of(file.tensors, layouts.PARTS.keys() - {part})):
-        raise CheckpointError(f"{part}={path.name}: {kind}")
-    engine.require_complete(report, f"{part}={path.name}")
+        raise CheckpointError(f"{part}: {path.name} {kind}")
+    engine.require_complete(report, f"{part}: {path.name}")
     read = {name: functools.partial(file.read, given[full]) for name, full in names.items()}
     return engine.import_params(table.rules, params, tensors, lambda name: read[name]())
 
@@ -87,7 +87,7 @@ def _fitting(config: CheckpointConfig, part: Part, settings: Any, where: str) ->
         ("class labels", replaced.unet.class_embedding_size or 0, config.unet.class_embedding_size or 0),
     ):
         if have != want:
-            raise CheckpointError(f"{part}={where}: has {what} {have}; this checkpoint needs {want}")
+            raise CheckpointError(f"{part}: {where} has {what} {have}; this checkpoint needs {want}")
     if replaced.task != config.task and {replaced.task, config.task} != {"text-to-image", "inpaint"}:
-        raise CheckpointError(f"{part}={where}: is for {replaced.task}; this checkpoint is for {config.task}")
+        raise CheckpointError(f"{part}: {where} is for {replaced.task}; this checkpoint is for {config.task}")
     return replaced

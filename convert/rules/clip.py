@@ -108,6 +108,10 @@ TEXT_DIALECTS = {
         _TEXT_UNUSED,
     ),
 }
+_TEXT_HALF = Unused(
+    r"(model\.)?(token_embedding|positional_embedding|transformer|ln_final|text_projection|logit_scale|attn_mask)\b.*",
+    "the image embedder's text half",
+)
 VISION_DIALECTS = {
     "open_clip": Dialect(
         open_clip_vision,
@@ -115,15 +119,15 @@ VISION_DIALECTS = {
         ((r"(?:open_clip\.)?(?:model\.)?(.*)", r"\1"),),
         (
             Unused(r"visual\.attn_mask|mean|std", "constants"),
-            Unused(r"(?!visual\.).*", "the image embedder's text half"),
+            _TEXT_HALF,
         ),
     ),
     "transformers": Dialect(
         transformers_vision,
         r"vision_model\..*|visual_projection\..*",
         # ComfyUI puts the whole tower below the original's `visual`.
-        ((r"(?:model\.)?(?:visual\.)?((?:vision_model|visual_projection)\..*)", r"\1"),),
-        (_POSITION_IDS,),
+        ((r"(?:open_clip\.)?(?:model\.)?(?:visual\.)?((?:vision_model|visual_projection)\..*)", r"\1"),),
+        (_POSITION_IDS, _TEXT_HALF),
     ),
 }
 
