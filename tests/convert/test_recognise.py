@@ -299,7 +299,7 @@ KINDS = {
         {"down_blocks.0.resnets.0.norm1.linear.weight": TensorInfo((4, 4), HALF)}, "upscaler by two"
     ),
     "a safety checker": ({"concept_embeds": TensorInfo((17, 768), HALF)}, "is a safety checker"),
-    "Karlo's prior": ({"model.prd_emb": TensorInfo((1, 1, 2048), HALF)}, "is Karlo's prior"),
+    "Karlo's prior": ({"model.prd_emb": TensorInfo((1, 1, 2048), HALF)}, "is a text-to-image prior"),
 }  # fmt: skip
 
 
@@ -319,6 +319,31 @@ def test_files_of_another_kind_are_named(name, tmp_path):
 @pytest.mark.parametrize("name", PRESETS)
 def test_whole_checkpoints_are_of_no_other_kind(name):
     assert kind_of(published(name)) == ""
+
+
+FOLDERS = {
+    "is Stable Diffusion XL": {"model_index.json": {"_class_name": "StableDiffusionXLPipeline"}},
+    "upscaler by two": {"model_index.json": {"_class_name": "StableDiffusionLatentUpscalePipeline"}},
+    "is a ControlNet": {"config.json": {"_class_name": "ControlNetModel"}},
+    "is a UNet on its own": {"config.json": {"_class_name": "UNet2DConditionModel"}},
+    "is a VAE on its own": {"config.json": {"_class_name": "AutoencoderKL"}},
+    "is a text encoder on its own": {"config.json": {"architectures": ["CLIPTextModel"]}},
+    "is an image encoder on its own": {"config.json": {"model_type": "clip_vision_model"}},
+    "is a safety checker": {"config.json": {"architectures": ["StableDiffusionSafetyChecker"], "model_type": "clip_"}},
+    "is a LoRA": {"adapter_config.json": {"peft_type": "LORA"}},
+    "is a textual inversion": {"learned_embeds.bin": {}},
+    "_class_name is 'MarigoldDepthPipeline'; accepted:": {"model_index.json": {"_class_name": "MarigoldDepthPipeline"}},
+    "neither a converted checkpoint": {"config.json": {"model_type": 3, "architectures": "x"}, "readme.txt": {}},
+}
+
+
+@pytest.mark.parametrize("words", FOLDERS)
+def test_folders_of_another_kind_are_named(words, tmp_path):
+    for name, content in FOLDERS[words].items():
+        (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        open_checkpoint(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 # --- parts from elsewhere --------------------------------------------------------------------------------------------
