@@ -132,3 +132,10 @@ def test_the_page_of_solvers_names_them_all():
     assert re.findall(r"^\| `(\S+)` \|", page, re.MULTILINE) == list(names["_BUILDERS"])
     assert 1.8 < names["error"]("ddim", 16) / names["error"]("ddim", 32) < 2.2
     assert 3 < names["error"]("ldm-dpm", 16) / names["error"]("ldm-dpm", 32) < 5
+
+
+def test_the_ledger_of_checkpoints_is_what_the_check_says():
+    """`scripts/checkpoints_page` tries every layout that it lists."""
+    page = runpy.run_path(str(SCRIPTS / "checkpoints_page"))["page"]()
+    assert (SCRIPTS.parent / "docs" / "checkpoints.md").read_text("utf-8") == page
+    assert page.count("| yes |") >= 20

@@ -102,10 +102,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def from_folder(folder: Path) -> CheckpointConfig:
     """The architecture a diffusers folder describes. Raises CheckpointError in one line, naming file and key."""
+    kind = kind_of_folder(folder)
+    if not (folder / "model_index.json").is_file():
+        kind = kind or "neither a converted checkpoint (config.json) nor a diffusers folder (model_index.json)"
+        raise CheckpointError(f"{folder.name}: {kind}")
     index = read_json(folder / "model_index.json")
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str) or pipeline not in CLASSES:
-        if kind := kind_of_folder(folder):
+        if kind:
             raise CheckpointError(f"{folder.name}: {kind}")
         raise CheckpointError(f"model_index.json: _class_name is {pipeline!r}; accepted: {', '.join(CLASSES)}")
     for component in CLASSES[pipeline]:
