@@ -91,6 +91,11 @@ CLIP_NORMALISATION = {
 }
 
 
+def torch_class(name: Any) -> Any:
+    """A class of diffusers or transformers by its name in PyTorch: Flax's have the same behind "Flax"."""
+    return name.removeprefix("Flax") if isinstance(name, str) else name
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises CheckpointError in one line for anything else."""
     try:
@@ -102,7 +107,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def from_folder(folder: Path) -> CheckpointConfig:
     """The architecture a diffusers folder describes. Raises CheckpointError in one line, naming file and key."""
     index = read_json(folder / "model_index.json")
-    pipeline = index.get("_class_name")
+    pipeline = torch_class(index.get("_class_name"))
     if not isinstance(pipeline, str) or pipeline not in CLASSES:
         raise CheckpointError(f"model_index.json: _class_name is {pipeline!r}; accepted: {', '.join(CLASSES)}")
     for component in CLASSES[pipeline]:
@@ -110,7 +115,7 @@ def from_folder(folder: Path) -> CheckpointConfig:
         if not isinstance(entry, list) or len(entry) != 2 or None in entry:
             raise CheckpointError(f"model_index.json: {component} is {entry!r:.80}; {pipeline} needs it")
         # diffusers would import what is named here; here another network than ours is only worth a refusal.
-        if component in NETWORKS and entry[1] != COMPONENTS[component][1]:
+        if component in NETWORKS and torch_class(entry[1]) != COMPONENTS[component][1]:
             raise CheckpointError(
                 f"model_index.json: {component} is a {entry[1]!r:.80}; accepted: {COMPONENTS[component][1]}"
             )
@@ -147,6 +152,7 @@ def from_folder(folder: Path) -> CheckpointConfig:
             f"text_encoder/config.json has hidden_size {text.width}"
         )
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    scheduler |= {"_class_name": torch_class(scheduler.get("_class_name"))}
     try:
         name = scheduler_name(scheduler)
     except ValueError as error:
