@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from unclip_jax.cli_messages import message
 from unclip_jax.interruption import termination_interrupts
-from unclip_jax.progress import Progress, one_line
+from unclip_jax.progress import Progress
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,6 +33,9 @@ def parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="prove the mapping from names, shapes and dtypes; write nothing"
     )
     p.add_argument("--config", metavar="YAML", help="the original's yaml, or a published checkpoint's name")
+    p.add_argument("--prediction-type", metavar="P", help="what the UNet predicts: epsilon or v_prediction")
+    p.add_argument("--vae", metavar="SRC", help="another VAE than the source's own: file, folder or hub id")
+    p.add_argument("--unet", metavar="SRC", help="another UNet than the source's own: file, folder or hub id")
     p.add_argument(
         "--clip-stats", metavar="FILE", help="statistics of the image embeddings (OpenAI encoder): .th, .npz"
     )
@@ -54,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("convert: give a destination, or --check and none", file=sys.stderr)
         return 2
     with warnings.catch_warnings(), termination_interrupts():
-        warnings.showwarning = lambda text, *_, **__: print(f"convert: warning: {one_line(text)}", file=sys.stderr)
+        warnings.showwarning = lambda text, *_, **__: print(f"convert: warning: {message(text)}", file=sys.stderr)
         try:
             return check(args) if args.check else convert(args)
         except (ValueError, OSError, ImportError) as error:  # the last for an extra that is not installed
-            print(f"convert: {one_line(error)}", file=sys.stderr)
+            print(f"convert: {message(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             written = args.destination is not None and Path(args.destination).exists()
@@ -81,8 +85,11 @@ def check(args: argparse.Namespace) -> int:
         with open_checkpoint(args.source if path is None else path, config=args.config) as checkpoint:
             print(f"complete: {len(checkpoint.params)} parameters, each there with its shape")
         return 0
-    report = check_source(path, config=args.config, text_encoder=args.text_encoder, variant=args.variant, ema=args.ema)
+    names = ("config", "prediction_type", "text_encoder", "variant", "ema")
+    report = check_source(path, **{name: getattr(args, name) for name in names})
     print(f"complete: {len(report.used)} tensors are used, each there with its shape")
+    for note in report.notes:
+        print(message(note))
     for reason, count in Counter(report.unused.values()).items():
         print(f"{count} tensors are not used: {reason}")
     return 0
@@ -107,8 +114,8 @@ def convert(args: argparse.Namespace) -> int:
         digests = _digests([Path(args.source)], Progress, sha256)
         if digests[Path(args.source).name] != args.sha256.lower():
             raise ValueError(f"{args.source}: SHA-256 is {digests[Path(args.source).name]}, not {args.sha256}")
-    names = ("config", "clip_stats", "text_encoder", "variant", "revision", "preprocess", "ema")
-    options = {name: getattr(args, name) for name in names}
+    opening = ("config", "prediction_type", "clip_stats", "text_encoder", "vae", "unet", "variant", "revision")
+    options = {name: getattr(args, name) for name in (*opening, "preprocess", "ema")}
     dtype = {None: None, "bfloat16": np.dtype(ml_dtypes.bfloat16)}.get(args.dtype, args.dtype and np.dtype(args.dtype))
     with open_checkpoint(args.source, **options) as checkpoint:
         parameters = sum(int(np.prod(p.shape, dtype=np.int64)) for p in checkpoint.params.values())

@@ -9,7 +9,7 @@ from convert import engine
 from convert.architecture.diffusers import read_clip, read_json
 from convert.architecture.original import ARCHITECTURES, read_open_clip
 from convert.readers import CheckpointError, TensorInfo, open_tensors
-from convert.rules import open_clip, transformers
+from convert.rules import clip as names
 from convert.weights import weights_file
 from unclip_jax.checkpoints.checkpoint import Checkpoint
 from unclip_jax.checkpoints.networks import abstract_params
@@ -56,13 +56,13 @@ def open_open_clip(source: Path | str, *, config: Path | str | None = None) -> C
         described = _description(path, config)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open_tensors(path))
-        names = {name.removeprefix(WRAPPER): name for name in file.tensors}
-        tensors = {name: file.tensors[original] for name, original in names.items()}
+        own = {name.removeprefix(WRAPPER): name for name in file.tensors}
+        tensors = {name: file.tensors[original] for name, original in own.items()}
         architecture = read_open_clip(described, path.name)
         params = abstract_params(architecture)
-        rules = open_clip.table(architecture, params).rules
-        engine.require_complete(engine.check(rules, params, tensors, open_clip.UNUSED), path.name)
-        parameters = engine.import_params(rules, params, tensors, lambda name: file.read(names[name]))
+        rules = names.open_clip_model(architecture, params).rules
+        engine.require_complete(engine.check(rules, params, tensors, names.OPEN_CLIP_UNUSED), path.name)
+        parameters = engine.import_params(rules, params, tensors, lambda name: file.read(own[name]))
         length = architecture.text_encoder.context_length
         tokenizer = Tokenizer.from_json(clip_tokenizer_json(), "open_clip", length)
         return Checkpoint(architecture, tokenizer, parameters, str(source), (path,), stack.pop_all())
@@ -76,8 +76,8 @@ def open_transformers_clip(folder: Path, *, variant: str | None = None) -> Check
         file = stack.enter_context(open_tensors(path))
         tensors: Mapping[str, TensorInfo] = file.tensors
         params = abstract_params(architecture)
-        rules = transformers.table(architecture, params).rules
-        engine.require_complete(engine.check(rules, params, tensors, transformers.UNUSED), folder.name)
+        rules = names.transformers_model(architecture, params).rules
+        engine.require_complete(engine.check(rules, params, tensors, names.TRANSFORMERS_UNUSED), folder.name)
         parameters = engine.import_params(rules, params, tensors, file.read)
         try:
             text = tokenizer_json_from_folder(folder)

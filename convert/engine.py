@@ -109,6 +109,28 @@ class Unused:
     reason: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Dialect:
+    """The names that one writer gives the tensors of a part (a network, or what stands beside one).
+
+    table: (t, prefix, config) -> None, ties the part's parameters to names that begin with `prefix`. sign: matches
+    names that only this dialect has. spellings: (pattern, form), other names of the same tensors, and what the table
+    calls them. unused: what may be there beside them. All are names within the part, and full matches.
+    """
+
+    table: Callable[[Table, str, Any], None]
+    sign: str
+    spellings: tuple[tuple[str, str], ...] = ()
+    unused: tuple[Unused, ...] = ()
+
+    def canonical(self, name: str) -> str:
+        """A name within the part as the table has it, whatever release or tool wrote it."""
+        for pattern, form in self.spellings:
+            if match := re.fullmatch(pattern, name):
+                return match.expand(form)
+        return name
+
+
 def foreign_shape(rule: Rule, params: Mapping[str, Any]) -> Shape:
     """The shape that the foreign tensor of a rule must have."""
     shape = params[rule.ours].shape
@@ -142,13 +164,17 @@ def prove(rules: Iterable[Rule], params: Mapping[str, Any]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `check` found: used, known-unused (with reasons), and the three kinds of trouble, each named."""
+    """What `check` found: used, known-unused (with reasons), and the three kinds of trouble, each named.
+
+    notes: what else people should be told.
+    """
 
     used: list[str]
     unused: dict[str, str]
     missing: list[str]
     misshapen: list[str]
     unknown: list[str]
+    notes: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -160,9 +186,17 @@ class Report:
 
 
 def check(
-    rules: list[Rule], params: Mapping[str, Any], tensors: Mapping[str, TensorInfo], unused: Iterable[Unused]
+    rules: list[Rule],
+    params: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+    unused: Iterable[Unused],
+    own: Mapping[str, str] | None = None,
 ) -> Report:
-    """Compares a file's names, shapes and dtypes with a table; reads no tensor data."""
+    """Compares a file's names, shapes and dtypes with a table; reads no tensor data.
+
+    own: what the file itself calls tensors whose names are others in the table; the report has these.
+    """
+    own = own or {}
     shapes = {rule.foreign: foreign_shape(rule, params) for rule in rules}
     missing = [f"{name} {shape}" for name, shape in shapes.items() if name not in tensors]
     misshapen = []
@@ -171,9 +205,9 @@ def check(
             continue
         info = tensors[name]
         if core_shape(info.shape) != core_shape(shape):
-            misshapen.append(f"{name} has shape {info.shape}, want {shape}")
+            misshapen.append(f"{own.get(name, name)} has shape {info.shape}, want {shape}")
         elif info.dtype.kind not in "fV":  # V: numpy's kind for bfloat16
-            misshapen.append(f"{name} has dtype {info.dtype}, want a floating one")
+            misshapen.append(f"{own.get(name, name)} has dtype {info.dtype}, want a floating one")
     patterns = [(re.compile(u.pattern), u.reason) for u in unused]
     known, unknown = {}, []
     for name in tensors:
@@ -181,10 +215,10 @@ def check(
             continue
         reason = next((reason for pattern, reason in patterns if pattern.fullmatch(name)), None)
         if reason is None:
-            unknown.append(f"{name} {tensors[name].shape}")
+            unknown.append(f"{own.get(name, name)} {tensors[name].shape}")
         else:
-            known[name] = reason
-    return Report([n for n in shapes if n in tensors], known, missing, misshapen, unknown)
+            known[own.get(name, name)] = reason
+    return Report([own.get(name, name) for name in shapes if name in tensors], known, missing, misshapen, unknown)
 
 
 def import_params(

@@ -69,13 +69,13 @@ def open_karlo_prior(
         if karlo.text is None:
             raise CheckpointError(
                 f"{karlo.path.name}: Karlo keeps the text tower outside the prior: give OpenAI's ViT-L-14.pt as "
-                f"text_encoder (--text-encoder), or put it beside"
+                "text_encoder=, or put it beside"
             )
         clip_stats = clip_stats or _beside(karlo.path, STATISTICS_SUFFIX, KARLO_STATISTICS)
         if clip_stats is None:
             raise CheckpointError(
                 f"{karlo.path.name}: Karlo keeps the statistics of image embeddings outside the prior: give "
-                f"ViT-L-14_stats.th as clip_stats (--clip-stats), or put it beside"
+                f"ViT-L-14_stats.th as clip_stats=, or put it beside"
             )
         statistics = read_statistics(clip_stats)
         width = karlo.prior.embedding_dim
@@ -163,7 +163,7 @@ def _open_karlo(stack: contextlib.ExitStack, path: Path, config: Path | None, te
     table = rules.karlo(prior, text, specs).rules
     report = engine.check(table, specs, tensors, rules.KARLO_UNUSED)
     if report.misshapen and config is None:
-        raise CheckpointError(f"{path.name}: not the published prior, and no yaml of Karlo's as --config; {report}")
+        raise CheckpointError(f"{path.name}: not the published prior, and no yaml of Karlo's as config=; {report}")
     engine.require_complete(report, path.name)
     return _Karlo(table, specs, tensors, read, tuple(files), report, path, prior, text)
 

@@ -11,7 +11,7 @@ import numpy as np
 from convert.architecture.diffusers import read_safety_checker
 from convert.engine import check, import_params, require_complete
 from convert.readers import CheckpointError, open_tensors
-from convert.rules.transformers import UNUSED, safety_checker_name, safety_checker_table
+from convert.rules import clip
 from convert.weights import weights_file
 from unclip_jax.checkpoints.networks import abstract_network, fill, part
 from unclip_jax.models.clip import VisionEncoder
@@ -43,14 +43,14 @@ def open_safety_checker(folder: str | os.PathLike[str], *, variant: str | None =
     for name, count in (("concepts", CONCEPTS), ("special_care", SPECIAL_CARE)):
         params[f"{name}.embeds"] = jax.ShapeDtypeStruct((count, config.projection_dim), jnp.float32)
         params[f"{name}.thresholds"] = jax.ShapeDtypeStruct((count,), jnp.float32)
-    rules = safety_checker_table(config, params).rules
+    rules = clip.safety_checker(config, params).rules
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open_tensors(weights_file(path, variant)))
-        names = {safety_checker_name(name): name for name in file.tensors}
+        names = {clip.safety_checker_name(name): name for name in file.tensors}
         if len(names) < len(file.tensors):
             raise CheckpointError(f"{path.name}: tensors are there twice, under names of two ages")
         tensors = {name: file.tensors[original] for name, original in names.items()}
-        require_complete(check(rules, params, tensors, UNUSED), path.name)
+        require_complete(check(rules, params, tensors, clip.TRANSFORMERS_UNUSED), path.name)
         parameters = import_params(rules, params, tensors, lambda name: file.read(names[name]))
 
         def concepts(name: str) -> Concepts:

@@ -3,57 +3,70 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convert import engine
+from convert import engine, layouts
 from convert.architecture import diffusers as diffusers_architecture
-from convert.architecture import original, presets
+from convert.architecture import original, presets, recognise
+from convert.kinds import kind_of
+from convert.layouts import ZERO_SNR, Places
 from convert.prior import check_prior, is_prior
-from convert.readers import CheckpointError, TensorInfo, open_tensors
+from convert.readers import CheckpointError, TensorFile, TensorInfo, open_tensors
 from convert.rules import diffusers, ldm
-from convert.statistics import STATISTICS, embedding_statistics
+from convert.statistics import embedding_statistics
 from convert.weights import weights_file
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
-from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.config import CheckpointConfig, predicting
 from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json, tokenizer_json_from_folder
 
 
 def open_original(
-    path: Path, *, config: Path | str | None = None, clip_stats: Path | None = None, ema: bool = False
+    path: Path,
+    *,
+    config: Path | str | None = None,
+    prediction_type: str | None = None,
+    clip_stats: Path | None = None,
+    ema: bool = False,
+    without: Collection[str] = (),
 ) -> Checkpoint:
-    """A `.ckpt`, `.pt`, `.pth`, `.bin` or `.safetensors` file in the original repository's layout.
+    """A `.ckpt`, `.pt`, `.pth`, `.bin` or `.safetensors` file in the original repository's layout, whoever wrote it.
 
-    config: the original's yaml, or the name of one of `convert.architecture.presets.PRESETS`; left out, the file must
-    hold the tensors of a published checkpoint, and of one only. clip_stats: the mean and standard deviation of the
-    image embeddings, which the original keeps outside the checkpoint (`.th`, `.npz`); without it they are 0 and 1,
-    right for ViT-H, and refused for the OpenAI encoder. ema: take the UNet's moving averages.
+    config: the original's yaml, or the name of one of `convert.architecture.presets.PRESETS`; left out, a yaml of the
+    file's own name beside it, or else the file must hold the tensors of a published checkpoint.
+    prediction_type: what the UNet predicts, "epsilon" or "v_prediction"; left out, what the description or the file
+    says, or else a guess, with a warning. clip_stats: the mean and standard deviation of the image embeddings, which
+    the original keeps outside the checkpoint (`.th`, `.npz`); without it they are 0 and 1, right for ViT-H, and refused
+    for the OpenAI encoder. ema: take the UNet's moving averages. without: parts that come from elsewhere, which the
+    file need not have.
 
     Raises CheckpointError in one line for anything that is not such a file or is incomplete.
     """
     with contextlib.ExitStack() as stack:
-        plan = _plan_original(stack, path, config, ema)
+        plan = _plan_original(stack, path, config, prediction_type, ema, without)
         statistics = embedding_statistics(plan.config, clip_stats)
         parameters = engine.import_params(plan.rules, plan.params, plan.tensors, plan.read)
         for name, array in statistics.items():
             parameters[name] = Parameter.of(array)
         length = plan.config.text_encoder.context_length
         tokenizer = Tokenizer.from_json(clip_tokenizer_json(), "open_clip", context_length=length)
-        files = (*plan.files, *(p for p in (config, clip_stats) if p and str(p) not in presets.PRESETS))
+        files = (*plan.files, *(() if clip_stats is None else (clip_stats,)))
         return Checkpoint(plan.config, tokenizer, parameters, str(path), files, stack.pop_all())
 
 
-def open_diffusers(folder: Path, *, variant: str | None = None) -> Checkpoint:
+def open_diffusers(folder: Path, *, variant: str | None = None, without: Collection[str] = ()) -> Checkpoint:
     """A folder that diffusers saved (`save_pretrained`), with or without a variant such as "fp16".
 
-    Raises CheckpointError in one line for a folder that is incomplete or of an architecture these networks are not.
+    without: parts whose weights come from elsewhere. Raises CheckpointError in one line for a folder that is incomplete
+    or of an architecture these networks are not.
     """
     with contextlib.ExitStack() as stack:
-        plan = _plan_diffusers(stack, folder, variant)
+        plan = _plan_diffusers(stack, folder, variant, without)
         parameters = engine.import_params(plan.rules, plan.params, plan.tensors, plan.read)
         try:
             text = tokenizer_json_from_folder(folder / "tokenizer")
@@ -68,6 +81,7 @@ def check_source(
     path: Path,
     *,
     config: Path | str | None = None,
+    prediction_type: str | None = None,
     text_encoder: Path | str | None = None,
     variant: str | None = None,
     ema: bool = False,
@@ -81,11 +95,8 @@ def check_source(
         return check_prior(path, variant=variant, **{name: Path(p) for name, p in given.items() if p is not None})
     with contextlib.ExitStack() as stack:
         if path.is_dir():
-            return _plan_diffusers(stack, path, variant).report
-        try:
-            return _plan_original(stack, path, config, ema).report
-        except presets.Ambiguous as error:  # the tensors are the same in all of them
-            return _plan_original(stack, path, error.names[0], ema).report
+            return _plan_diffusers(stack, path, variant, ()).report
+        return _plan_original(stack, path, config, prediction_type, ema, (), reads_data=False).report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,53 +112,105 @@ class _Plan:
     report: engine.Report
 
 
-def _plan_original(stack: contextlib.ExitStack, path: Path, config: Path | str | None, ema: bool) -> _Plan:
+def _plan_original(
+    stack: contextlib.ExitStack,
+    path: Path,
+    config: Path | str | None,
+    prediction_type: str | None,
+    ema: bool,
+    without: Collection[str],
+    *,
+    reads_data: bool = True,
+) -> _Plan:
     file = stack.enter_context(open_tensors(path))
-    tensors: Mapping[str, TensorInfo] = file.tensors
-    if config is None:
-        architecture = presets.from_inventory(tensors, path.name)
+    places, names = layouts.locate(file.tensors, ldm.PLACES)
+    tensors = {name: file.tensors[own] for name, own in names.items()}
+
+    def read(name: str) -> np.ndarray:
+        return file.read(names[name])
+
+    described = config if config is not None else _beside(path)
+    preset, note = None, ""
+    if described is not None:
+        preset = presets.PRESETS.get(str(described))
+        architecture = preset or original.from_yaml(Path(described), tensors, places)
+        if prediction_type is not None:
+            architecture = predicting(architecture, prediction_type)
     else:
-        architecture = presets.PRESETS.get(str(config)) or original.from_yaml(Path(config), tensors)
-    params = {name: spec for name, spec in abstract_params(architecture).items() if name not in STATISTICS}
-    rules = ldm.table(architecture, params).rules
-    report = engine.check(rules, params, tensors, ldm.unused(architecture))
+        with _saying_what_it_is(file.tensors, path.name, without):
+            architecture, note = recognise.recognise(
+                tensors,
+                places,
+                path.name,
+                metadata=file.metadata,
+                prediction=prediction_type,
+                read=read if reads_data else None,
+                without=without,
+            )
+    if ZERO_SNR in tensors:
+        architecture = recognise.ending_without_signal(architecture)
+    params = layouts.file_params(architecture, without)
+    rules = layouts.table(architecture, params, places).rules
+    report = engine.check(rules, params, tensors, layouts.unused(architecture, places, without), names)
+    if report.missing or report.misshapen:
+        with _saying_what_it_is(file.tensors, path.name, without):
+            engine.require_complete(report, path.name)
     engine.require_complete(report, path.name)
-    twins = _moving_averages(rules, tensors, path.name) if ema else {}
-    return _Plan(architecture, rules, params, tensors, lambda name: file.read(twins.get(name, name)), (path,), report)
+    if note and reads_data:
+        warnings.warn(note, stacklevel=2)
+    elif note:
+        report = dataclasses.replace(report, notes=(note,))
+    twins = _moving_averages(rules, tensors, places, path.name) if ema else {}
+    files = (path, *([Path(described)] if described is not None and preset is None else []))
+    return _Plan(architecture, rules, params, tensors, lambda name: read(twins.get(name, name)), files, report)
 
 
-def _plan_diffusers(stack: contextlib.ExitStack, folder: Path, variant: str | None) -> _Plan:
+@contextlib.contextmanager
+def _saying_what_it_is(tensors: Mapping[str, TensorInfo], where: str, without: Collection[str]) -> Iterator[None]:
+    """A refusal for tensors that lack much says instead what the file is, where that is known."""
+    try:
+        yield
+    except CheckpointError as error:
+        if kind := kind_of(tensors, without):
+            raise CheckpointError(f"{where}: {kind}") from error
+        raise
+
+
+def _beside(path: Path) -> Path | None:
+    """The yaml of a file, where there is one: of the same name with the suffix changed, or with it added."""
+    return next((p for p in (path.with_suffix(".yaml"), path.with_name(f"{path.name}.yaml")) if p.is_file()), None)
+
+
+def _plan_diffusers(stack: contextlib.ExitStack, folder: Path, variant: str | None, without: Collection[str]) -> _Plan:
     architecture = diffusers_architecture.from_folder(folder)
-    params = abstract_params(architecture)
-    tensors: dict[str, TensorInfo] = {}
-    readers: dict[str, Callable[[], np.ndarray]] = {}
+    params = {name: spec for name, spec in abstract_params(architecture).items() if name.split(".")[0] not in without}
     components = sorted({name.split(".")[0] for name in params})
     paths = {component: weights_file(folder / component, variant) for component in components}
     if variant is not None and not any(f".{variant}" in path.name for path in paths.values()):
         raise CheckpointError(f"{folder.name}: no component has weights of variant {variant!r}")
+    held: dict[str, tuple[TensorFile, str]] = {}
     for component, path in paths.items():
         file = stack.enter_context(open_tensors(path))
-        for name, info in file.tensors.items():
-            ours = diffusers.canonical(f"{component}/{name}")
-            if ours in tensors:
-                raise CheckpointError(f"{component}/{path.name}: {name} is there twice, in two dialects")
-            tensors[ours] = info
-            readers[ours] = functools.partial(file.read, name)
-    rules = diffusers.table(architecture, params).rules
-    report = engine.check(rules, params, tensors, diffusers.unused(architecture))
+        held |= {f"{component}/{name}": (file, name) for name in file.tensors}
+    places, names = layouts.locate(held, diffusers.PLACES)
+    readers = {name: functools.partial(held[own][0].read, held[own][1]) for name, own in names.items()}
+    tensors = {name: held[own][0].tensors[held[own][1]] for name, own in names.items()}
+    rules = layouts.table(architecture, params, places).rules
+    report = engine.check(rules, params, tensors, layouts.unused(architecture, places, without), names)
     engine.require_complete(report, folder.name)
     return _Plan(architecture, rules, params, tensors, lambda name: readers[name](), tuple(paths.values()), report)
 
 
-def _moving_averages(rules: list[engine.Rule], tensors: Mapping[str, TensorInfo], where: str) -> dict[str, str]:
+def _moving_averages(
+    rules: list[engine.Rule], tensors: Mapping[str, TensorInfo], places: Places, where: str
+) -> dict[str, str]:
     """The name of each UNet tensor -> that of its moving average: the same without dots, after "model_ema."."""
     if not any(name.startswith("model_ema.") for name in tensors):
         raise CheckpointError(f"{where}: holds no moving averages (model_ema.*)")
     twins = {}
-    for name in dict.fromkeys(rule.foreign for rule in rules):
-        if name.startswith(f"{ldm.UNET}."):
-            twin = "model_ema." + name.removeprefix("model.").replace(".", "")
-            if twin not in tensors or tensors[twin].shape != tensors[name].shape:
-                raise CheckpointError(f"{where}: {name} has no moving average {twin} of its shape")
-            twins[name] = twin
+    for name in dict.fromkeys(rule.foreign for rule in rules if rule.ours.startswith("unet.")):
+        twin = "model_ema.diffusion_model" + name.removeprefix(places["unet"].prefix).replace(".", "")
+        if twin not in tensors or tensors[twin].shape != tensors[name].shape:
+            raise CheckpointError(f"{where}: {name} has no moving average {twin} of its shape")
+        twins[name] = twin
     return twins

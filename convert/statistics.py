@@ -63,7 +63,7 @@ def embedding_statistics(config: CheckpointConfig, clip_stats: Path | None) -> d
         raise CheckpointError(
             "this checkpoint's image encoder is OpenAI's, whose embedding statistics are kept outside the checkpoint: "
             "give ViT-L-14_stats.th (it comes with Karlo), an .npz of mean and std, or a diffusers folder's "
-            "image_normalizer weights as clip_stats (--clip-stats)"
+            "image_normalizer weights as clip_stats="
         )
     else:
         mean, std = np.zeros(width, np.float32), np.ones(width, np.float32)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from unclip_jax import __version__
-from unclip_jax.cli_pictures import COMMANDS, add_commands, add_memory, make, memory_of, mesh_of, model_name
+from unclip_jax.cli_messages import message
+from unclip_jax.cli_pictures import COMMANDS, OPENING, add_commands, add_memory, make, memory_of, mesh_of, model_name
 from unclip_jax.interruption import termination_interrupts
-from unclip_jax.progress import one_line
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         "source", nargs="?", metavar="SRC|PICTURE.png", help="a checkpoint, or a picture made by this program"
     )
     i.add_argument("--json", action="store_true", help="print JSON")
-    for name in ("config", "clip_stats", "variant"):
+    for name in ("config", "prediction_type", "clip_stats", "vae", "unet", "variant"):
         i.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help="as for variations")
     planned = i.add_argument_group("memory that a run would need", "compiles the programs, runs nothing")
     planned.add_argument("--plan", action="store_true", help="print each stage's peak on a device")
@@ -86,15 +86,15 @@ def _add_evaluate(commands: Any) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0 done, 2 for bad usage or bad input (one line on stderr), 1 for anything else."""
     args = parser().parse_args(argv)
-    warnings.showwarning = lambda message, *rest, **more: print(f"unclip-jax: warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda text, *_, **__: print(f"unclip-jax: warning: {message(text)}", file=sys.stderr)
     try:
         with termination_interrupts():
             _COMMANDS[args.command](args)
     except FloatingPointError as error:
-        print(f"unclip-jax: {one_line(error)}", file=sys.stderr)
+        print(f"unclip-jax: {message(error)}", file=sys.stderr)
         return 1
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"unclip-jax: {one_line(error)}", file=sys.stderr)
+        print(f"unclip-jax: {message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("unclip-jax: interrupted", file=sys.stderr)
@@ -114,9 +114,8 @@ def info(args: argparse.Namespace) -> None:
     elif args.source is not None:
         from unclip_jax.checkpoints.source import open_checkpoint
 
-        with open_checkpoint(
-            args.source, config=args.config, clip_stats=args.clip_stats, variant=args.variant
-        ) as checkpoint:
+        options: dict[str, Any] = {name: getattr(args, name, None) for name in OPENING}
+        with open_checkpoint(args.source, **options) as checkpoint:
             facts = {"plan": _plan(args, checkpoint)} if args.plan else {"checkpoint": checkpoint.describe()}
     else:
         facts = _environment()

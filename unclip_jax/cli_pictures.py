@@ -66,6 +66,8 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         {"type": int, "metavar": "W", "help": "pixels; default the checkpoint's, or the picture's"},
     ),
 }
+# Options that open the checkpoint, named as the arguments of `unclip_jax.checkpoints.source.open_checkpoint`.
+OPENING = ("config", "prediction_type", "clip_stats", "vae", "unet", "variant", "preprocess")
 # Of the command line -> of the pipelines.
 ARGUMENTS = {"steps": "num_inference_steps", "num_images": "num_images_per_prompt", "weights": "image_weights"}
 ARGUMENTS |= {"mask": "mask_image"}
@@ -90,6 +92,9 @@ def add_commands(commands: Any) -> None:
             help="checkpoint file, diffusers folder, converted directory or hub id; default: the demo",
         )
         model.add_argument("--config", metavar="YAML", help="the original's yaml, for unpublished architectures")
+        model.add_argument("--prediction-type", metavar="P", help="what the UNet predicts: epsilon or v_prediction")
+        model.add_argument("--vae", metavar="SRC", help="another VAE than the checkpoint's: file, folder or hub id")
+        model.add_argument("--unet", metavar="SRC", help="another UNet than the checkpoint's: file, folder or hub id")
         model.add_argument("--clip-stats", metavar="FILE", help="statistics of image embeddings, for ViT-L checkpoints")
         model.add_argument("--variant", help="of a diffusers folder or hub id, such as fp16")
         if name == "text-to-image":
@@ -172,7 +177,7 @@ def make(args: argparse.Namespace) -> None:
     from unclip_jax.pictures import contact_sheet, save_png
 
     pictures = [load_image(path) for path in paths]
-    given = {k: getattr(args, k, None) for k in ("config", "clip_stats", "variant", "preprocess")}
+    given = {k: getattr(args, k, None) for k in OPENING}
     overrides = {k: v for k, v in given.items() if v is not None}
     opening = {"dtype": args.dtype, "mesh": mesh_of(args.devices), "memory": memory_of(args), **overrides}
     call: Any

@@ -171,6 +171,16 @@ def from_folder(folder: Path) -> CheckpointConfig:
     )
 
 
+def read_unet(folder: Path) -> UNetConfig:
+    """The architecture of a UNet's own folder. Raises CheckpointError as `from_folder` does."""
+    return _unet(_Config(folder / "config.json"))
+
+
+def read_vae(folder: Path) -> VAEConfig:
+    """The architecture of a VAE's own folder. Raises CheckpointError as `from_folder` does."""
+    return _vae(_Config(folder / "config.json"))
+
+
 def read_clip(path: Path) -> ClipConfig:
     """The towers in the config.json of transformers' CLIPModel. Raises CheckpointError as `from_folder` does."""
     c = _Config(path)
@@ -280,6 +290,7 @@ class _Config:
 
 
 def _unet(c: _Config) -> UNetConfig:
+    c.expect({"_class_name": ("UNet2DConditionModel",)})
     channels = c.sequence("block_out_channels", (320, 640, 1280, 1280), int)
     levels = len(channels)
     c.expect(UNET_FIXED)
@@ -334,6 +345,7 @@ def _vae(c: _Config) -> VAEConfig:
     channels = c.sequence("block_out_channels", (64,), int)
     c.expect(
         {
+            "_class_name": ("AutoencoderKL",),
             "act_fn": ("silu", "swish"),
             "mid_block_add_attention": (True,),
             "shift_factor": (None,),

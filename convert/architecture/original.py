@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import yaml
 
 from convert.architecture.presets import COSINE, VIT_H, VIT_L
+from convert.layouts import Places, foreign_names
 from convert.readers import CheckpointError, TensorInfo
 from convert.rules import ldm
 from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig
@@ -66,15 +67,15 @@ _CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndTo
 MAX_YAML_BYTES = 1 << 14  # published ones have 3 KiB; hostile ones take long to read
 
 
-def from_yaml(path: Path, tensors: Mapping[str, TensorInfo]) -> CheckpointConfig:
-    """The architecture an original yaml describes, for a file of these tensors.
+def from_yaml(path: Path, tensors: Mapping[str, TensorInfo], places: Places = ldm.PLACES) -> CheckpointConfig:
+    """The architecture an original yaml describes, for a file of these tensors in these places.
 
     The tensors matter for OpenAI's image encoder alone: its loader goes by their shapes, whatever name the yaml gives.
 
     Raises CheckpointError in one line for files that are not such a yaml, and by name for targets, options and values
     that these networks do not have. FileNotFoundError when there is no such file.
     """
-    return _Reader(path.name, tensors).model(_load(path))
+    return _Reader(path.name, tensors, places).model(_load(path))
 
 
 def read_open_clip(description: Any, where: str) -> ClipConfig:
@@ -113,9 +114,10 @@ def _load(path: Path) -> Any:
 class _Reader:
     """Walks the yaml; keeps the file's name for messages."""
 
-    def __init__(self, name: str, tensors: Mapping[str, TensorInfo]):
+    def __init__(self, name: str, tensors: Mapping[str, TensorInfo], places: Places = ldm.PLACES):
         self.name = name
         self.tensors = tensors
+        self.places = places
 
     def fail(self, message: str) -> NoReturn:
         raise CheckpointError(f"{self.name}: {message}")
@@ -406,18 +408,22 @@ class _Reader:
 
     def openai_vision(self, where: str) -> VisionConfig:
         """OpenAI's tower by the shapes of its tensors; its heads are always 64 wide."""
-        visual = f"{ldm.VISION}.visual"
+        prefix, dialect = self.places["image_encoder"]
+        axes = {"patch_embedding.kernel": 2, "position_embedding.embedding": 2}
+        axes |= {"layers.fc1.kernel": 3, "projection.kernel": 2}
+        names = foreign_names("image_encoder", self.places, axes)
         try:
-            width, _, _, patch = self.tensors[f"{visual}.conv1.weight"].shape
-            tokens = self.tensors[f"{visual}.positional_embedding"].shape[0]
-            mlp_width = self.tensors[f"{visual}.transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
-            projection_dim = self.tensors[f"{visual}.proj"].shape[1]
+            patches, positions, fc1, projection = (self.tensors[names[name]].shape for name in axes)
+            width, _, _, patch = patches
+            tokens, mlp_width = positions[0], fc1[0]
+            projection_dim = projection[dialect == "open_clip"]  # transformers' is a linear layer, (out, in)
         except (KeyError, ValueError, IndexError) as error:
-            self.fail(f"{where}: the checkpoint holds no OpenAI image encoder under {visual}: {error}")
-        layers = {name.split(".")[5] for name in self.tensors if name.startswith(f"{visual}.transformer.resblocks.")}
+            self.fail(f"{where}: the checkpoint holds no OpenAI image encoder under {prefix}: {error}")
+        before, _, after = names["layers.fc1.kernel"].rpartition(".0.")
+        layers = [name for name in self.tensors if name.startswith(f"{before}.") and name.endswith(f".{after}")]
         if width % 64 or tokens < 2 or math.isqrt(tokens - 1) ** 2 != tokens - 1:
             self.fail(
-                f"{where}: {visual} has width {width} and {tokens} positions; want a multiple of 64, a square + 1"
+                f"{where}: {prefix} has width {width} and {tokens} positions; want a multiple of 64, a square + 1"
             )
         return self.build(
             VisionConfig,

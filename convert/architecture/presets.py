@@ -1,12 +1,13 @@
 """The published checkpoints' architectures, and recognising one of them by its tensors alone."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
+from convert import layouts
 from convert.engine import Report, check
-from convert.readers import CheckpointError, TensorInfo
-from convert.rules import ldm
+from convert.layouts import Places
+from convert.readers import TensorInfo
 from unclip_jax.checkpoints.config import CheckpointConfig
-from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.depth import DepthConfig
 from unclip_jax.models.unet import UNetConfig
@@ -91,46 +92,44 @@ PRESETS = {
 }
 
 
-class Ambiguous(CheckpointError):
-    """Tensors that are those of several published checkpoints; `names` says which."""
+def look_alikes(tensors: Mapping[str, TensorInfo], places: Places, without: Collection[str] = ()) -> dict[str, Report]:
+    """The published checkpoints whose UNet has the ends of this one, or all of them, each with what `check` finds.
 
-    def __init__(self, where: str, names: list[str]):
-        self.names = names
-        super().__init__(
-            f"{where}: its tensors are the same in {' and '.join(names)}, which differ in what the network predicts; "
-            f"say which one it is: --config {' or --config '.join(names)}, or its yaml"
-        )
-
-
-def from_inventory(tensors: Mapping[str, TensorInfo], where: str) -> CheckpointConfig:
-    """The published checkpoint that these tensors are.
-
-    Raises CheckpointError, naming the nearest one's differences, when they are none's; `Ambiguous` when several have
-    these very tensors.
+    tensors, places: as `convert.layouts.locate` gives them. Several are complete where tensors are the same, as in
+    512-base and 768-v. without: parts that need not be there.
     """
-    reports: dict[str, Report] = {}
     # A table takes most of a second to build, and these shapes tell most checkpoints apart.
-    alike = {name: config for name, config in PRESETS.items() if _resembles(config, tensors)}
+    ends = unet_ends(tensors, places)
+    alike = {name: config for name, config in PRESETS.items() if ends == unet_ends_of(config.unet)}
+    reports = {}
     for name, config in (alike or PRESETS).items():
-        params = abstract_params(config)
-        reports[name] = check(ldm.table(config, params).rules, params, tensors, ldm.unused(config))
-    complete = [name for name, report in reports.items() if report.complete]
-    if len(complete) > 1:
-        raise Ambiguous(where, complete)
-    if complete:
-        return PRESETS[complete[0]]
-    nearest = min(reports, key=lambda n: len(reports[n].missing) + len(reports[n].misshapen) + len(reports[n].unknown))
-    raise CheckpointError(
-        f"{where}: its tensors are no published checkpoint's ({', '.join(PRESETS)}), and no --config was given; "
-        f"against {nearest}: {reports[nearest]}"
-    )
+        params = layouts.file_params(config, without)
+        rules = layouts.table(config, params, places).rules
+        reports[name] = check(rules, params, tensors, layouts.unused(config, places, without))
+    return reports
 
 
-def _resembles(config: CheckpointConfig, tensors: Mapping[str, TensorInfo]) -> bool:
-    """Whether the UNet's first layer and the image encoder's last have the shapes of this architecture."""
-    first = tensors.get(f"{ldm.UNET}.input_blocks.0.0.weight")
-    last = tensors.get(f"{ldm.VISION}.visual.proj")
-    unet, vision = config.unet, config.image_encoder
-    return (first and first.shape[:2]) == (unet.block_out_channels[0], unet.in_channels) and (last and last.shape) == (
-        vision and (vision.width, vision.projection_dim)
+class UNetEnds(NamedTuple):
+    """What the first layers of a UNet show of it. labels: the inputs of the class embedding, 0 without one."""
+
+    in_channels: int
+    width: int
+    labels: int
+
+
+def unet_ends(tensors: Mapping[str, TensorInfo], places: Places) -> UNetEnds | None:
+    """The ends of the UNet among these tensors; None where there is none."""
+    names = layouts.foreign_names("unet", places, {"conv_in.kernel": 4, "class_embedding.linear_1.kernel": 2})
+    table = layouts.foreign_names("unet", places, {"class_embedding.embedding": 2})
+    first, labels, rows = (
+        tensors[name].shape if name in tensors else ()
+        for name in (names["conv_in.kernel"], names["class_embedding.linear_1.kernel"], *table.values())
     )
+    if len(first) != 4:
+        return None
+    return UNetEnds(first[1], first[0], labels[1] if len(labels) == 2 else rows[0] if len(rows) == 2 else 0)
+
+
+def unet_ends_of(config: UNetConfig) -> UNetEnds:
+    """The ends of a UNet of this architecture."""
+    return UNetEnds(config.in_channels, config.block_out_channels[0], config.class_embedding_size or 0)

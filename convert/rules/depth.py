@@ -1,6 +1,6 @@
-"""The layouts of the depth estimator: MiDaS' own, inside an original file, and transformers' DPTForDepthEstimation."""
+"""The depth estimator's names: MiDaS' own, as in an original file, and transformers' DPTForDepthEstimation."""
 
-from convert.engine import Table
+from convert.engine import Dialect, Table, Unused
 from unclip_jax.models.depth import DepthConfig
 
 LAYER = {
@@ -24,8 +24,8 @@ HEAD = {"head_conv1": ("0", None), "head_conv2": ("2", None), "head_out": ("4", 
 
 
 def midas(t: Table, prefix: str, config: DepthConfig) -> None:
-    """MiDaS' names, which are timm's for the backbone; all begin with `prefix` and a dot."""
-    backbone, scratch = f"{prefix}.pretrained.model", f"{prefix}.scratch"
+    """MiDaS' names, which are timm's for the backbone; all begin with `prefix`."""
+    backbone, scratch = f"{prefix}pretrained.model", f"{prefix}scratch"
     _resnet(t, config, f"{backbone}.patch_embed.backbone", stem="stem.conv stem.norm", block="blocks")
     t.module("depth_estimator.patch_projection", f"{backbone}.patch_embed.proj", kernel="pointwise")
     t.tensor("depth_estimator.class_token", f"{backbone}.cls_token", "token")
@@ -40,10 +40,10 @@ def midas(t: Table, prefix: str, config: DepthConfig) -> None:
                 ours = f"depth_estimator.layers.{name}.{leaf}"
                 t.tensor(ours, f"{block}.attn.qkv.{fused}", layout, layer=layer, part=part, parts=3)
     for i in range(len(config.taps)):
-        process = f"{prefix}.pretrained.act_postprocess{i + 3}"
+        process = f"{prefix}pretrained.act_postprocess{i + 3}"
         t.module(f"depth_estimator.readouts.{i}", f"{process}.0.project.0")
         t.module(f"depth_estimator.reassemble.{i}", f"{process}.3", kernel="pointwise")
-    t.module("depth_estimator.reassemble_down", f"{prefix}.pretrained.act_postprocess4.4")
+    t.module("depth_estimator.reassemble_down", f"{prefix}pretrained.act_postprocess4.4")
     for i in range(4):
         t.module(f"depth_estimator.neck.{i}", f"{scratch}.layer{i + 1}_rn")
         # MiDaS counts from the finest map, we in the order of use.
@@ -95,3 +95,14 @@ def _fusion(t: Table, index: int, theirs: str, projection: str, residual: str, c
     for unit in (1, 2):
         for i in (1, 2):
             t.module(f"{ours}.residual{unit}.conv{i}", f"{theirs}.{residual}{unit}.{conv}{i}")
+
+
+DIALECTS = {
+    "midas": Dialect(
+        midas,
+        r"(pretrained|scratch)\..*",
+        ((r"model\.((?:pretrained|scratch)\..*)", r"\1"),),
+        (Unused(r"pretrained\.model\.head\..*", "the depth estimator's backbone as a classifier"),),
+    ),
+    "transformers": Dialect(transformers, r"(dpt|neck|head)\..*"),
+}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from convert.engine import Table, Unused
-from convert.rules import open_clip, transformers
+from convert.rules import clip
 from unclip_jax.checkpoints.config import PriorCheckpointConfig
 from unclip_jax.models.clip import TextConfig
 from unclip_jax.models.prior import PriorConfig
@@ -50,7 +50,7 @@ def karlo(prior: PriorConfig, text: TextConfig | None, params: Mapping[str, Any]
                 where = {"layer": layer, "part": part, "parts": 3, "groups": prior.heads}
                 t.tensor(f"prior.layers.{name}.{leaf}", f"{block}.attn.c_qkv.{fused}", layout, **where)
     if text is not None:
-        open_clip.text_tower(t, f"{TEXT}/", text.layers)
+        clip.open_clip_text(t, f"{TEXT}/", text)
         t.tensor("text_encoder.projection.kernel", f"{TEXT}/text_projection")
     return t
 
@@ -78,7 +78,7 @@ def diffusers(config: PriorCheckpointConfig, params: Mapping[str, Any], text: st
             t.module(f"prior.layers.{ours}", f"prior/transformer_blocks.{layer}.{theirs}", layer=layer)
     for name in ("mean", "std"):
         t.tensor(f"image_normalizer.{name}", f"prior/clip_{name}", "row")
-    transformers.text_tower(t, f"{text}/text_model", config.text_encoder.layers)
+    clip.transformers_text(t, f"{text}/", config.text_encoder)
     t.module("text_encoder.projection", f"{text}/text_projection")
     return t
 

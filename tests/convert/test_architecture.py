@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from convert.architecture.diffusers import from_folder
 from convert.architecture.original import from_yaml
-from convert.architecture.presets import COSINE, PRESETS, from_inventory
+from convert.architecture.presets import COSINE, PRESETS
+from convert.architecture.recognise import recognise
 from convert.random import TINY, original_yaml
 from convert.readers import CheckpointError, TensorInfo
+from convert.rules import ldm
 from tests.convert.diffusers_folder import CONFIG, FILES, write_configs, write_json
 from tests.golden_weights import GOLDEN, inventory
 from unclip_jax.checkpoints.config import CheckpointConfig
@@ -445,18 +447,22 @@ def test_any_change_of_a_folder_is_read_or_refused(tmp_path_factory, place, valu
 # --- the tensors alone ---------------------------------------------------------------------------------------------
 
 
+def recognised(tensors, **options):
+    return recognise(tensors, ldm.PLACES, "x.ckpt", **{"metadata": {}, **options})
+
+
 @pytest.mark.parametrize("which", ["h", "l"])
 def test_published_tensors_are_recognised(which):
     tensors = inventory(GOLDEN / "inventory" / f"v2-1-stable-unclip-{which}.tsv.gz")
-    assert from_inventory(tensors, "x.ckpt") == PRESETS[f"sd21-unclip-{which}"]
+    assert recognised(tensors) == (PRESETS[f"sd21-unclip-{which}"], "")
 
 
 def test_the_nearest_checkpoint_is_named():
     tensors = inventory(GOLDEN / "inventory" / "v2-1-stable-unclip-l.tsv.gz")
     del tensors["model.diffusion_model.out.2.bias"]
     refused(
-        lambda: from_inventory(tensors, "x.ckpt"),
-        f"x.ckpt: its tensors are no published checkpoint's ({', '.join(PRESETS)}), and no --config was given",
+        lambda: recognised(tensors),
+        f"x.ckpt: its tensors are no published checkpoint's ({', '.join(PRESETS)}), and no config= was given",
         "against sd21-unclip-l: 1 missing: model.diffusion_model.out.2.bias (4,)",
     )
-    refused(lambda: from_inventory({}, "x.ckpt"), "missing")
+    refused(lambda: recognised({}), "missing")

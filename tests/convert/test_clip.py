@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from convert.__main__ import main
 from convert.clip import is_clip, open_open_clip, open_transformers_clip
 from convert.engine import export_tensors
-from convert.rules import open_clip, transformers
+from convert.rules import clip as names
 from tests.convert.diffusers_folder import write_tokenizer
 from unclip_jax.checkpoints.checkpoint import Parameter
 from unclip_jax.checkpoints.config import ClipConfig
@@ -51,7 +51,7 @@ def tensors(table, parameters):
 
 @pytest.fixture
 def file(tmp_path, parameters):
-    save_file(tensors(open_clip.table, parameters), tmp_path / "clip.safetensors")
+    save_file(tensors(names.open_clip_model, parameters), tmp_path / "clip.safetensors")
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": DESCRIPTION}))
     return tmp_path / "clip.safetensors"
 
@@ -59,7 +59,7 @@ def file(tmp_path, parameters):
 @pytest.fixture
 def folder(tmp_path, parameters):
     path = write_tokenizer(tmp_path / "clip")
-    save_file(tensors(transformers.table, parameters), path / "model.safetensors")
+    save_file(tensors(names.transformers_model, parameters), path / "model.safetensors")
     tower = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 256}
     tower["hidden_act"] = "gelu"
     config = {

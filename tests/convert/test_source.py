@@ -127,8 +127,9 @@ def test_known_unused_tensors_may_be_there(original, tmp_path):
     assert check_source(tmp_path / "more.safetensors", config=config).unused.keys() == unused.keys()
 
 
-def test_without_a_configuration_only_published_tensors_are_known(original):
-    refused(original[0], "--config")
+def test_without_a_configuration_only_published_tensors_are_known(original, tmp_path):
+    shutil.copy(original[0], tmp_path / "alone.safetensors")
+    refused(tmp_path / "alone.safetensors", "config=")
     refused(original[0], "no/such.yaml", config="no/such.yaml")
     refused(original[0], "missing", config="512-base")  # a published checkpoint's name, whose tensors these are not
 

@@ -13,7 +13,7 @@ from unclip_jax.models.depth import DepthConfig
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
-from unclip_jax.sampling.schedule import NoiseSchedule
+from unclip_jax.sampling.schedule import PREDICTION_TYPES, NoiseSchedule
 
 FORMAT_VERSION = 1
 
@@ -76,6 +76,13 @@ class CheckpointConfig:
     def from_json(cls, data: Mapping[str, Any]) -> "CheckpointConfig":
         """The inverse of `to_json`. Raises ValueError for another format, a newer version, unknown or missing keys."""
         return build(cls, _content(data), "config.json")
+
+
+def predicting(config: CheckpointConfig, prediction: str) -> CheckpointConfig:
+    """A configuration whose UNet predicts this, as diffusers names it. Raises ValueError for an unknown name."""
+    if prediction not in PREDICTION_TYPES:
+        raise ValueError(f"prediction_type is {prediction!r}; accepted: {', '.join(PREDICTION_TYPES)}")
+    return dataclasses.replace(config, scheduler_config={**config.scheduler_config, "prediction_type": prediction})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """Opens a checkpoint wherever it is: a converted directory, a diffusers folder, an original file, a hub id."""
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config, prior_config
+from unclip_jax.checkpoints.config import predicting
 from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_directory
 from unclip_jax.checkpoints.hub import download, is_hub_id
 from unclip_jax.conditioning.image import Dialect as PreprocessDialect
 from unclip_jax.demo import demo_model
+from unclip_jax.sampling.schedule import PREDICTION_TYPES
 
 OPEN_CLIP = "open_clip:"
 
@@ -18,8 +21,11 @@ def open_checkpoint(
     source: str | os.PathLike[str] | None = None,
     *,
     config: str | os.PathLike[str] | None = None,
+    prediction_type: str | None = None,
     clip_stats: str | os.PathLike[str] | None = None,
     text_encoder: str | os.PathLike[str] | None = None,
+    vae: str | os.PathLike[str] | None = None,
+    unet: str | os.PathLike[str] | None = None,
     preprocess: PreprocessDialect | None = None,
     variant: str | None = None,
     revision: str | None = None,
@@ -32,6 +38,8 @@ def open_checkpoint(
         "open_clip:ViT-H-14/laion2b_s32b_b79k"; or a text-to-image prior on its own, see `open_prior`; None is the
         bundled demo model
     config, clip_stats, ema: for original files, see `convert.source.open_original`
+    prediction_type: what the UNet predicts, "epsilon" or "v_prediction", instead of what the checkpoint says
+    vae, unet: another one than the checkpoint's own, see `convert.part.with_part`: a file, a folder or a hub id
     text_encoder: for Karlo's prior, see `convert.prior.open_karlo_prior`
     variant: for diffusers folders and hub ids, such as "fp16"; revision: for hub ids
     preprocess: how pictures become pixel values, instead of the checkpoint's own way
@@ -40,6 +48,8 @@ def open_checkpoint(
     """
     if preprocess is not None and preprocess not in get_args(PreprocessDialect):
         raise ValueError(f"preprocess is {preprocess!r}; accepted: {', '.join(get_args(PreprocessDialect))}")
+    if prediction_type is not None and prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"prediction_type is {prediction_type!r}; accepted: {', '.join(PREDICTION_TYPES)}")
     source = demo_model() if source is None else source
     if str(source).startswith(OPEN_CLIP):
         from convert.clip import open_open_clip
@@ -47,7 +57,19 @@ def open_checkpoint(
         return open_open_clip(str(source))
     path = local_path(source, revision=revision, variant=variant)
     options = {"config": config, "clip_stats": clip_stats, "text_encoder": text_encoder, "ema": ema}
-    checkpoint = _open(path, options, variant)
+    given: dict[Literal["unet", "vae"], Any] = {"unet": unet, "vae": vae}
+    parts = {part: value for part, value in given.items() if value is not None}
+    checkpoint = _open(path, options, variant, prediction_type, tuple(parts))
+    if parts:
+        from convert.part import with_part
+
+        for part, value in parts.items():
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(checkpoint)
+                checkpoint = with_part(checkpoint, part, local_path(value), variant=None)
+                stack.pop_all()
+    if prediction_type is not None:
+        checkpoint = dataclasses.replace(checkpoint, config=predicting(family_config(checkpoint), prediction_type))
     if preprocess is not None:
         settings = dataclasses.replace(family_config(checkpoint), preprocess=preprocess)
         checkpoint = dataclasses.replace(checkpoint, config=settings)
@@ -122,7 +144,9 @@ def local_path(source: str | os.PathLike[str], *, revision: str | None = None, v
     return path
 
 
-def _open(path: Path, original: dict[str, Any], variant: str | None) -> Checkpoint:
+def _open(
+    path: Path, original: dict[str, Any], variant: str | None, prediction_type: str | None, without: tuple[str, ...]
+) -> Checkpoint:
     given = [name for name, value in original.items() if value]
     if path.is_dir() and given:
         raise ValueError(f"{', '.join(given)}: only for original files, and {path} is a folder")
@@ -152,7 +176,7 @@ def _open(path: Path, original: dict[str, Any], variant: str | None) -> Checkpoi
             raise ValueError(
                 f"{path}: neither a converted checkpoint (config.json) nor a diffusers folder (model_index.json)"
             )
-        return open_diffusers(path, variant=variant)
+        return open_diffusers(path, variant=variant, without=without)
     if variant is not None:
         raise ValueError(f"variant is {variant!r}, but {path} is one file: only diffusers folders have variants")
     named = {*PRESETS, *ARCHITECTURES}
@@ -166,4 +190,4 @@ def _open(path: Path, original: dict[str, Any], variant: str | None) -> Checkpoi
         if foreign := [name for name in ("clip_stats", "ema") if original[name]]:
             raise ValueError(f"{', '.join(foreign)}: only for Stable Diffusion checkpoints, and {path} is open_clip's")
         return open_open_clip(path, config=original["config"])
-    return open_original(path, **original)
+    return open_original(path, prediction_type=prediction_type, without=without, **original)

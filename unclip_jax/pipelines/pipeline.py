@@ -48,7 +48,7 @@ from unclip_jax.watermark import SMALLEST, embed_watermark
 ImageInput = Image.Image | str | os.PathLike[str] | np.ndarray
 DEFAULT_MEMORY = Memory()
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
-OVERRIDES = ("config", "clip_stats", "preprocess", "variant", "revision", "ema")
+OVERRIDES = ("config", "prediction_type", "clip_stats", "vae", "unet", "preprocess", "variant", "revision", "ema")
 
 # A linear guess of a latent cell's colour, for previews: rows are Stable Diffusion's four latent channels.
 LATENT_RGB = np.array(
@@ -193,8 +193,8 @@ class Pipeline:
             and bfloat16 on accelerators.
         mesh: None for all local devices along "data"; or a `jax.sharding.Mesh` with axes "data" and/or "model".
         memory: what to do to need less of it, see `unclip_jax.pipelines.memory.Memory`.
-        overrides: `config`, `clip_stats`, `preprocess`, `variant`, `revision`, `ema`, see
-            `unclip_jax.checkpoints.source.open_checkpoint`.
+        overrides: `config`, `prediction_type`, `clip_stats`, `vae`, `unet`, `preprocess`, `variant`, `revision`, `ema`,
+            see `unclip_jax.checkpoints.source.open_checkpoint`.
 
         Raises FileNotFoundError when there is nothing at `source`, ValueError for a file or option that is refused.
         """

@@ -1,0 +1,93 @@
+"""A UNet or a VAE from elsewhere, in the place of a checkpoint's own: from a file, or from any folder that has one."""
+
+import contextlib
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, Literal
+
+from convert import engine, layouts
+from convert.architecture import diffusers
+from convert.kinds import kind_of
+from convert.readers import CheckpointError, open_tensors
+from convert.rules import diffusers as diffusers_names
+from convert.weights import weights_file
+from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter, family_config
+from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_directory
+from unclip_jax.checkpoints.networks import NETWORKS, abstract_network
+
+Part = Literal["unet", "vae"]
+
+
+def with_part(checkpoint: Checkpoint, part: Part, path: Path, *, variant: str | None = None) -> Checkpoint:
+    """A checkpoint with another UNet or VAE than its own; it holds the part's files open as well.
+
+    path: a folder of diffusers' model or pipeline, a converted directory, or a file of the part's tensors, alone or
+    among a checkpoint's, in any dialect. A file without a description must be of the architecture of the checkpoint's
+    own. Raises CheckpointError in one line for what is something else, is incomplete, or does not fit the checkpoint.
+    """
+    config = family_config(checkpoint)
+    with contextlib.ExitStack() as stack:
+        if path.is_dir() and is_directory_checkpoint(path):
+            other = stack.enter_context(open_directory(path))
+            settings = getattr(family_config(other), part)
+            params = {name: p for name, p in other.params.items() if name.startswith(f"{part}.")}
+        else:
+            settings, file = _described(part, path, config, variant)
+            params = _read(stack, part, settings, file)
+        replaced = _fitting(config, part, settings, path.name)
+        stack.push(checkpoint.resources.pop_all())
+        return dataclasses.replace(
+            checkpoint,
+            config=replaced,
+            params={**{n: p for n, p in checkpoint.params.items() if not n.startswith(f"{part}.")}, **params},
+            files=(*checkpoint.files, path),
+            resources=stack.pop_all(),
+        )
+
+
+def _described(part: Part, path: Path, config: CheckpointConfig, variant: str | None) -> tuple[Any, Path]:
+    """The part's architecture, and the file of its weights."""
+    if not path.is_dir():
+        return getattr(config, part), path
+    folder = path / part if (path / "model_index.json").is_file() else path
+    read = diffusers.read_unet if part == "unet" else diffusers.read_vae
+    return read(folder), weights_file(folder, variant)
+
+
+def _read(stack: contextlib.ExitStack, part: Part, settings: Any, path: Path) -> dict[str, Parameter]:
+    file = stack.enter_context(open_tensors(path))
+    own = [name for name in file.tensors if layouts.part_of(name) == part]
+    # Alone in a file a part's tensors need no root.
+    given = {f"{part}/{name}": name for name in own or file.tensors}
+    places, names = layouts.locate(given, {part: diffusers_names.PLACES[part]})
+    tensors = {name: file.tensors[given[full]] for name, full in names.items()}
+    specs = abstract_network(NETWORKS[part], settings).params
+    params = {f"{part}.{name}": spec for name, spec in specs.items()}
+    place = places[part]
+    dialect = layouts.PARTS[part][place.dialect]
+    dialect.table(table := engine.Table(params), place.prefix, settings)
+    unused = [engine.Unused(f".*({item.pattern})", item.reason) for item in (*dialect.unused, *layouts.BESIDE)]
+    report = engine.check(table.rules, params, tensors, unused, {name: given[full] for name, full in names.items()})
+    if report.missing and (kind := kind_of(file.tensors, layouts.PARTS.keys() - {part})):
+        raise CheckpointError(f"{part}: {path.name} {kind}")
+    engine.require_complete(report, f"{part}: {path.name}")
+    read = {name: functools.partial(file.read, given[full]) for name, full in names.items()}
+    return engine.import_params(table.rules, params, tensors, lambda name: read[name]())
+
+
+def _fitting(config: CheckpointConfig, part: Part, settings: Any, where: str) -> CheckpointConfig:
+    """The configuration with another part. Raises CheckpointError where the other parts cannot work with it."""
+    replaced = dataclasses.replace(config, **{part: settings})
+    for what, have, want in (
+        ("latent channels", replaced.vae.latent_channels, config.vae.latent_channels),
+        ("output channels", replaced.unet.out_channels, config.unet.out_channels),
+        ("a text width of", replaced.unet.cross_attention_dim, config.text_encoder.width),
+        ("class labels", replaced.unet.class_embedding_size or 0, config.unet.class_embedding_size or 0),
+    ):
+        if have != want:
+            raise CheckpointError(f"{part}: {where} has {what} {have}; this checkpoint needs {want}")
+    if replaced.task != config.task and {replaced.task, config.task} != {"text-to-image", "inpaint"}:
+        raise CheckpointError(f"{part}: {where} is for {replaced.task}; this checkpoint is for {config.task}")
+    return replaced

@@ -1,0 +1,25 @@
+"""What the library says, in the words of the command line: options in the place of arguments and methods of Python."""
+
+import re
+
+from unclip_jax.progress import one_line
+
+# Arguments that are options of the same name.
+ARGUMENTS = (
+    "adapter_name", "clip_stats", "config", "ema", "prediction_type", "preprocess", "prior", "revision", "subfolder",
+    "text_encoder", "unet", "vae", "variant",
+)  # fmt: skip
+METHODS = {
+    "load_lora_weights": "--lora",
+    "load_textual_inversion": "--textual-inversion",
+    "convert.safety.open_safety_checker": "--safety-checker",
+}
+_ARGUMENT = re.compile(rf"(?<![\w.-])({'|'.join(ARGUMENTS)})=(?:'([^']*)'|True\b)?")
+
+
+def message(error: object) -> str:
+    """An exception or a warning for the terminal: one line, in options."""
+    text = one_line(error)
+    for method, option in METHODS.items():
+        text = text.replace(method, option)
+    return _ARGUMENT.sub(lambda m: f"--{m[1].replace('_', '-')}{f' {m[2]}' if m[2] else ''}", text)
