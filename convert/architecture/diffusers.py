@@ -290,7 +290,7 @@ class _Config:
 
 
 def _unet(c: _Config) -> UNetConfig:
-    c.expect({"_class_name": ("UNet2DConditionModel",)})
+    c.expect({"_class_name": ("UNet2DConditionModel", "FlaxUNet2DConditionModel")})
     channels = c.sequence("block_out_channels", (320, 640, 1280, 1280), int)
     levels = len(channels)
     c.expect(UNET_FIXED)
@@ -345,7 +345,7 @@ def _vae(c: _Config) -> VAEConfig:
     channels = c.sequence("block_out_channels", (64,), int)
     c.expect(
         {
-            "_class_name": ("AutoencoderKL",),
+            "_class_name": ("AutoencoderKL", "FlaxAutoencoderKL"),
             "act_fn": ("silu", "swish"),
             "mid_block_add_attention": (True,),
             "shift_factor": (None,),

@@ -6,6 +6,7 @@ tests/golden/flax.json says how the folders and the recordings were made.
 import contextlib
 import functools
 import json
+import re
 import tarfile
 
 import jax
@@ -14,23 +15,23 @@ import numpy as np
 import pytest
 from flax.serialization import msgpack_restore, msgpack_serialize
 
-from convert import engine
-from convert.architecture.diffusers import from_folder, read_safety_checker
+from convert import engine, layouts
+from convert.architecture.diffusers import from_folder
 from convert.architecture.presets import PRESETS
 from convert.readers import CheckpointError, TensorInfo, open_tensors
-from convert.rules import diffusers, transformers
-from convert.rules.flax import flax_rules, is_flax
+from convert.rules import diffusers
+from convert.rules.flax import flax_rules, is_flax, with_flax
+from convert.safety import open_safety_checker
 from tests.convert.test_rules import ARCHITECTURES, assert_lossless, foreign_arrays
 from tests.golden_weights import GOLDEN, inventory
 from unclip_jax import TextToImagePipeline
 from unclip_jax.checkpoints.checkpoint import Checkpoint
 from unclip_jax.checkpoints.directory import save
 from unclip_jax.checkpoints.loading import load_networks
-from unclip_jax.checkpoints.networks import abstract_network, abstract_networks, abstract_params, fill, part
+from unclip_jax.checkpoints.networks import abstract_networks, abstract_params, part
 from unclip_jax.conditioning.tokenizer import Tokenizer, tokenizer_json_from_folder
 from unclip_jax.distributed.mesh import local_mesh
-from unclip_jax.models.clip import VisionEncoder
-from unclip_jax.safety import CONCEPTS, SPECIAL_CARE, Concepts, SafetyChecker, is_flagged
+from unclip_jax.safety import is_flagged
 
 COMPONENTS = ("unet", "vae", "text_encoder")
 WEIGHTS = ("diffusion_flax_model.msgpack", "flax_model.msgpack", "flax_model.msgpack.index.json", "model.safetensors")
@@ -172,6 +173,34 @@ def test_the_published_networks():
     }
 
 
+DERIVED = {"unet": "diffusers", "vae": "diffusers", "text_encoder": "transformers", "image_encoder": "transformers"}
+
+
+@pytest.mark.parametrize("preset", ["sd21-unclip-h", "512-inpainting"])
+def test_the_dialect_is_told_from_pytorchs(preset, monkeypatch):
+    """Of a part in either all names are found, and no name of another part is taken for one of it."""
+    config = PRESETS[preset]
+    params = abstract_params(config)
+    torch_names = {rule.foreign for rule in diffusers.table(config, params).rules}
+    flax_names = {rule.foreign for rule in flax_rules(diffusers.table(config, params).rules)}
+    for component, torch in DERIVED.items():
+        monkeypatch.setitem(layouts.PARTS, component, with_flax(layouts.PARTS[component], torch))
+    for names, dialects in ((torch_names, DERIVED), (flax_names, dict.fromkeys(DERIVED, "flax"))):
+        places, canonical = layouts.locate(names, diffusers.PLACES)
+        there = [component for component in DERIVED if getattr(config, component)]
+        assert [places[component].dialect for component in there] == [dialects[component] for component in there]
+        assert canonical.keys() == names
+        assert {rule.foreign for rule in layouts.table(config, params, places).rules} == names
+    for component in DERIVED:
+        flax = layouts.PARTS[component]["flax"]
+        for name in flax_names | torch_names:
+            folder, _, within = name.partition("/")
+            assert folder == component or not re.fullmatch(flax.sign, within), name
+    unused = [re.compile(item.pattern) for item in layouts.PARTS["text_encoder"]["flax"].unused]
+    for name in ("text_projection.kernel", "logit_scale", "text_model.embeddings.position_ids"):
+        assert any(pattern.fullmatch(name) for pattern in unused)
+
+
 def test_a_projection_that_is_a_convolution(folders, tmp_path):
     """use_linear_projection is false in some configurations: a kernel (1, 1, in, out) instead of (in, out)."""
     config = from_folder(folders / "text-to-image")
@@ -232,8 +261,9 @@ def test_flax_classes_stand_for_those_of_pytorch(folders):
     [
         ("model_index.json", "_class_name", "FlaxStableDiffusionXLPipeline", "StableDiffusionXLPipeline"),
         ("model_index.json", "unet", ["diffusers", "FlaxUNet3DConditionModel"], "FlaxUNet3DConditionModel"),
-        ("scheduler/scheduler_config.json", "_class_name", "FlaxKarrasVeScheduler", "KarrasVeScheduler"),
-        ("scheduler/scheduler_config.json", "_class_name", None, "None"),
+        ("model_index.json", "scheduler", ["diffusers", "FlaxKarrasVeScheduler"], "KarrasVeScheduler"),
+        ("unet/config.json", "_class_name", "FlaxUNet3DConditionModel", "FlaxUNet3DConditionModel"),
+        ("vae/config.json", "_class_name", "FlaxVQModel", "FlaxVQModel"),
     ],
 )
 def test_other_flax_classes_are_refused(folders, tmp_path, file, key, value, words):
@@ -243,6 +273,8 @@ def test_other_flax_classes_are_refused(folders, tmp_path, file, key, value, wor
         copy.write_text(path.read_text())
     data = json.loads((tmp_path / file).read_text())
     (tmp_path / file).write_text(json.dumps({**data, key: value}))
+    if key == "scheduler":
+        (tmp_path / "scheduler/scheduler_config.json").write_text(json.dumps({"_class_name": value[1]}))
     with pytest.raises(CheckpointError, match=words):
         from_folder(tmp_path)
 
@@ -309,28 +341,11 @@ def test_a_picture(folders, recorded, tmp_path, folder, scheduler):
 # --- CLIP's image tower --------------------------------------------------------------------------------------------
 
 
-def test_the_safety_checker(folders, recorded):
+def test_the_safety_checker(folders, recorded, monkeypatch):
     folder = folders / "inpainting/safety_checker"
-    config = read_safety_checker(folder)
-    network = abstract_network(VisionEncoder, config)
-    params = {f"image_encoder.{name}": spec for name, spec in network.params.items()}
-    for name, count in (("concepts", CONCEPTS), ("special_care", SPECIAL_CARE)):
-        params[f"{name}.embeds"] = jax.ShapeDtypeStruct((count, config.projection_dim), np.float32)
-        params[f"{name}.thresholds"] = jax.ShapeDtypeStruct((count,), np.float32)
-    rules = flax_rules(transformers.safety_checker_table(config, params).rules)
-    with open_tensors(folder / "flax_model.msgpack") as file:
-        names = {transformers.safety_checker_name(name): name for name in file.tensors}
-        tensors = {name: file.tensors[original] for name, original in names.items()}
-        report = engine.check(rules, params, tensors, [])
-        assert report.complete
-        assert len(report.used) == len(file.tensors)
-        parameters = engine.import_params(rules, params, tensors, lambda name: file.read(names[name]))
-        tower = fill(network, lambda name: parameters[f"image_encoder.{name}"].read(), lambda _, a: jax.numpy.array(a))
-        lists = [
-            Concepts(**{k: p.read() for k, p in part(parameters, n).items()}) for n in ("concepts", "special_care")
-        ]
-        checker = SafetyChecker(tower, config.image_size, *lists)
-        embeddings = np.asarray(tower.merge()(last(recorded["safety_input"])))
+    monkeypatch.setattr("convert.safety.weights_file", lambda path, variant: path / "flax_model.msgpack")
+    checker = open_safety_checker(folder)
+    embeddings = np.asarray(checker.image_encoder.merge()(last(recorded["safety_input"])))
     assert error(embeddings, recorded["safety_embeds_flax"]) < 1e-6  # 4e-7
     assert [is_flagged(checker, embedding) for embedding in embeddings] == recorded["safety_flax"].tolist()
     assert set(recorded["safety_flax"]) == {True, False}
