@@ -5,10 +5,11 @@ Only names and shapes are looked at. The kinds are told apart by tensors that a 
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import NamedTuple
+from pathlib import Path
 
 from convert import layouts
 from convert.readers import TensorInfo
+from unclip_jax.checkpoints.strict_json import read_object
 
 Tensors = Mapping[str, TensorInfo]
 # The width of the text that a UNet reads, by the family that has it.
@@ -18,72 +19,74 @@ TEXT_WIDTHS = {
     2048: "Stable Diffusion XL",
 }
 OTHER_FAMILY = "these networks are Stable Diffusion 2's"
-# The parts that every checkpoint has, and how each is given by itself.
+# The parts that a checkpoint may have, and how each is given by itself.
 PART_NAMES = {"unet": "a UNet", "vae": "a VAE", "text_encoder": "a text encoder", "image_encoder": "an image encoder"}
+_WHOLE = "give the whole checkpoint that it belongs to"
 GIVE = {
-    "unet": "give the checkpoint that it belongs to as the source, and this file as unet=",
-    "vae": "give the checkpoint that it belongs to as the source, and this file as vae=",
-    "text_encoder": "give the whole checkpoint that it belongs to",
-    "image_encoder": "give the whole checkpoint that it belongs to",
+    "unet": "give the checkpoint that it belongs to as the source, and this as unet=",
+    "vae": "give the checkpoint that it belongs to as the source, and this as vae=",
+    "text_encoder": _WHOLE,
+    "image_encoder": _WHOLE,
+}
+LORA, WORD, CONTROLNET = "a LoRA or another adapter", "a textual inversion", "a ControlNet"
+SDXL, SD3, FLUX, CASCADE = "Stable Diffusion XL", "Stable Diffusion 3", "Flux", "Stable Cascade"
+BY_TWO, CHECKER = "Stable Diffusion's upscaler by two (x2 latent)", "a safety checker"
+DEPTH, PRIOR = "a depth estimator (DPT)", "a text-to-image prior"
+ADVICE = {
+    **dict.fromkeys((SDXL, SD3, FLUX, CASCADE, "a video model"), OTHER_FAMILY),
+    LORA: "give the checkpoint that it changes as the source, and load this with load_lora_weights",
+    WORD: "give a checkpoint as the source, and load this with load_textual_inversion",
+    CONTROLNET: "ControlNets are not supported",
+    "an IP-Adapter": "IP-Adapters are not supported",
+    "a T2I-Adapter": "T2I-Adapters are not supported",
+    BY_TWO: "use the upscaler by four, stabilityai/stable-diffusion-x4-upscaler",
+    CHECKER: "give it with convert.safety.open_safety_checker",
+    DEPTH: _WHOLE,
+    PRIOR: "open it with open_prior, or give it as prior=",
+    "an image upscaler (ESRGAN)": "image upscalers of other kinds are not supported",
+    **{f"{name} on its own": GIVE[part] for part, name in PART_NAMES.items()},
 }
 
-
-class Kind(NamedTuple):
-    """name: what to call it. pattern: matches the beginning of a name that it must have. advice: what to do with it."""
-
-    name: str
-    pattern: str
-    advice: str
-
-
-# In this order: a checkpoint of another program may hold what looks like a smaller kind.
-KINDS = [
-    Kind(
-        "a LoRA or another adapter",
-        r".*[._](lora_(down|up|mid|A|B|linear_layer)|lora\.(down|up)|hada_w\d.*|lokr_w\d.*|lora_magnitude_vector|"
-        r"dora_scale|oft_blocks|oft_diag|on_input)\b|lora_unet_|lora_te\d?_|lora_(unet|text_encoder)(:|$)|bundle_emb\.",
-        "give the checkpoint that it changes as the source, and load this with load_lora_weights",
-    ),
-    Kind(
-        "a textual inversion",
-        r"(emb_params|string_to_param|string_to_token|clip_[lg])$",
-        "give a checkpoint as the source, and load this with load_textual_inversion",
-    ),
-    Kind(
-        "a ControlNet",
-        r"(control_model|controlnet)\.|(module\.)?controlnet_(cond_embedding|down_blocks|mid_block)\.|input_hint_block\.|"
-        r"zero_convs\.",
-        "ControlNets are not supported",
-    ),
-    Kind("an IP-Adapter", r"(ip_adapter|image_proj)\.", "IP-Adapters are not supported"),
-    Kind("a T2I-Adapter", r"(adapter\.)?body\.\d+\.(block|resnets|in_conv)", "T2I-Adapters are not supported"),
-    Kind("Stable Diffusion 3", r"(model\.diffusion_model\.|transformer\.)?joint_(transformer_)?blocks\.", OTHER_FAMILY),
-    Kind("Flux", r"(model\.diffusion_model\.)?(double_blocks|single_transformer_blocks)\.", OTHER_FAMILY),
-    Kind("Stable Cascade", r"(model\.diffusion_model\.)?clip_(txt|img)_mapper\.", OTHER_FAMILY),
-    Kind("Stable Diffusion XL", r"conditioner\.embedders\.1\.(model|transformer)\.(?!visual\.)", OTHER_FAMILY),
-    Kind(
-        "Stable Diffusion's upscaler by two (x2 latent)",
-        r"(.*\.)?(low_res_noise_embed|u_net\.[du]_blocks)\.|.*resnets\.\d+\.norm1\.linear\.",
-        "use the upscaler by four, stabilityai/stable-diffusion-x4-upscaler",
-    ),
-    Kind("a video model", r".*\.(time_stack|temporal_transformer_blocks|motion_modules)\.", OTHER_FAMILY),
-    Kind(
-        "a safety checker",
-        r"(vision_model\.)*(concept_embeds|special_care_embeds)",
-        "give it with convert.safety.open_safety_checker",
-    ),
-    Kind(
-        "a depth estimator (DPT)",
-        r"(dpt\.|neck\.)|(pretrained|scratch)\.",
-        "give the whole checkpoint that it belongs to",
-    ),
-    Kind("Karlo's prior", r"model\.prd_emb$", "open it with open_prior, or give it as prior="),
-    Kind(
-        "an image upscaler (ESRGAN)",
-        r"(params(_ema)?\.)?(conv_first|model\.\d+\.sub\.\d+|body\.\d+\.rdb1)\.",
-        "image upscalers of other kinds are not supported",
-    ),
-]  # fmt: skip
+# What the name of some tensor begins with, by kind; first the kinds that hold what looks like another.
+TENSORS = {
+    LORA: r".*[._](lora_(down|up|mid|A|B|linear_layer)|lora\.(down|up)|hada_w\d.*|lokr_w\d.*|lora_magnitude_vector"
+    r"|dora_scale|oft_blocks|oft_diag|on_input)\b|lora_unet_|lora_te\d?_|lora_(unet|text_encoder)(:|$)|bundle_emb\.",
+    WORD: r"(emb_params|string_to_param|string_to_token|clip_[lg])$",
+    CONTROLNET: r"(control_model|controlnet)\.|(module\.)?controlnet_(cond_embedding|down_blocks|mid_block)\."
+    r"|input_hint_block\.|zero_convs\.",
+    "an IP-Adapter": r"(ip_adapter|image_proj)\.",
+    "a T2I-Adapter": r"(adapter\.)?body\.\d+\.(block|resnets|in_conv)",
+    SD3: r"(model\.diffusion_model\.|transformer\.)?joint_(transformer_)?blocks\.",
+    FLUX: r"(model\.diffusion_model\.)?(double_blocks|single_transformer_blocks)\.",
+    CASCADE: r"(model\.diffusion_model\.)?clip_(txt|img)_mapper\.",
+    SDXL: r"conditioner\.embedders\.1\.(model|transformer)\.(?!visual\.)",
+    BY_TWO: r"(.*\.)?(low_res_noise_embed|u_net\.[du]_blocks)\.|.*resnets\.\d+\.norm1\.linear\.",
+    "a video model": r".*\.(time_stack|temporal_transformer_blocks|motion_modules)\.",
+    CHECKER: r"(vision_model\.)*(concept_embeds|special_care_embeds)",
+    DEPTH: r"(dpt|neck|pretrained|scratch)\.",
+    PRIOR: r"model\.prd_emb$",
+    "an image upscaler (ESRGAN)": r"(params(_ema)?\.)?(conv_first|model\.\d+\.sub\.\d+|body\.\d+\.rdb1)\.",
+}
+# The classes that a folder's model_index.json or config.json may name.
+CLASSES = {
+    SDXL: r"StableDiffusion.*XL.*",
+    SD3: r"StableDiffusion3.*",
+    BY_TWO: r"StableDiffusionLatentUpscale.*",
+    CONTROLNET: r".*ControlNet.*",
+    FLUX: r"Flux(?!.*StableDiffusion).*",
+    CASCADE: r"StableCascade.*|Wuerstchen.*",
+    PRIOR: r"UnCLIPPipeline|PriorTransformer",
+    CHECKER: r"StableDiffusionSafetyChecker",
+    DEPTH: r"DPT.*|dpt",
+    "a UNet on its own": r"(Flax)?UNet2DConditionModel",
+    "a VAE on its own": r"(Flax)?AutoencoderKL",
+    "a text encoder on its own": r"CLIPTextModel.*|clip_text_model",
+    "an image encoder on its own": r"CLIPVisionModel.*|clip_vision_model",
+}
+FILES = {
+    LORA: r"adapter_config\.json|pytorch_lora_weights\.(safetensors|bin)",
+    WORD: r"learned_embeds\.(safetensors|bin)",
+}
 
 
 def kind_of(tensors: Tensors, without: Collection[str] = ()) -> str:
@@ -92,15 +95,15 @@ def kind_of(tensors: Tensors, without: Collection[str] = ()) -> str:
     without: parts of a checkpoint that it need not have.
     """
     names = list(tensors)
-    for kind in KINDS:
-        if any(map(re.compile(kind.pattern).match, names)):
-            return f"is {kind.name}: {kind.advice}"
+    for kind, pattern in TENSORS.items():
+        if any(map(re.compile(pattern).match, names)):
+            return _sentence(kind)
     if family := family_of(tensors):
         return f"is of {family}: {OTHER_FAMILY}"
     held = parts_of(names)
     missing = [part for part in ("unet", "vae", "text_encoder") if part not in (*held, *without)]
     if len(held) == 1 and missing:
-        return f"is {PART_NAMES[held[0]]} on its own: {GIVE[held[0]]}"
+        return _sentence(f"{PART_NAMES[held[0]]} on its own")
     if held and missing:
         lacking = " and ".join(part.replace("_", " ").replace("vae", "VAE").replace("unet", "UNet") for part in missing)
         options = [f"{part}=" for part in missing if part in ("unet", "vae")]
@@ -135,3 +138,23 @@ def _signed(part: str) -> Callable[[str], bool]:
 
 
 _BARE = {part: _signed(part) for part in PART_NAMES}
+
+
+def kind_of_folder(folder: Path) -> str:
+    """What a folder holds that is no checkpoint, and what to do with it; "" for what is not known."""
+    for name in ("model_index.json", "config.json"):
+        try:
+            data = read_object(folder / name)
+        except ValueError:
+            continue
+        classes = [data.get("_class_name"), data.get("model_type")]
+        classes += data["architectures"] if isinstance(data.get("architectures"), list) else []
+        for kind, pattern in CLASSES.items():
+            if any(isinstance(text, str) and re.fullmatch(pattern, text) for text in classes):
+                return _sentence(kind)
+    names = [path.name for path in folder.iterdir()]
+    return next((_sentence(k) for k, p in FILES.items() if any(map(re.compile(p).fullmatch, names))), "")
+
+
+def _sentence(kind: str) -> str:
+    return f"is {kind}: {ADVICE[kind]}"

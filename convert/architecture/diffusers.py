@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from convert.kinds import kind_of_folder
 from convert.readers import CheckpointError
 from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig, Task
 from unclip_jax.checkpoints.strict_json import read_object
@@ -109,6 +110,8 @@ def from_folder(folder: Path) -> CheckpointConfig:
     index = read_json(folder / "model_index.json")
     pipeline = torch_class(index.get("_class_name"))
     if not isinstance(pipeline, str) or pipeline not in CLASSES:
+        if kind := kind_of_folder(folder):
+            raise CheckpointError(f"{folder.name}: {kind}")
         raise CheckpointError(f"model_index.json: _class_name is {pipeline!r}; accepted: {', '.join(CLASSES)}")
     for component in CLASSES[pipeline]:
         entry = index.get(component)

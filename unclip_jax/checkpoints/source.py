@@ -158,6 +158,7 @@ def _open(
     from convert.architecture.original import ARCHITECTURES
     from convert.architecture.presets import PRESETS
     from convert.clip import is_open_clip, is_transformers_clip, open_open_clip, open_transformers_clip
+    from convert.kinds import kind_of_folder
     from convert.prior import is_prior
     from convert.source import open_diffusers, open_original
 
@@ -173,6 +174,8 @@ def _open(
         if is_transformers_clip(path):
             return open_transformers_clip(path, variant=variant)
         if not (path / "model_index.json").is_file():
+            if kind := kind_of_folder(path):
+                raise ValueError(f"{path.name}: {kind}")
             raise ValueError(
                 f"{path}: neither a converted checkpoint (config.json) nor a diffusers folder (model_index.json)"
             )
