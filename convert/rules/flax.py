@@ -36,14 +36,15 @@ def flax_dialect(torch: Dialect) -> Dialect:
 
     def table(t: Table, prefix: str, config: Any) -> None:
         start = len(t.rules)
-        torch.table(t, prefix, config)
-        t.rules[start:] = flax_rules(t.rules[start:])
+        torch.table(t, "", config)
+        rules = flax_rules(t.rules[start:])
+        t.rules[start:] = [dataclasses.replace(rule, foreign=f"{prefix}{rule.foreign}") for rule in rules]
 
     sign = torch.sign.replace("_blocks", r"_blocks_\d+")
     unused = (
         dataclasses.replace(item, pattern=item.pattern.replace("weight", "(?:weight|kernel)")) for item in torch.unused
     )
-    return Dialect(table, rf"(?=.*\.{LEAVES}$)(?:{sign})", unused=tuple(unused))
+    return Dialect(table, rf"(?=.*\.{LEAVES}$)(?:{sign})", torch.spellings, tuple(unused))
 
 
 def flax_rules(rules: Iterable[Rule]) -> list[Rule]:

@@ -196,6 +196,10 @@ def test_the_dialect_is_told_from_pytorchs(preset, monkeypatch):
         for name in flax_names | torch_names:
             folder, _, within = name.partition("/")
             assert folder == component or not re.fullmatch(flax.sign, within), name
+    tower = layouts.Place("conditioner.embedders.3.model.", "flax")  # whose number is no part of a name
+    names = {rule.foreign for rule in layouts.table(config, params, {"text_encoder": tower}).rules}
+    assert f"{tower.prefix}text_model.encoder.layers.3.mlp.fc1.kernel" in names
+    assert layouts.locate(names, {"text_encoder": diffusers.PLACES["text_encoder"]})[0] == {"text_encoder": tower}
     unused = [re.compile(item.pattern) for item in layouts.PARTS["text_encoder"]["flax"].unused]
     for name in ("text_projection.kernel", "logit_scale", "text_model.embeddings.position_ids"):
         assert any(pattern.fullmatch(name) for pattern in unused)
