@@ -10,6 +10,7 @@ from convert.architecture.diffusers import read_clip, read_json
 from convert.architecture.original import ARCHITECTURES, read_open_clip
 from convert.readers import CheckpointError, TensorInfo, open_tensors
 from convert.rules import clip as names
+from convert.rules.flax import flax_rules, is_flax
 from convert.weights import weights_file
 from unclip_jax.checkpoints.checkpoint import Checkpoint
 from unclip_jax.checkpoints.networks import abstract_params
@@ -77,6 +78,8 @@ def open_transformers_clip(folder: Path, *, variant: str | None = None) -> Check
         tensors: Mapping[str, TensorInfo] = file.tensors
         params = abstract_params(architecture)
         rules = names.transformers_model(architecture, params).rules
+        if is_flax(tensors):
+            rules = flax_rules(rules)
         engine.require_complete(engine.check(rules, params, tensors, names.TRANSFORMERS_UNUSED), folder.name)
         parameters = engine.import_params(rules, params, tensors, file.read)
         try:

@@ -45,6 +45,11 @@ LAYOUTS = {
         lambda a: a.transpose(2, 3, 1, 0).reshape(-1, a.shape[0]),
         lambda a: a.reshape(_patch_side(a.shape[0]), -1, 3, a.shape[1]).transpose(3, 2, 0, 1),
     ),
+    # The same in Flax's files, (p, p, 3, O).
+    "flax patch": Layout(
+        lambda a: a.reshape(-1, a.shape[-1]),
+        lambda a: a.reshape(_patch_side(a.shape[0]), -1, 3, a.shape[1]),
+    ),
     # One row there, a vector here.
     "row": Layout(lambda a: a[0], lambda a: a[None]),
     # One token of one picture there, a vector here.
@@ -297,8 +302,13 @@ def require_complete(report: Report, where: str) -> None:
 
 
 def core_shape(shape: Shape) -> Shape:
-    """A shape without what dialects differ in: some keep a Linear as a 1x1 convolution, and the other way round."""
-    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
+    """A shape without what dialects differ in: some keep a Linear as a 1x1 convolution, and the other way round.
+
+    Convolutions have their two sides last in PyTorch's files, and first in Flax's.
+    """
+    if len(shape) != 4 or (1, 1) not in (shape[2:], shape[:2]):
+        return shape
+    return shape[:2] if shape[2:] == (1, 1) else shape[2:]
 
 
 def _first(names: list[str], count: int = 5) -> str:

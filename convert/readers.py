@@ -1,4 +1,4 @@
-"""Reads foreign checkpoints without torch: `.safetensors`, torch files, and either kind in shards with an index.
+"""Reads foreign checkpoints without torch: `.safetensors`, torch files, Flax's, and each kind in shards with an index.
 
 What a file is shows from its first bytes; its name does not matter. Tensors stay views of the mapped files.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from convert.msgpack_file import begins_msgpack, open_msgpack
 from convert.safetensors_file import open_safetensors
 from convert.tensor_file import (
     JSON_LIMIT,
@@ -32,7 +33,7 @@ REFUSED = {
     "legacy": f"is in torch's old form, from before version 1.6: {RESAVE}",
     "tar": f"is in torch's oldest form, a tar file: {RESAVE}",
     "pickle": f"is a bare pickle, not a file of torch.save: {RESAVE}",
-    "unknown": "is neither a .safetensors nor a torch file nor an index of such files",
+    "unknown": "is neither a .safetensors nor a torch file nor one of Flax (.msgpack), nor an index of such files",
 }
 LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # torch.serialization's, the first pickle of the file
 
@@ -41,7 +42,8 @@ def open_tensors(path: Path) -> TensorFile:
     """Opens a checkpoint to read its tensors by name: see `TensorFile`.
 
     path: a `.safetensors` file; a torch file (`.ckpt`, `.pt`, `.pth`, `.bin`, `.th`) of a dict of tensors, bare or
-    under "state_dict"; or the JSON index of a sharded checkpoint, whose shards lie beside it.
+    under "state_dict"; a `.msgpack` file of Flax; or the JSON index of a sharded checkpoint, whose shards lie beside
+    it.
 
     Raises FileNotFoundError, and CheckpointError in one line for a file that is damaged, hostile or something else.
     """
@@ -50,6 +52,8 @@ def open_tensors(path: Path) -> TensorFile:
             return open_safetensors(path)
         case "zip":
             return open_torch(path)
+        case "msgpack":
+            return open_msgpack(path)
         case "json":
             return _open_index(path)
         case other:
@@ -66,14 +70,14 @@ def load_pickle(path: Path) -> Any:
     match recognise(path):
         case "zip":
             return load_torch(path)
-        case "safetensors" | "json":
+        case "safetensors" | "msgpack" | "json":
             raise CheckpointError(f"{path}: want a torch file (.pt, .pth, .th)")
         case other:
             raise CheckpointError(f"{path}: {REFUSED[other]}")
 
 
 def recognise(path: Path) -> str:
-    """What a file is by its first bytes: "safetensors", "zip", "json" or a key of REFUSED."""
+    """What a file is by its first bytes: "safetensors", "zip", "msgpack", "json" or a key of REFUSED."""
     with naming(path), open_file(path) as file:
         head = file.read(512)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -92,6 +96,8 @@ def recognise(path: Path) -> str:
         return "git-lfs"
     if text.startswith(b"<"):
         return "html"
+    if begins_msgpack(head):
+        return "msgpack"
     return "json" if text.startswith(b"{") else "unknown"
 
 
@@ -107,6 +113,8 @@ def _open_index(path: Path) -> TensorFile:
             if not isinstance(shard, str) or not _is_plain(shard):
                 shown = quoted(shard) if isinstance(shard, str) else f"a {type(shard).__name__}"
                 raise CheckpointError(f"{quoted(name)}: its shard is {shown}; want the name of a file beside the index")
+    # Flax's shards and their index have slashes in their names, for which the reader gives dots.
+    places = {name.replace("/", ".") if shard.endswith(".msgpack") else name: shard for name, shard in places.items()}
     with contextlib.ExitStack() as resources:
         shards = {shard: resources.enter_context(_open_shard(path, shard)) for shard in dict.fromkeys(places.values())}
         with naming(path):

@@ -12,6 +12,7 @@ from convert.architecture.diffusers import read_safety_checker
 from convert.engine import check, import_params, require_complete
 from convert.readers import CheckpointError, open_tensors
 from convert.rules import clip
+from convert.rules.flax import flax_rules, is_flax
 from convert.weights import weights_file
 from unclip_jax.checkpoints.networks import abstract_network, fill, part
 from unclip_jax.models.clip import VisionEncoder
@@ -50,6 +51,8 @@ def open_safety_checker(folder: str | os.PathLike[str], *, variant: str | None =
         if len(names) < len(file.tensors):
             raise CheckpointError(f"{path.name}: tensors are there twice, under names of two ages")
         tensors = {name: file.tensors[original] for name, original in names.items()}
+        if is_flax(tensors):
+            rules = flax_rules(rules)
         require_complete(check(rules, params, tensors, clip.TRANSFORMERS_UNUSED), path.name)
         parameters = import_params(rules, params, tensors, lambda name: file.read(names[name]))
 

@@ -92,6 +92,11 @@ CLIP_NORMALISATION = {
 }
 
 
+def torch_class(name: Any) -> Any:
+    """A class of diffusers or transformers by its name in PyTorch: Flax's have the same behind "Flax"."""
+    return name.removeprefix("Flax") if isinstance(name, str) else name
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises CheckpointError in one line for anything else."""
     try:
@@ -107,7 +112,7 @@ def from_folder(folder: Path) -> CheckpointConfig:
         kind = kind or "neither a converted checkpoint (config.json) nor a diffusers folder (model_index.json)"
         raise CheckpointError(f"{folder.name}: {kind}")
     index = read_json(folder / "model_index.json")
-    pipeline = index.get("_class_name")
+    pipeline = torch_class(index.get("_class_name"))
     if not isinstance(pipeline, str) or pipeline not in CLASSES:
         if kind:
             raise CheckpointError(f"{folder.name}: {kind}")
@@ -117,7 +122,7 @@ def from_folder(folder: Path) -> CheckpointConfig:
         if not isinstance(entry, list) or len(entry) != 2 or None in entry:
             raise CheckpointError(f"model_index.json: {component} is {entry!r:.80}; {pipeline} needs it")
         # diffusers would import what is named here; here another network than ours is only worth a refusal.
-        if component in NETWORKS and entry[1] != COMPONENTS[component][1]:
+        if component in NETWORKS and torch_class(entry[1]) != COMPONENTS[component][1]:
             raise CheckpointError(
                 f"model_index.json: {component} is a {entry[1]!r:.80}; accepted: {COMPONENTS[component][1]}"
             )
@@ -154,6 +159,7 @@ def from_folder(folder: Path) -> CheckpointConfig:
             f"text_encoder/config.json has hidden_size {text.width}"
         )
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    scheduler |= {"_class_name": torch_class(scheduler.get("_class_name"))}
     try:
         name = scheduler_name(scheduler)
     except ValueError as error:
@@ -291,7 +297,7 @@ class _Config:
 
 
 def _unet(c: _Config) -> UNetConfig:
-    c.expect({"_class_name": ("UNet2DConditionModel",)})
+    c.expect({"_class_name": ("UNet2DConditionModel", "FlaxUNet2DConditionModel")})
     channels = c.sequence("block_out_channels", (320, 640, 1280, 1280), int)
     levels = len(channels)
     c.expect(UNET_FIXED)
@@ -346,7 +352,7 @@ def _vae(c: _Config) -> VAEConfig:
     channels = c.sequence("block_out_channels", (64,), int)
     c.expect(
         {
-            "_class_name": ("AutoencoderKL",),
+            "_class_name": ("AutoencoderKL", "FlaxAutoencoderKL"),
             "act_fn": ("silu", "swish"),
             "mid_block_add_attention": (True,),
             "shift_factor": (None,),

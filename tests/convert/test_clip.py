@@ -13,6 +13,7 @@ from convert.__main__ import main
 from convert.clip import is_clip, open_open_clip, open_transformers_clip
 from convert.engine import export_tensors
 from convert.rules import clip as names
+from convert.rules.flax import flax_rules
 from tests.convert.diffusers_folder import write_tokenizer
 from unclip_jax.checkpoints.checkpoint import Parameter
 from unclip_jax.checkpoints.config import ClipConfig
@@ -98,6 +99,20 @@ def test_a_transformers_folder(folder, parameters):
         assert checkpoint.config == dataclasses.replace(CONFIG, tokenizer_dialect="transformers")
         assert_same(checkpoint, parameters)
     assert main([str(folder), "--check"]) == 0
+
+
+def test_a_transformers_folder_of_flax(folder, parameters):
+    """The safetensors file that FlaxCLIPModel saves on request."""
+
+    def flax(config, params):
+        return types.SimpleNamespace(rules=flax_rules(names.transformers_model(config, params).rules))
+
+    arrays = tensors(flax, parameters)
+    assert arrays["vision_model.embeddings.patch_embedding.kernel"].shape == (14, 14, 3, 64)
+    assert arrays["text_projection.kernel"].shape == (64, 24)
+    save_file(arrays, folder / "model.safetensors", {"format": "flax"})
+    with open_checkpoint(folder) as checkpoint:
+        assert_same(checkpoint, parameters)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from flax.serialization import to_bytes
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -803,6 +804,7 @@ VALID = {
     "a.pt": torch_bytes(mapping({"state_dict": mapping({"w": tensor(), "v": tensor(shape=(4, 3), strides=(1, 4))})})),
     "wide.pt": torch_bytes(mapping({"w": tensor()}), zip64=True),
     "index.json": b'{"weight_map": {"w": "one.bin", "v": "one.bin"}}',
+    "a.msgpack": to_bytes({"conv_in": {"kernel": ARRAY, "bias": ARRAY[0].astype(ml_dtypes.bfloat16)}, "w": ARRAY[0]}),
 }
 PICKLE = mapping(
     {"w": tensor(), "v": b"](" + name("argparse.Namespace") + b")\x81q\1h\1e", "u": several(tensor(), b"N")}
