@@ -17,8 +17,10 @@ from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.depth import PATCH, DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.pipelines.repairs import repaired_unet, repaired_vae
 from unclip_jax.sampling.schedule import NoiseSchedule
 from unclip_jax.sampling.solvers import scheduler_name
+from unclip_jax.sampling.solvers.settings import given
 
 # Each component's library and class in model_index.json, as far as it is always the same.
 COMPONENTS = {
@@ -120,8 +122,9 @@ def from_folder(folder: Path) -> CheckpointConfig:
             raise CheckpointError(
                 f"model_index.json: {component!r:.80} is {entry!r:.80}: no names of a library and class"
             )
-    unet = _unet(_Config(folder / "unet" / "config.json"))
-    vae = _vae(_Config(folder / "vae" / "config.json"))
+    unet_file = _Config(folder / "unet" / "config.json")
+    unet = repaired_unet(_unet(unet_file), unet_file.data, pipeline, str(folder))
+    vae = repaired_vae(_vae(_Config(folder / "vae" / "config.json")), pipeline, str(folder))
     text = _text(_Config(folder / "text_encoder" / "config.json"))
     vision, noising, depth = None, None, None
     if "low_res_scheduler" in CLASSES[pipeline]:
@@ -146,11 +149,13 @@ def from_folder(folder: Path) -> CheckpointConfig:
             f"unet/config.json: cross_attention_dim is {unet.cross_attention_dim}; "
             f"text_encoder/config.json has hidden_size {text.width}"
         )
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    # As in diffusers the index says which class the settings are read by, whatever they say of it themselves.
+    kind = str(index["scheduler"][1]).removeprefix("Flax")
+    scheduler = given(read_json(folder / "scheduler" / "scheduler_config.json")) | {"_class_name": kind}
     try:
         name = scheduler_name(scheduler)
     except ValueError as error:
-        raise CheckpointError(f"scheduler/scheduler_config.json: {error}") from error
+        raise CheckpointError(f"model_index.json: scheduler: {error}") from error
     return CheckpointConfig(
         unet=unet,
         vae=vae,

@@ -36,6 +36,7 @@ from unclip_jax.pictures import to_uint8
 from unclip_jax.pipelines.arguments import MAX_SCALE, check_number
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.programs import Known, make_programs
+from unclip_jax.pipelines.repairs import repaired
 from unclip_jax.pipelines.request import Request
 from unclip_jax.progress import Progress
 from unclip_jax.safety import SafetyChecker
@@ -130,7 +131,7 @@ class Pipeline:
     pag_scale: of perturbed-attention guidance, from 0, which is none
     projected_guidance: a `ProjectedGuidance`, or None
     num_images_per_prompt: B is so many times the number of prompts (or pictures), those of one prompt side by side
-    scheduler: None for the checkpoint's own, a name (`unclip_jax.sampling.SCHEDULERS`) or a Solver
+    scheduler: None for the checkpoint's own, a name (`unclip_jax.sampling.SCHEDULERS`) or a Solver; see docs/solvers.md
     eta: 0..1, how stochastic DDIM is
     seed: 0..2**32 - 1; image i's noise comes from (seed, i) alone
     step_noise: (network calls, B, H/f, W/f, 4) for stochastic solvers, instead of what the seed gives
@@ -141,6 +142,7 @@ class Pipeline:
     """
 
     tasks: ClassVar[tuple[Task, ...]]
+    diffusers_class: ClassVar[str]  # the same pipeline there
 
     def __init__(
         self,
@@ -204,6 +206,8 @@ class Pipeline:
     def from_checkpoint(cls, checkpoint: Checkpoint, dtype: Any, mesh: Mesh, memory: Memory = DEFAULT_MEMORY) -> Self:
         """Fills the networks of an open checkpoint, parameter by parameter, straight onto their devices.
 
+        What diffusers' pipeline corrects in the files of a folder is corrected, with a warning, see
+        `unclip_jax.pipelines.repairs`.
         With `memory.free_networks` nothing is read yet, and the checkpoint has to stay open as long as the pipeline.
         Raises ValueError for a checkpoint of another task.
         """
@@ -214,6 +218,7 @@ class Pipeline:
                 f"{checkpoint.source} is a checkpoint for {config.task}; {cls.__name__} takes one for "
                 f"{' or '.join(cls.tasks)}"
             )
+        config = repaired(config, cls.diffusers_class, checkpoint.source)
         networks = abstract_networks(config, dtype, memory.attention_chunk)
         if not memory.free_networks:
             networks = load_networks(checkpoint, networks, mesh)

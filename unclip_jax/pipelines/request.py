@@ -87,7 +87,8 @@ def check_request(
     elif isinstance(name, str):
         train = config.scheduler_config.get("num_train_timesteps", 1000)
         begin = 0 if strength is None else first_step(name, steps, strength, train, depth)
-        solver = make_solver(name, config.scheduler_config, steps, a["eta"], begin)
+        own = a["scheduler"] is None
+        solver = make_solver(name, config.scheduler_config, steps, a["eta"], begin, own=own)
     else:
         raise ValueError(f"scheduler is {name!r}; want None, a name or a Solver")
 
