@@ -323,7 +323,7 @@ def test_a_text_to_image_folder(tmp_path):
             ("model_index.json", name): ... for name in ("image_encoder", "image_normalizer", "image_noising_scheduler")
         },
         **{("unet/config.json", key): None for key in ("class_embed_type", "projection_class_embeddings_input_dim")},
-        ("scheduler/scheduler_config.json", "_class_name"): "DDIMScheduler",
+        ("model_index.json", "scheduler"): ["diffusers", "DDIMScheduler"],
     }
     unet = dataclasses.replace(CONFIG.unet, class_embedding=None, class_embedding_size=None)
     config = from_folder(write_configs(tmp_path, changes))
@@ -331,6 +331,22 @@ def test_a_text_to_image_folder(tmp_path):
     assert config == dataclasses.replace(
         CONFIG, unet=unet, image_encoder=None, image_noising=None, scheduler="ddim", scheduler_config=scheduler
     )
+
+
+@pytest.mark.parametrize("said", ["EulerDiscreteScheduler", "RePaintScheduler", ["DDIMScheduler"], ...])
+def test_the_index_says_which_class_the_schedulers_settings_are_of(tmp_path, said):
+    """Whatever the settings say, as in diffusers; Flax pipelines have classes of their own for the same settings."""
+    changes = {
+        ("model_index.json", "scheduler"): ["diffusers", "FlaxDDIMScheduler"],
+        ("scheduler/scheduler_config.json", "_class_name"): said,
+        ("scheduler/scheduler_config.json", "steps_offset"): 3,
+        ("scheduler/scheduler_config.json", "set_alpha_to_one"): True,
+        ("scheduler/scheduler_config.json", "_use_default_values"): ["set_alpha_to_one"],  # of what diffusers saved
+    }
+    config = from_folder(write_configs(tmp_path, changes))
+    kept = {key: value for key, value in CONFIG.scheduler_config.items() if key != "set_alpha_to_one"}
+    assert config.scheduler == "ddim"
+    assert config.scheduler_config == {**kept, "_class_name": "DDIMScheduler", "steps_offset": 3}
 
 
 def test_an_upscaler_unet(tmp_path):
@@ -401,7 +417,7 @@ def test_an_upscaler_unet(tmp_path):
         ("feature_extractor/preprocessor_config.json", "resample", 2, ["resample is 2"]),
         ("feature_extractor/preprocessor_config.json", "do_normalize", False, ["do_normalize is False"]),
         ("feature_extractor/preprocessor_config.json", "image_mean", [0.5, 0.5, 0.5], ["image_mean"]),
-        ("scheduler/scheduler_config.json", "_class_name", "RePaintScheduler", ["EulerDiscreteScheduler"]),
+        ("model_index.json", "scheduler", ["diffusers", "RePaintScheduler"], ["EulerDiscreteScheduler"]),
     ],
 )  # fmt: skip
 def test_folders_that_describe_something_else(tmp_path, file, key, value, words):

@@ -109,7 +109,7 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, free
         tokens = _array((1, text.context_length), one, np.int32)
         count("text_encoder", programs.embed_text.lower(weights["text_encoder"], tokens), tokens)
 
-        solver = make_solver(config.scheduler, config.scheduler_config, 20, own=True)
+        solver = make_solver(config.scheduler, config.scheduler_config, 20)
         grid = {name: np.asarray(column) for name, column in solver.grid.items()}
         states = _array((rows, text.context_length, text.width), many)
         extra = config.unet.in_channels - latent_shape[-1]

@@ -177,6 +177,11 @@ def _parts(name: str) -> tuple[str, str | None]:
     return _NAMES[name]
 
 
+def describes(config: Mapping[str, Any], name: str) -> bool:
+    """Whether `config` is the file of the solver called `name`, and not of one whose place it takes."""
+    return config.get("_class_name") in (*_CLASSES,) and scheduler_name(config) == name
+
+
 def scheduler_name(config: Mapping[str, Any]) -> str:
     """Our name for the scheduler that a diffusers scheduler_config.json describes, by its `_class_name`.
 

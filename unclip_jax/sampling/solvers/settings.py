@@ -1,7 +1,7 @@
 """Reading a diffusers `scheduler_config.json` the way diffusers does.
 
-A scheduler's own file: keys that are there count, absent ones are the class's default. A scheduler that takes its place:
-`swapped`. Keys which the class does not have are ignored. What we cannot honour is refused by name.
+Of a scheduler's own file the keys that are there count, and absent ones are the class's default; for one that takes its
+place see `swapped`. Keys which the class does not have are ignored. What we cannot honour is refused by name.
 """
 
 import math
@@ -27,8 +27,8 @@ THRESHOLDING_DEFAULTS: dict[str, Any] = {
     "dynamic_thresholding_ratio": 0.995,
     "sample_max_value": 1.0,
 }
-# diffusers' mark in the settings of a scheduler: keys whose values are not the file's, but the class's default or what a
-# pipeline has put there since.
+# diffusers' mark in the settings of a scheduler: the keys whose values are not the file's, but the class's default, or
+# what a pipeline has put there since.
 DEFAULTED = "_use_default_values"
 LARGEST_INTEGER = 1_000_000  # keeps a broken file from asking for tables that fill the memory
 CHOICES: dict[str, tuple[Any, ...]] = {
