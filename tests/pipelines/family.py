@@ -198,6 +198,7 @@ def compare(kind, theirs, ours, scheduler, steps, *, guidance_scale=5.0, repeats
 
     if scheduler is not None:
         class_name, changes = SCHEDULERS[scheduler]
+        changes = {"clip_sample": False, "thresholding": False, **changes}  # ours never limits x0 then
         theirs.scheduler = getattr(diffusers, class_name).from_config(dict(ours.config.scheduler_config), **changes)
     reference = theirs.scheduler
     draws = [noise for noise, weight in zip(step_noise, solver.grid.get("noise", ()), strict=False) if weight]

@@ -180,14 +180,15 @@ def latents_error(name, opened, folder, monkeypatch, scheduler=None, steps=5):
     return np.abs(made - wanted).max(), np.abs(wanted).max()
 
 
-def check(name, scheduler, file, opened, tmp_path, monkeypatch):
+def check(name, scheduler, file, opened, tmp_path, monkeypatch, by_name=None):
+    """The latents of a folder with such a scheduler, or with another by its name, and their largest value."""
     kind = CLASSES[scheduler]
     base = opened(name)[0]
     prediction = json.loads((base / "scheduler" / "scheduler_config.json").read_text())["prediction_type"]
     settings = {**written(kind, file), "prediction_type": prediction}
     folder = edit(base, tmp_path / "edited", settings, scheduler=["diffusers", kind])
-    error, largest = latents_error(name, opened, folder, monkeypatch)
-    print(f"measured: {name}, {scheduler}, {file}: {error:.1e} of {largest:.1f}")
+    error, largest = latents_error(name, opened, folder, monkeypatch, by_name)
+    print(f"measured: {name}, {scheduler}, {file}, {by_name}: {error:.1e} of {largest:.1f}")
     assert error <= TOLERANCE
     return largest
 
@@ -206,6 +207,25 @@ def test_text_to_image(scheduler, file, opened, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [name for name in PIPELINES if not name.startswith("text")])
 def test_other_pipelines(name, scheduler, file, opened, tmp_path, monkeypatch):
     check(name, scheduler, file, opened, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(("scheduler", "by_name"), [("pndm", "ddim"), ("unipc", "pndm"), ("ddim", "ddpm")])
+@pytest.mark.parametrize("file", ["all wrong", "all absent"])
+def test_another_scheduler_by_its_name(scheduler, by_name, file, opened, tmp_path, monkeypatch):
+    assert check("text to image", scheduler, file, opened, tmp_path, monkeypatch, by_name) > 2  # nothing was clipped
+
+
+@pytest.mark.parametrize("said", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_an_index_that_names_another_class(said, opened, tmp_path, monkeypatch):
+    """The index's counts, with the keys that the settings have."""
+    base = opened("text to image")[0]
+    settings = {**BASE, "_class_name": said, "algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}
+    settings |= {"prediction_type": "epsilon"}
+    for kind in ("DDIMScheduler", "PNDMScheduler", "EulerAncestralDiscreteScheduler"):
+        folder = edit(base, tmp_path / kind, settings, scheduler=["diffusers", kind])
+        error, largest = latents_error("text to image", opened, folder, monkeypatch)
+        print(f"measured: index {kind}, settings {said}: {error:.1e} of {largest:.1f}")
+        assert error <= TOLERANCE
 
 
 @pytest.mark.heavy  # half an hour

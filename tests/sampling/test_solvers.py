@@ -625,7 +625,8 @@ def test_defaults_of_the_class_whose_place_is_taken_do_not_count():
 
 
 def test_what_a_file_describes():
-    assert describes(PUBLISHED, "pndm")
+    assert describes(PUBLISHED_UNCLIP_SCHEDULER, "pndm")
+    assert not describes(PUBLISHED_UNCLIP_SCHEDULER, "ddim")
     assert describes({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True}, "euler-karras")
     assert not describes({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True}, "euler")
     for config in ({}, {"_class_name": "RePaintScheduler"}, {"_class_name": ["DDIMScheduler"]}):
