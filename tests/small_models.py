@@ -76,6 +76,7 @@ DEPTH = dataclasses.replace(
 UPSCALE = dataclasses.replace(
     TEXT_TO_IMAGE,
     unet=dataclasses.replace(SMALL.unet, in_channels=7, class_embedding="table", class_embedding_size=1000),
+    vae=dataclasses.replace(SMALL.vae, scaling_factor=0.08333),
     image_noising=NoiseSchedule(beta_schedule="scaled_linear"),
 )
 INPAINT = dataclasses.replace(TEXT_TO_IMAGE, unet=dataclasses.replace(TEXT_TO_IMAGE.unet, in_channels=9))

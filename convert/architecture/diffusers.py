@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from convert.kinds import kind_of_folder
 from convert.readers import CheckpointError
 from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig, Task
+from unclip_jax.checkpoints.repairs import repaired_unet, repaired_vae
 from unclip_jax.checkpoints.strict_json import read_object
 from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.depth import PATCH, DepthConfig
@@ -20,6 +21,7 @@ from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
 from unclip_jax.sampling.schedule import NoiseSchedule
 from unclip_jax.sampling.solvers import scheduler_name
+from unclip_jax.sampling.solvers.settings import given
 
 # Each component's library and class in model_index.json, as far as it is always the same.
 COMPONENTS = {
@@ -109,7 +111,7 @@ def from_folder(folder: Path) -> CheckpointConfig:
     """The architecture a diffusers folder describes. Raises CheckpointError in one line, naming file and key."""
     kind = kind_of_folder(folder)
     if not (folder / "model_index.json").is_file():
-        kind = kind or "neither a converted checkpoint (config.json) nor a diffusers folder (model_index.json)"
+        kind = kind or "neither a converted checkpoint (config.json) nor a diffusers folder: model_index.json is missing"
         raise CheckpointError(f"{folder.name}: {kind}")
     index = read_json(folder / "model_index.json")
     pipeline = torch_class(index.get("_class_name"))
@@ -132,8 +134,9 @@ def from_folder(folder: Path) -> CheckpointConfig:
             raise CheckpointError(
                 f"model_index.json: {component!r:.80} is {entry!r:.80}: no names of a library and class"
             )
-    unet = _unet(_Config(folder / "unet" / "config.json"))
-    vae = _vae(_Config(folder / "vae" / "config.json"))
+    unet_file = _Config(folder / "unet" / "config.json")
+    unet = repaired_unet(_unet(unet_file), unet_file.data, pipeline, str(folder))
+    vae = repaired_vae(_vae(_Config(folder / "vae" / "config.json")), pipeline, str(folder))
     text = _text(_Config(folder / "text_encoder" / "config.json"))
     vision, noising, depth = None, None, None
     if "low_res_scheduler" in CLASSES[pipeline]:
@@ -158,12 +161,13 @@ def from_folder(folder: Path) -> CheckpointConfig:
             f"unet/config.json: cross_attention_dim is {unet.cross_attention_dim}; "
             f"text_encoder/config.json has hidden_size {text.width}"
         )
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    scheduler |= {"_class_name": torch_class(scheduler.get("_class_name"))}
+    # As in diffusers the index says which class the settings are read by, whatever they say of it themselves.
+    kind = str(torch_class(index["scheduler"][1]))
+    scheduler = given(read_json(folder / "scheduler" / "scheduler_config.json")) | {"_class_name": kind}
     try:
         name = scheduler_name(scheduler)
     except ValueError as error:
-        raise CheckpointError(f"scheduler/scheduler_config.json: {error}") from error
+        raise CheckpointError(f"model_index.json: scheduler: {error}") from error
     return CheckpointConfig(
         unet=unet,
         vae=vae,

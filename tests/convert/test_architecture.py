@@ -325,7 +325,7 @@ def test_a_text_to_image_folder(tmp_path):
             ("model_index.json", name): ... for name in ("image_encoder", "image_normalizer", "image_noising_scheduler")
         },
         **{("unet/config.json", key): None for key in ("class_embed_type", "projection_class_embeddings_input_dim")},
-        ("scheduler/scheduler_config.json", "_class_name"): "DDIMScheduler",
+        ("model_index.json", "scheduler"): ["diffusers", "DDIMScheduler"],
     }
     unet = dataclasses.replace(CONFIG.unet, class_embedding=None, class_embedding_size=None)
     config = from_folder(write_configs(tmp_path, changes))
@@ -333,6 +333,22 @@ def test_a_text_to_image_folder(tmp_path):
     assert config == dataclasses.replace(
         CONFIG, unet=unet, image_encoder=None, image_noising=None, scheduler="ddim", scheduler_config=scheduler
     )
+
+
+@pytest.mark.parametrize("said", ["EulerDiscreteScheduler", "RePaintScheduler", ["DDIMScheduler"], ...])
+def test_the_index_says_which_class_the_schedulers_settings_are_of(tmp_path, said):
+    """Whatever the settings say, as in diffusers; Flax pipelines have classes of their own for the same settings."""
+    changes = {
+        ("model_index.json", "scheduler"): ["diffusers", "FlaxDDIMScheduler"],
+        ("scheduler/scheduler_config.json", "_class_name"): said,
+        ("scheduler/scheduler_config.json", "steps_offset"): 3,
+        ("scheduler/scheduler_config.json", "set_alpha_to_one"): True,
+        ("scheduler/scheduler_config.json", "_use_default_values"): ["set_alpha_to_one"],  # of what diffusers saved
+    }
+    config = from_folder(write_configs(tmp_path, changes))
+    kept = {key: value for key, value in CONFIG.scheduler_config.items() if key != "set_alpha_to_one"}
+    assert config.scheduler == "ddim"
+    assert config.scheduler_config == {**kept, "_class_name": "DDIMScheduler", "steps_offset": 3}
 
 
 def test_an_upscaler_unet(tmp_path):
@@ -352,7 +368,7 @@ def test_an_upscaler_unet(tmp_path):
 @pytest.mark.parametrize(
     ("file", "key", "value", "words"),
     [
-        ("model_index.json", "_class_name", "FluxPipeline", ["'FluxPipeline'", "StableUnCLIPImg2ImgPipeline"]),
+        ("model_index.json", "_class_name", "SanaPipeline", ["'SanaPipeline'", "StableUnCLIPImg2ImgPipeline"]),
         ("model_index.json", "_class_name", ["a"], ["_class_name is ['a']"]),
         ("model_index.json", "vae", ..., ["vae is None", "needs it"]),
         ("model_index.json", "image_encoder", [None, None], ["image_encoder is [None, None]"]),
@@ -403,7 +419,7 @@ def test_an_upscaler_unet(tmp_path):
         ("feature_extractor/preprocessor_config.json", "resample", 2, ["resample is 2"]),
         ("feature_extractor/preprocessor_config.json", "do_normalize", False, ["do_normalize is False"]),
         ("feature_extractor/preprocessor_config.json", "image_mean", [0.5, 0.5, 0.5], ["image_mean"]),
-        ("scheduler/scheduler_config.json", "_class_name", "RePaintScheduler", ["EulerDiscreteScheduler"]),
+        ("model_index.json", "scheduler", ["diffusers", "RePaintScheduler"], ["EulerDiscreteScheduler"]),
     ],
 )  # fmt: skip
 def test_folders_that_describe_something_else(tmp_path, file, key, value, words):

@@ -163,15 +163,18 @@ def hole(size):
 
 
 def compare(kind, theirs, ours, scheduler, steps, *, guidance_scale=5.0, repeats=2, **settings):
-    """The largest difference of the final pictures, in 0..1, and diffusers' pictures."""
+    """The largest difference of the final pictures, in 0..1 (or latents, as `output_type` says), and diffusers' own.
+
+    scheduler: one of `SCHEDULERS`, in the place of the folder's own; None for that.
+    """
     rng = np.random.default_rng(steps)
     side = SIZE if kind.channels == 7 else SIZE // 2
     shape = (repeats, side, side, 4)
-    class_name, changes = SCHEDULERS[scheduler]
     strength = STRENGTH if kind.begins else None
-    begin = first_step(scheduler, steps, strength) if kind.begins else 0
+    name = ours.config.scheduler if scheduler is None else scheduler
+    begin = first_step(name, steps, strength) if kind.begins else 0
     eta = settings.get("eta", 0.0)
-    solver = make_solver(scheduler, ours.config.scheduler_config, steps, eta, begin)
+    solver = make_solver(name, ours.config.scheduler_config, steps, eta, begin, own=scheduler is None)
     start = rng.standard_normal(shape, np.float32)
     # A picture is encoded, or noised, once there for all that is made of it.
     encoding = np.repeat(rng.standard_normal((2, 1, *shape[1:]), np.float32), repeats, axis=1)
@@ -193,8 +196,11 @@ def compare(kind, theirs, ours, scheduler, steps, *, guidance_scale=5.0, repeats
     }
     sized = {} if kind.channels in (5, 7) or "Img2Img" in kind.theirs else {"height": SIZE, "width": SIZE}
 
-    reference = getattr(diffusers, class_name).from_config(dict(ours.config.scheduler_config), **changes)
-    theirs.scheduler = reference
+    if scheduler is not None:
+        class_name, changes = SCHEDULERS[scheduler]
+        changes = {"clip_sample": False, "thresholding": False, **changes}  # ours never limits x0 then
+        theirs.scheduler = getattr(diffusers, class_name).from_config(dict(ours.config.scheduler_config), **changes)
+    reference = theirs.scheduler
     draws = [noise for noise, weight in zip(step_noise, solver.grid.get("noise", ()), strict=False) if weight]
     steps_of_theirs = itertools.chain(draws, itertools.repeat(np.zeros(shape, np.float32)))
     # What each module draws, in order.
@@ -224,6 +230,8 @@ def compare(kind, theirs, ours, scheduler, steps, *, guidance_scale=5.0, repeats
     if solver.stochastic:
         noise["step_noise"] = step_noise
     made = ours(**common, **sized, **start_strength, scheduler=scheduler, **noise).images
+    if isinstance(wanted, torch.Tensor):
+        wanted = np.moveaxis(wanted.numpy(), 1, -1)
     return float(np.abs(made - wanted).max()), wanted
 
 

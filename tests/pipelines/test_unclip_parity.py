@@ -147,28 +147,36 @@ def photo(seed, width=90, height=70):
 
 
 def both(monkeypatch, theirs, ours, *, pictures=1, repeats=1, scheduler="pndm", size=(32, 32), eta=0.0, **settings):
-    """The final pictures of diffusers and of ours, (B, H, W, 3) each, from the same noise."""
+    """The final pictures of diffusers and of ours, (B, H, W, 3) each (or latents), from the same noise.
+
+    scheduler: a name in `SCHEDULERS`, or None for the folder's own.
+    """
     rng = np.random.default_rng(1)
     batch, (height, width) = pictures * repeats, size
     latents = rng.standard_normal((batch, height // 2, width // 2, 4), np.float32)
     image_noise = rng.standard_normal((pictures, theirs.image_normalizer.config.embedding_dim), np.float32)
-    solver = make_solver(scheduler, ours.config.scheduler_config, settings["num_inference_steps"], eta)
+    name = ours.config.scheduler if scheduler is None else scheduler
+    steps, own = settings["num_inference_steps"], scheduler is None
+    solver = make_solver(name, ours.config.scheduler_config, steps, eta, own=own)
     step_noise = rng.standard_normal((solver.calls, *latents.shape), np.float32)
-    settings |= {"height": height, "width": width, "num_images_per_prompt": repeats, "eta": eta, "output_type": "np"}
+    settings |= {"height": height, "width": width, "num_images_per_prompt": repeats, "eta": eta}
+    settings.setdefault("output_type", "np")
     # DPM2's ancestral form draws at the second call of each step.
     draws = iter(map(torch_order, step_noise[1::2] if scheduler == "dpm2-a" else step_noise))
-    kind, changes = SCHEDULERS[scheduler]
+    kind, changes = (type(theirs.scheduler), {}) if own else SCHEDULERS[scheduler]
     with monkeypatch.context() as patch:
         patch.setattr(reference_module, "randn_tensor", lambda shape, **options: torch.from_numpy(image_noise))
         module = sys.modules[kind.__module__]
         patch.setattr(module, "randn_tensor", lambda shape, **options: next(draws), raising=False)
-        reference = kind.from_config(theirs.scheduler.config, **changes)
+        reference = theirs.scheduler if own else kind.from_config(theirs.scheduler.config, **changes)
         patch.setattr(theirs, "scheduler", reference)
         # What it draws it multiplies by this, and what it is given it does not.
         reference.set_timesteps(settings["num_inference_steps"])
         noise = torch_order(latents) * reference.init_noise_sigma
         in_torch = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in settings.items()}
         wanted = theirs(latents=noise, **in_torch).images
+        if settings["output_type"] == "latent":
+            wanted = np.moveaxis(wanted.numpy(), 1, -1)
     given = {"latents": latents, "image_noise": image_noise, "step_noise": step_noise if solver.stochastic else None}
     return wanted, ours(scheduler=scheduler, **given, **settings).images
 

@@ -17,6 +17,7 @@ from unclip_jax.sampling.solvers import (
     PUBLISHED_UNCLIP_SCHEDULER,
     SCHEDULERS,
     ddim_inversion,
+    describes,
     dpmpp_2m,
     first_step,
     ldm_ddim,
@@ -364,7 +365,7 @@ def test_images_of_a_batch_do_not_mix_under_thresholding():
     x = np.stack([np.full(SHAPE[1:], 0.1), np.linspace(-9, 9, np.prod(SHAPE[1:])).reshape(SHAPE[1:])])
     x = x.astype(np.float32)
     for name in ("ddim", "dpm++2m"):
-        solver = make_solver(name, config, 3)
+        solver = make_solver(name, config, 3, own=True)
 
         def predict(x, row):
             return network(x, row["timestep"], jnp, 0.0)
@@ -584,7 +585,7 @@ def test_numpy_numbers_are_numbers():
 )
 def test_settings_that_cannot_be_honoured_are_refused_by_name(name, setting, message):
     with pytest.raises(ValueError, match=message) as error:
-        make_solver(name, {**PUBLISHED, **setting}, 20)
+        make_solver(name, {**PUBLISHED, **setting}, 20, own=True)
     assert "\n" not in str(error.value)
 
 
@@ -601,8 +602,35 @@ def test_absent_keys_take_the_new_classes_default():
     leading = {**PUBLISHED, "timestep_spacing": "leading"}
     assert make_solver("dpm++2m", leading, 5).grid["timestep"].tolist() == [831, 665, 499, 333, 167]
     # DDIM's own defaults: clipping on, no offset, alphas_cumprod 1 at the end.
-    grid = make_solver("ddim", {}, 5).grid
+    grid = make_solver("ddim", {}, 5, own=True).grid
     assert (grid["timestep"][-1], grid["clip"][0], grid["x0"][-1]) == (0, 1, 1)
+
+
+@pytest.mark.parametrize("setting", [{"clip_sample": True}, {"clip_sample": ...}, {"thresholding": True}])
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if not name.startswith("ldm-")])
+def test_a_solver_that_takes_anothers_place_never_limits_x0(name, setting):
+    """Latents go far beyond what these settings, and some classes' defaults, would leave of them."""
+    config = {key: value for key, value in {**PUBLISHED, **setting}.items() if value is not ...}
+    grid = make_solver(name, config, 5).grid
+    assert np.all(np.isinf(grid.get("clip", np.inf)))
+    assert "threshold_ratio" not in grid
+
+
+def test_defaults_of_the_class_whose_place_is_taken_do_not_count():
+    """As in diffusers, which marks them."""
+    config = {**PUBLISHED, "steps_offset": 1, "_use_default_values": ["steps_offset"]}
+    assert make_solver("ddim", config, 5).grid["timestep"][-1] == 0
+    assert make_solver("ddim", config, 5, own=True).grid["timestep"][-1] == 1
+    assert make_solver("ddim", {**PUBLISHED, "_use_default_values": 5}, 5).grid["timestep"][-1] == 1
+
+
+def test_what_a_file_describes():
+    assert describes(PUBLISHED_UNCLIP_SCHEDULER, "pndm")
+    assert not describes(PUBLISHED_UNCLIP_SCHEDULER, "ddim")
+    assert describes({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True}, "euler-karras")
+    assert not describes({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True}, "euler")
+    for config in ({}, {"_class_name": "RePaintScheduler"}, {"_class_name": ["DDIMScheduler"]}):
+        assert not describes(config, "ddim")
 
 
 @pytest.mark.parametrize("steps", [61, 998])

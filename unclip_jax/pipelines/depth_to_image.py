@@ -33,6 +33,7 @@ class DepthToImagePipeline(Pipeline):
     """Changes pictures by prompts and keeps their depth."""
 
     tasks = ("depth-to-image",)
+    diffusers_class = "StableDiffusionDepth2ImgPipeline"
 
     def __call__(
         self,

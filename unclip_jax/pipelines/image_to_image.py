@@ -20,6 +20,7 @@ class ImageToImagePipeline(Pipeline):
     """Changes pictures by prompts; with unCLIP checkpoints, variations that begin with the picture's own latents."""
 
     tasks = ("text-to-image", "variations")
+    diffusers_class = "StableDiffusionImg2ImgPipeline"
 
     def __call__(
         self,

@@ -50,6 +50,7 @@ class InpaintPipeline(Pipeline):
     """Repaints the white part of a mask; with unCLIP checkpoints, guided by a picture."""
 
     tasks = ("inpaint", "text-to-image", "variations")
+    diffusers_class = "StableDiffusionInpaintPipeline"
 
     def __call__(
         self,

@@ -26,6 +26,7 @@ from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
 from unclip_jax.checkpoints.config import CheckpointConfig, Task
 from unclip_jax.checkpoints.loading import load_networks, return_freed_memory
 from unclip_jax.checkpoints.networks import Network, abstract_networks
+from unclip_jax.checkpoints.repairs import repaired
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.compilation import use_compilation_cache
 from unclip_jax.conditioning.image import preprocess
@@ -130,7 +131,7 @@ class Pipeline:
     pag_scale: of perturbed-attention guidance, from 0, which is none
     projected_guidance: a `ProjectedGuidance`, or None
     num_images_per_prompt: B is so many times the number of prompts (or pictures), those of one prompt side by side
-    scheduler: None for the checkpoint's own, a name (`unclip_jax.sampling.SCHEDULERS`) or a Solver
+    scheduler: None for the checkpoint's own, a name (`unclip_jax.sampling.SCHEDULERS`) or a Solver; see docs/solvers.md
     eta: 0..1, how stochastic DDIM is
     seed: 0..2**32 - 1; image i's noise comes from (seed, i) alone
     step_noise: (network calls, B, H/f, W/f, 4) for stochastic solvers, instead of what the seed gives
@@ -141,6 +142,7 @@ class Pipeline:
     """
 
     tasks: ClassVar[tuple[Task, ...]]
+    diffusers_class: ClassVar[str]  # the same pipeline there
 
     def __init__(
         self,
@@ -204,6 +206,8 @@ class Pipeline:
     def from_checkpoint(cls, checkpoint: Checkpoint, dtype: Any, mesh: Mesh, memory: Memory = DEFAULT_MEMORY) -> Self:
         """Fills the networks of an open checkpoint, parameter by parameter, straight onto their devices.
 
+        What diffusers' pipeline corrects in the files of a folder is corrected, with a warning, see
+        `unclip_jax.checkpoints.repairs`.
         With `memory.free_networks` nothing is read yet, and the checkpoint has to stay open as long as the pipeline.
         Raises ValueError for a checkpoint of another task.
         """
@@ -214,6 +218,7 @@ class Pipeline:
                 f"{checkpoint.source} is a checkpoint for {config.task}; {cls.__name__} takes one for "
                 f"{' or '.join(cls.tasks)}"
             )
+        config = repaired(config, cls.diffusers_class, checkpoint.source)
         networks = abstract_networks(config, dtype, memory.attention_chunk)
         if not memory.free_networks:
             networks = load_networks(checkpoint, networks, mesh)

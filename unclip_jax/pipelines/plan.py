@@ -61,7 +61,7 @@ def plan(
     abstract = dataclasses.replace(memory, free_networks=True)
     config = family_config(checkpoint)
     pipe = pipeline_for(config).from_checkpoint(checkpoint, dtype, mesh, abstract)
-    latent_shape = check_latent_shape(config, height, width)
+    latent_shape = check_latent_shape(pipe.config, height, width)
     batch = check_integer("batch", batch, 1, 1 << 20)
     return _stages(pipe, latent_shape, batch, memory.free_networks)
 
@@ -109,7 +109,7 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, free
         tokens = _array((1, text.context_length), one, np.int32)
         count("text_encoder", programs.embed_text.lower(weights["text_encoder"], tokens), tokens)
 
-        solver = make_solver(config.scheduler, config.scheduler_config, 20, 0.0)
+        solver = make_solver(config.scheduler, config.scheduler_config, 20)
         grid = {name: np.asarray(column) for name, column in solver.grid.items()}
         states = _array((rows, text.context_length, text.width), many)
         extra = config.unet.in_channels - latent_shape[-1]

@@ -11,7 +11,7 @@ from unclip_jax.pipelines import arguments as check
 from unclip_jax.pipelines.picture_condition import PictureCondition
 from unclip_jax.pipelines.start_picture import StartPicture
 from unclip_jax.sampling.guidance import Guidance
-from unclip_jax.sampling.solvers import Solver, first_step, make_solver
+from unclip_jax.sampling.solvers import Solver, describes, first_step, make_solver
 
 OutputType = Literal["pil", "np", "latent"]
 
@@ -87,7 +87,8 @@ def check_request(
     elif isinstance(name, str):
         train = config.scheduler_config.get("num_train_timesteps", 1000)
         begin = 0 if strength is None else first_step(name, steps, strength, train, depth)
-        solver = make_solver(name, config.scheduler_config, steps, a["eta"], begin)
+        own = a["scheduler"] is None and describes(config.scheduler_config, name)
+        solver = make_solver(name, config.scheduler_config, steps, a["eta"], begin, own=own)
     else:
         raise ValueError(f"scheduler is {name!r}; want None, a name or a Solver")
 

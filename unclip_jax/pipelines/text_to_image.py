@@ -16,6 +16,7 @@ class TextToImagePipeline(Pipeline):
     """Makes pictures of prompts, with checkpoints that predict the noise (512-base) or v (768-v)."""
 
     tasks = ("text-to-image",)
+    diffusers_class = "StableDiffusionPipeline"
 
     def __call__(
         self,

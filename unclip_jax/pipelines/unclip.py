@@ -18,6 +18,7 @@ class UnCLIPPipeline(Pipeline):
     """Makes variations of pictures."""
 
     tasks = ("variations",)
+    diffusers_class = "StableUnCLIPImg2ImgPipeline"
 
     def __call__(
         self,

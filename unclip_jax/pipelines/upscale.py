@@ -41,6 +41,7 @@ class UpscalePipeline(Pipeline):
     """Makes pictures four times as large."""
 
     tasks = ("upscale",)
+    diffusers_class = "StableDiffusionUpscalePipeline"
 
     def __call__(
         self,

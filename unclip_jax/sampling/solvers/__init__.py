@@ -11,6 +11,7 @@ from unclip_jax.sampling.solvers.lms import lms
 from unclip_jax.sampling.solvers.names import (
     PUBLISHED_UNCLIP_SCHEDULER,
     SCHEDULERS,
+    describes,
     first_step,
     make_solver,
     scheduler_name,
@@ -30,6 +31,7 @@ __all__ = [
     "ddim_inversion",
     "ddpm",
     "deis",
+    "describes",
     "dpm2",
     "dpmpp_2m",
     "dpmpp_2s",

@@ -16,6 +16,7 @@ from unclip_jax.sampling.solvers.settings import (
     noise_schedule,
     read_settings,
     spaced_timesteps,
+    swapped,
 )
 from unclip_jax.sampling.solvers.solver import Solver, make_grid
 from unclip_jax.sampling.solvers.thresholding import limits
@@ -58,13 +59,12 @@ def ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, 
 def ddim_inversion(config: Mapping[str, Any], num_inference_steps: int) -> Solver:
     """DDIM backwards, from a picture's latents to the noise that DDIM makes them of: `num_inference_steps` calls.
 
-    config: a diffusers scheduler_config.json, read as its DDIMInverseScheduler reads it: the timesteps of `ddim`,
-    rising, "leading" or "trailing". In each call x is one stride of noise below the timestep that the network is told.
-    `sample` with this solver takes the latents for the noise; `ddim` with the same config brings them back, the better
-    the more steps. Raises ValueError.
+    config: a diffusers scheduler_config.json, whose scheduler's place diffusers' DDIMInverseScheduler takes: read by
+    `swapped`, so that x0 is not limited. The timesteps are those of `ddim`, rising, "leading" or "trailing". In each
+    call x is one stride of noise below the timestep that the network is told. `sample` with this solver takes the
+    latents for the noise; `ddim` with the same config brings them back, the better the more steps. Raises ValueError.
     """
-    choices = {"timestep_spacing": ("leading", "trailing"), "thresholding": (False,)}
-    settings = read_settings(config, DEFAULTS, choices)
+    settings = read_settings(swapped(config), DEFAULTS, {"timestep_spacing": ("leading", "trailing")})
     table = alphas_cumprod(noise_schedule(settings), "diffusers")
     count = check_steps(num_inference_steps, len(table))
     timesteps = spaced_timesteps(settings, count)[::-1]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
+from unclip_jax.sampling.solvers import other_names
 from unclip_jax.sampling.solvers.consistency import lcm, tcd
 from unclip_jax.sampling.solvers.ddim import ddim
 from unclip_jax.sampling.solvers.ddpm import ddpm
@@ -15,7 +16,7 @@ from unclip_jax.sampling.solvers.euler import euler, euler_ancestral
 from unclip_jax.sampling.solvers.ldm import ldm_ddim, ldm_dpm, ldm_plms
 from unclip_jax.sampling.solvers.lms import lms
 from unclip_jax.sampling.solvers.pndm import pndm
-from unclip_jax.sampling.solvers.settings import check_eta, check_steps
+from unclip_jax.sampling.solvers.settings import check_eta, check_steps, swapped
 from unclip_jax.sampling.solvers.sigmas import SPACINGS
 from unclip_jax.sampling.solvers.solver import Solver
 from unclip_jax.sampling.solvers.two_calls import dpm2, heun
@@ -92,13 +93,22 @@ _CLASSES = {
 
 
 def make_solver(
-    name: str, config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, begin: int = 0
+    name: str,
+    config: Mapping[str, Any],
+    num_inference_steps: int,
+    eta: float = 0.0,
+    begin: int = 0,
+    *,
+    own: bool = False,
 ) -> Solver:
     """The solver called `name` for a model with the diffusers scheduler_config.json `config`.
 
     name: one of `SCHEDULERS`. "ldm-*" are the original repository's procedures, which read only the betas and
-    prediction_type; the others are diffusers', which read `config` as `from_config` does: its keys win, absent keys
-    take the class's own default, keys of other classes are ignored. A last part "karras", "exponential", "beta" or
+    prediction_type; the others are diffusers', which take the place of the scheduler that `config` describes: they read
+    it as `from_config` does (what the file says counts, what it leaves out is the new class's default, keys of other
+    classes are ignored), but never clip or threshold x0, whatever it says or leaves out. own: the solver is the one
+    that `config` describes: all it says counts, and the pictures are clipped where it, or its class's default, has it
+    so. A last part "karras", "exponential", "beta" or
     "lu" spaces the noise levels so, and "sgm-uniform" makes `timestep_spacing` "trailing", as that spacing of other
     programs is called here; without it they are as `timestep_spacing` says, whatever `use_karras_sigmas` and the like
     are. num_inference_steps: 1 to the number of training timesteps ("lcm" and "tcd": original_inference_steps). eta: 0
@@ -111,6 +121,7 @@ def make_solver(
     base, spacing = _parts(name)
     options: dict[str, Any] = {"begin": begin}
     eta = check_eta(eta)
+    config = config if own else swapped(config)
     if base in _TAKE_ETA:
         options["eta"] = eta
     if spacing == SGM_UNIFORM:
@@ -156,12 +167,19 @@ def first_step(name: str, num_inference_steps: int, strength: float, train: int 
 
 
 def _parts(name: str) -> tuple[str, str | None]:
-    """Base and spacing of a name. Raises ValueError for an unknown one, with the nearest."""
+    """Base and spacing of a name. Raises ValueError for an unknown one, with what it is called here, or the nearest."""
     if name not in SCHEDULERS:
-        close = difflib.get_close_matches(str(name).lower(), SCHEDULERS, n=1, cutoff=0.4)
-        advice = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"unknown scheduler {name!r}; {advice}accepted: {', '.join(SCHEDULERS)}")
+        advice = other_names.advice(str(name), SCHEDULERS)
+        if advice is None:
+            close = difflib.get_close_matches(str(name).lower(), SCHEDULERS, n=1, cutoff=0.4)
+            advice = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"unknown scheduler {name!r:.80}; {advice}accepted: {', '.join(SCHEDULERS)}")
     return _NAMES[name]
+
+
+def describes(config: Mapping[str, Any], name: str) -> bool:
+    """Whether `config` is the file of the solver called `name`, and not of one whose place it takes."""
+    return config.get("_class_name") in (*_CLASSES,) and scheduler_name(config) == name
 
 
 def scheduler_name(config: Mapping[str, Any]) -> str:

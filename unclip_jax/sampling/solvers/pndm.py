@@ -44,9 +44,11 @@ def pndm(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) ->
     call for one step. Without it the first three steps are Runge-Kutta's, four calls each: num_inference_steps + 9
     calls, at least 4 steps. Outputs are combined as they come and only then converted, v-predictions too.
 
-    begin: how many network calls are left out, with skip_prk_steps only. As in diffusers the first two calls that are
-    left make one step, whichever they are: from the third call on, the network is then told timesteps one step below
-    the noise level of its x (but with begin 1, where the repeated timestep comes first).
+    begin: how many network calls are left out. As in diffusers the calls that are left are counted from the first of
+    them. With skip_prk_steps the first two make one step, whichever they are: from the third call on, the network is
+    then told timesteps one step below the noise level of its x (but with begin 1, where the repeated timestep comes
+    first). Without it the first twelve are Runge-Kutta's, and x is taken for what it would be at the first timesteps of
+    all, whatever its noise level is.
 
     Raises ValueError.
     """
@@ -59,10 +61,8 @@ def pndm(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) ->
     begin = check_begin(begin, count)
     if settings["skip_prk_steps"]:
         timesteps, source, target, columns = _multistep_calls(falling, stride, begin)
-    elif begin == 0:
-        timesteps, source, target, columns = _runge_kutta_calls(falling, stride)
     else:
-        raise ValueError(f"begin is {begin}; 'pndm' with skip_prk_steps false starts at the first step only")
+        timesteps, source, target, columns = _runge_kutta_calls(falling, stride, begin)
     here = table[source]
     there = np.where(target >= 0, table[target], np.float32(1) if settings["set_alpha_to_one"] else table[0])
     if not here.all():
@@ -105,16 +105,17 @@ def _multistep_calls(falling: np.ndarray, stride: int, begin: int) -> Calls:
     return timesteps, source, target, _flat(columns)
 
 
-def _runge_kutta_calls(falling: np.ndarray, stride: int) -> Calls:
+def _runge_kutta_calls(falling: np.ndarray, stride: int, begin: int) -> Calls:
     half = stride // 2
     ends = falling[1:4]
     # Each step's four calls: at its start, twice in its middle, at its end.
     first = np.stack([falling[:3], ends + half, ends + half, ends], axis=1)  # (3 steps, 4 calls)
-    timesteps = np.concatenate([first.ravel(), falling[3:]])
+    timesteps = np.concatenate([first.ravel(), falling[3:]])[begin:]
     source, target = timesteps.copy(), timesteps - stride
-    source[:12] = np.repeat(falling[:3], 4)
-    target[:12] = timesteps[:12] - np.tile([half, 0], 6)
-    columns = _columns(len(timesteps))
+    count = len(source[:12])
+    source[:12] = np.repeat(falling[:3], 4)[:count]
+    target[:12] = timesteps[:12] - np.tile([half, 0], 6)[:count]
+    columns = _columns(12 + len(falling))
     columns["outputs"][:12, 0] = np.tile([1, 1, 1, RUNGE_KUTTA[3]], 3)
     columns["outputs"][12:] = ADAMS[4]
     columns["sum"][:12] = np.tile([0, 0, 0, 1], 3)
@@ -123,7 +124,7 @@ def _runge_kutta_calls(falling: np.ndarray, stride: int) -> Calls:
     columns["save"][:12] = columns["keep"][:12] = np.tile([1, 0, 0, 0], 3)
     columns["restart"][:12] = np.tile([0, 1, 1, 1], 3)
     columns["keep"][12:] = 1
-    return timesteps, source, target, _flat(columns)
+    return timesteps, source, target, _flat({name: column[: len(timesteps)] for name, column in columns.items()})
 
 
 def _columns(calls: int) -> dict[str, np.ndarray]:

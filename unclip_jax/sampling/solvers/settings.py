@@ -1,7 +1,7 @@
-"""Reading a diffusers `scheduler_config.json` the way diffusers' `from_config` does.
+"""Reading a diffusers `scheduler_config.json` the way diffusers does.
 
-Keys of the file win, absent keys take the default of the class asked for, and keys which that class does not have are
-ignored. What we cannot honour is refused by name.
+Of a scheduler's own file the keys that are there count, and absent ones are the class's default; for one that takes its
+place see `swapped`. Keys which the class does not have are ignored. What we cannot honour is refused by name.
 """
 
 import math
@@ -27,6 +27,9 @@ THRESHOLDING_DEFAULTS: dict[str, Any] = {
     "dynamic_thresholding_ratio": 0.995,
     "sample_max_value": 1.0,
 }
+# diffusers' mark in the settings of a scheduler: the keys whose values are not the file's, but the class's default, or
+# what a pipeline has put there since.
+DEFAULTED = "_use_default_values"
 LARGEST_INTEGER = 1_000_000  # keeps a broken file from asking for tables that fill the memory
 CHOICES: dict[str, tuple[Any, ...]] = {
     "beta_schedule": BETA_SCHEDULES,
@@ -62,6 +65,22 @@ def read_settings(
             raise ValueError(f"scheduler config: {key} is {value!r:.80}; want a number")
         settings[key] = value
     return settings
+
+
+def given(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` without the keys that `DEFAULTED` names, and without that."""
+    defaulted = config.get(DEFAULTED)
+    left_out = [DEFAULTED, *(defaulted if isinstance(defaulted, list | tuple) else ())]
+    return {key: value for key, value in config.items() if key not in left_out}
+
+
+def swapped(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings for a scheduler that takes the place of the one that `config` describes.
+
+    They are what `from_config` makes of the other's, but that x0 is not limited: latents reach far beyond -1..1, and a
+    file's `clip_sample` and `thresholding`, or the class's default where the file has no such key, are of pictures.
+    """
+    return {**given(config), "clip_sample": False, "thresholding": False}
 
 
 def noise_schedule(settings: Mapping[str, Any]) -> NoiseSchedule:

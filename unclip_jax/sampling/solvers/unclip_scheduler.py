@@ -37,7 +37,7 @@ def prior_solver(config: Mapping[str, Any], num_inference_steps: int, reference:
     """
     if config.get("_class_name") == "UnCLIPScheduler":
         return unclip_scheduler(config, num_inference_steps, reference)
-    return make_solver(scheduler_name(config), config, num_inference_steps)
+    return make_solver(scheduler_name(config), config, num_inference_steps, own=True)
 
 
 def unclip_scheduler(config: Mapping[str, Any], num_inference_steps: int, reference: Reference = "diffusers") -> Solver:

@@ -1,0 +1,107 @@
+"""What diffusers' pipelines correct in a folder when they are made of it: mistakes of old files, and of their defaults.
+
+`REPAIRS` is what the constructors in diffusers 0.42 change, class by class; the files are
+pipelines/stable_diffusion/pipeline_*.py. The class that a folder is opened with decides, not the one that wrote it.
+"""
+
+import dataclasses
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.models.unet import UNetConfig
+from unclip_jax.models.vae import VAEConfig
+from unclip_jax.sampling.solvers.settings import DEFAULTED
+
+
+@dataclasses.dataclass(frozen=True)
+class Repairs:
+    """What a constructor changes.
+
+    scheduler: keys of the scheduler's settings, and the values they then have. sample_size: whether a UNet that was
+    saved before diffusers 0.9.0 with less than 64 gets 64. vae_scaling_factor: what the VAE's is set to.
+    """
+
+    scheduler: Mapping[str, bool | int] = dataclasses.field(default_factory=dict)
+    sample_size: bool = False
+    vae_scaling_factor: float | None = None
+
+
+REPAIRS = {
+    "StableDiffusionPipeline": Repairs({"steps_offset": 1, "clip_sample": False}, sample_size=True),
+    "StableDiffusionImg2ImgPipeline": Repairs({"steps_offset": 1, "clip_sample": False}, sample_size=True),
+    "StableDiffusionInpaintPipeline": Repairs({"steps_offset": 1, "skip_prk_steps": True}, sample_size=True),
+    "StableDiffusionDepth2ImgPipeline": Repairs(sample_size=True),
+    "StableDiffusionUpscalePipeline": Repairs(vae_scaling_factor=0.08333),
+    "StableUnCLIPImg2ImgPipeline": Repairs(),
+    "StableUnCLIPPipeline": Repairs(),
+}
+
+
+def repaired(config: CheckpointConfig, diffusers_class: str, source: str) -> CheckpointConfig:
+    """`config` as diffusers' pipeline of this class has it once it is made; what is changed is warned of in one line.
+
+    Checkpoints that follow the original have no such files, and stay as they are. A key that the file leaves out is
+    marked as diffusers marks it: in a scheduler that takes the own one's place it is left out again (see `swapped`).
+    source: the checkpoint's name. The reader of folders repairs the networks already, so that their sizes are right in
+    whatever is made of them.
+    """
+    if config.dialect == "original":
+        return config
+    config = dataclasses.replace(config, vae=repaired_vae(config.vae, diffusers_class, source))
+    settings, changes = dict(config.scheduler_config), []
+    left_out = [key for key in REPAIRS[diffusers_class].scheduler if key not in settings]
+    for key, right in REPAIRS[diffusers_class].scheduler.items():
+        if _is_wrong(settings, key, right):
+            changes.append(f"{key} is {right}, not {'left out' if key in left_out else repr(settings[key])[:80]}")
+            settings[key] = right
+    if not changes:
+        return config
+    if defaulted := [key for key in left_out if key in settings]:
+        settings[DEFAULTED] = defaulted
+    _warn(source, diffusers_class, "; ".join(changes))
+    return dataclasses.replace(config, scheduler_config=settings)
+
+
+def repaired_vae(vae: VAEConfig, diffusers_class: str, source: str) -> VAEConfig:
+    """The same of the VAE alone."""
+    right = REPAIRS[diffusers_class].vae_scaling_factor
+    if right is None or vae.scaling_factor == right:
+        return vae
+    _warn(source, diffusers_class, f"the VAE's scaling_factor is {right}, not {vae.scaling_factor}")
+    return dataclasses.replace(vae, scaling_factor=right)
+
+
+def repaired_unet(unet: UNetConfig, file: Mapping[str, Any], diffusers_class: str, source: str) -> UNetConfig:
+    """The same of the UNet alone, which hangs on the version of diffusers that wrote `file`, its config.json."""
+    version = re.match(r"(\d{1,9})\.(\d{1,9})", str(file.get("_diffusers_version")))
+    size = file.get("sample_size")
+    old = version is not None and (int(version[1]), int(version[2])) < (0, 9)
+    if not (REPAIRS[diffusers_class].sample_size and old and isinstance(size, int) and size < 64):
+        return unet
+    _warn(source, diffusers_class, f"the UNet's sample_size is 64, not {size}")
+    return dataclasses.replace(unet, sample_size=64)
+
+
+def _is_wrong(settings: Mapping[str, Any], key: str, right: bool | int) -> bool:
+    if key not in settings:
+        return _wrong_by_default(settings.get("_class_name"), key)
+    # The constructors ask for the very opposite of a truth value, and for any other number.
+    return settings[key] is (not right) if isinstance(right, bool) else settings[key] != right
+
+
+def _wrong_by_default(kind: Any, key: str) -> bool:
+    """Whether a scheduler of this class has the key, with a default that is repaired."""
+    match key:
+        case "clip_sample":
+            return kind in ("DDIMScheduler", "DDPMScheduler")
+        case "skip_prk_steps":
+            return bool(kind == "PNDMScheduler")
+        case _:
+            return bool(kind != "DPMSolverSinglestepScheduler")  # it has no steps_offset; in the others it is 0
+
+
+def _warn(source: str, diffusers_class: str, changes: str) -> None:
+    warnings.warn(f"{source}: corrected as diffusers' {diffusers_class} does: {changes}", stacklevel=3)
