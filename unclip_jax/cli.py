@@ -10,6 +10,7 @@ from typing import Any
 
 from unclip_jax import __version__
 from unclip_jax.cli_pictures import COMMANDS, add_commands, add_memory, make, memory_of, mesh_of, model_name
+from unclip_jax.conditioning.address import is_address, shown
 from unclip_jax.interruption import termination_interrupts
 from unclip_jax.progress import one_line
 
@@ -107,10 +108,10 @@ def info(args: argparse.Namespace) -> None:
     if args.plan and args.source is None:
         raise ValueError("--plan: of which checkpoint? give SRC")
     facts: dict[str, Any] = {}
-    if args.source is not None and args.source.lower().endswith((".png", ".jpg", ".jpeg", ".webp")):
+    if args.source is not None and _named_like_a_picture(args.source):
         from unclip_jax.pictures import read_recipe
 
-        facts["recipe"] = read_recipe(Path(args.source))
+        facts["recipe"] = read_recipe(args.source)
     elif args.source is not None:
         from unclip_jax.checkpoints.source import open_checkpoint
 
@@ -121,6 +122,11 @@ def info(args: argparse.Namespace) -> None:
     else:
         facts = _environment()
     print(json.dumps(facts, indent=2, default=str) if args.json else "\n".join(_lines(facts)))
+
+
+def _named_like_a_picture(source: str) -> bool:
+    name = shown(source) if is_address(source) else source
+    return name.lower().startswith("data:") or name.lower().endswith((".png", ".jpg", ".jpeg", ".webp"))
 
 
 def train(args: argparse.Namespace) -> None:

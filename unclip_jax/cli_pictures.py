@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unclip_jax import __version__
+from unclip_jax.conditioning.address import fetch, is_address, shown
 
 
 class Command(NamedTuple):
@@ -69,6 +70,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 # Of the command line -> of the pipelines.
 ARGUMENTS = {"steps": "num_inference_steps", "num_images": "num_images_per_prompt", "weights": "image_weights"}
 ARGUMENTS |= {"mask": "mask_image"}
+PICTURES = ("mask_image", "depth_map", "condition_image")  # of the pipelines, beside `image`
 
 
 def add_commands(commands: Any) -> None:
@@ -80,7 +82,7 @@ def add_commands(commands: Any) -> None:
             description=f"To {command.help}. Writes one PNG an image, with its recipe inside, and a contact sheet.",
         )
         if command.inputs == "images":
-            p.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+            p.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, or their addresses (http, https)")
         else:
             p.add_argument("prompts", nargs="+", metavar="PROMPT", help="texts")
         model = p.add_argument_group("model")
@@ -154,7 +156,7 @@ def make(args: argparse.Namespace) -> None:
     paths = getattr(args, "images", [])
     others = [path for name in ("mask", "depth_map", "condition_image") if (path := getattr(args, name, None))]
     for path in (*paths, *others):
-        if not Path(path).is_file():
+        if not is_address(path) and not Path(path).is_file():
             raise FileNotFoundError(f"{'IMAGE' if path in paths else 'FILE'}: no such file: {path}")
     if args.command == "text-to-image" and args.prior is None and args.noise_level is not None:
         raise ValueError("--noise-level is of a prior's embeddings: give --prior, too")
@@ -168,10 +170,11 @@ def make(args: argparse.Namespace) -> None:
     import jax
 
     import unclip_jax
-    from unclip_jax.conditioning.image import load_image
     from unclip_jax.pictures import contact_sheet, save_png
 
-    pictures = [load_image(path) for path in paths]
+    # Opened once, and as they are: what becomes of transparency, or of 16 bits, is the pipeline's to say.
+    opened = {path: _open(path) for path in dict.fromkeys((*paths, *others))}
+    pictures = [opened[path].picture for path in paths]
     given = {k: getattr(args, k, None) for k in ("config", "clip_stats", "variant", "preprocess")}
     overrides = {k: v for k, v in given.items() if v is not None}
     opening = {"dtype": args.dtype, "mesh": mesh_of(args.devices), "memory": memory_of(args), **overrides}
@@ -183,16 +186,16 @@ def make(args: argparse.Namespace) -> None:
         call = pipe = getattr(unclip_jax, command.pipeline).from_pretrained(args.model, **opening)
     _adapt(pipe, args)
     settings = _settings(args, max(1, len(paths)))
-    # The pictures themselves are read by the pipeline: of a path it keeps what the file says, such as transparency.
-    inputs = {"image": pictures if command.pipeline == "UnCLIPPipeline" else paths} if paths else {}
-    images = call(**inputs, batch_size=args.batch_size, **settings).images
+    inputs = {"image": pictures} if paths else {}
+    inputs |= {name: opened[path].picture for name in PICTURES if (path := settings.get(name)) is not None}
+    images = call(**{**settings, **inputs}, batch_size=args.batch_size).images
 
     args.out.mkdir(parents=True, exist_ok=True)
     run = _next_run(args.out)
-    sources = [_source(path) for path in paths]
+    sources = [opened[path].origin for path in paths]
     common = {
         "command": args.command,
-        **{k: _source(v) if v in others else v for k, v in settings.items()},
+        **{k: opened[v].origin if k in PICTURES else v for k, v in settings.items()},
         "scheduler": args.scheduler or pipe.config.scheduler,
         "model": model_name(args.model),
         **({"prior": model_name(args.prior)} if getattr(args, "prior", None) else {}),
@@ -215,7 +218,8 @@ def make(args: argparse.Namespace) -> None:
         save_png(path, image, recipe)
         labelled.append((image, path.stem))
         print(path)
-    sheet = contact_sheet([(p, Path(name).name) for p, name in zip(pictures, paths, strict=True)], labelled)
+    labels = [source["name"].rpartition("/")[2] for source in sources]
+    sheet = contact_sheet(list(zip(pictures, labels, strict=True)), labelled)
     path = args.out / f"{run:04d}-sheet.png"
     save_png(path, sheet, {**common, **({"images": sources} if sources else {})})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
@@ -288,8 +292,21 @@ def _settings(args: argparse.Namespace, pictures: int) -> dict[str, Any]:
     return settings
 
 
-def _source(path: str) -> dict[str, str]:
-    return {"name": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+class _Opened(NamedTuple):
+    """A picture, and what recipes say of its file."""
+
+    picture: Any
+    origin: dict[str, str]
+
+
+def _open(path: str) -> _Opened:
+    """A picture at a path or an address."""
+    from unclip_jax.conditioning.image import open_picture
+
+    name = shown(path) if is_address(path) else path
+    content = fetch(path) if is_address(path) else Path(path).read_bytes()
+    origin = {"name": name if is_address(path) else Path(path).name, "sha256": hashlib.sha256(content).hexdigest()}
+    return _Opened(open_picture(content, f"image {name!r}"), origin)
 
 
 def _next_run(folder: Path) -> int:

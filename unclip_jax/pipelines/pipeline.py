@@ -28,7 +28,8 @@ from unclip_jax.checkpoints.loading import load_networks, return_freed_memory
 from unclip_jax.checkpoints.networks import Network, abstract_networks
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.compilation import use_compilation_cache
-from unclip_jax.conditioning.image import preprocess
+from unclip_jax.conditioning.image import PictureSource as ImageInput
+from unclip_jax.conditioning.image import load_images, preprocess
 from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.distributed import mesh as placement
 from unclip_jax.models.freeu import FreeU
@@ -45,7 +46,6 @@ from unclip_jax.sampling.noise import Branch
 from unclip_jax.sampling.schedule import alphas_cumprod
 from unclip_jax.watermark import SMALLEST, embed_watermark
 
-ImageInput = Image.Image | str | os.PathLike[str] | np.ndarray
 DEFAULT_MEMORY = Memory()
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 OVERRIDES = ("config", "clip_stats", "preprocess", "variant", "revision", "ema")
@@ -268,11 +268,16 @@ class Pipeline:
         rounding: Literal["truncate", "round"] = "truncate" if self.config.dialect == "original" else "round"
         return [Image.fromarray(a) for a in to_uint8(images, rounding)]
 
-    def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Pictures, (H, W, 3) uint8 each -> CLIP embeddings (pictures, D) float32, un-normalised."""
-        assert self.config.image_encoder is not None
+    def encode_images(self, images: ImageInput | Sequence[ImageInput]) -> np.ndarray:
+        """A picture or several, as a call takes them -> CLIP embeddings (pictures, D) float32, un-normalised.
+
+        Raises ValueError for what is no picture and for a checkpoint without an image encoder, and what
+        `unclip_jax.conditioning.image.load_image` raises.
+        """
+        if self.config.image_encoder is None:
+            raise ValueError("images are given, but this checkpoint has no image encoder")
         size = self.config.image_encoder.image_size
-        pixels = np.stack([preprocess(image, self.config.preprocess, size) for image in images])
+        pixels = np.stack([preprocess(image, self.config.preprocess, size) for image in load_images(images, "images")])
         return self._one_by_one("image_encoder", self.programs.embed_images, pixels, "encoding pictures")
 
     def encode_pictures(self, pixels: np.ndarray) -> np.ndarray:
