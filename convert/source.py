@@ -15,7 +15,7 @@ from convert.architecture import original, presets
 from convert.prior import check_prior, is_prior
 from convert.readers import CheckpointError, TensorInfo, open_tensors
 from convert.rules import diffusers, ldm
-from convert.statistics import STATISTICS, embedding_statistics
+from convert.statistics import STATISTICS, embedding_statistics, published_statistics
 from convert.weights import weights_file
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.config import CheckpointConfig
@@ -30,13 +30,17 @@ def open_original(
 
     config: the original's yaml, or the name of one of `convert.architecture.presets.PRESETS`; left out, the file must
     hold the tensors of a published checkpoint, and of one only. clip_stats: the mean and standard deviation of the
-    image embeddings, which the original keeps outside the checkpoint (`.th`, `.npz`); without it they are 0 and 1,
-    right for ViT-H, and refused for the OpenAI encoder. ema: take the UNet's moving averages.
+    image embeddings, which the original keeps outside the checkpoint (`.th`, `.npz`, diffusers' image_normalizer);
+    without it they are 0 and 1, right for ViT-H, and for the OpenAI encoder those that are published, which are
+    fetched. ema: take the UNet's moving averages.
 
     Raises CheckpointError in one line for anything that is not such a file or is incomplete.
     """
     with contextlib.ExitStack() as stack:
         plan = _plan_original(stack, path, config, ema)
+        vision = plan.config.image_encoder
+        if clip_stats is None and vision is not None and vision.activation == "quick_gelu":
+            clip_stats = published_statistics(vision.projection_dim, f"{path.name}: its image encoder is OpenAI's")
         statistics = embedding_statistics(plan.config, clip_stats)
         parameters = engine.import_params(plan.rules, plan.params, plan.tensors, plan.read)
         for name, array in statistics.items():

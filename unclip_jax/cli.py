@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         "source", nargs="?", metavar="SRC|PICTURE.png", help="a checkpoint, or a picture made by this program"
     )
     i.add_argument("--json", action="store_true", help="print JSON")
-    for name in ("config", "clip_stats", "variant"):
+    for name in ("config", "clip_stats", "variant", "revision", "subfolder"):
         i.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help="as for variations")
     planned = i.add_argument_group("memory that a run would need", "compiles the programs, runs nothing")
     planned.add_argument("--plan", action="store_true", help="print each stage's peak on a device")
@@ -115,9 +115,8 @@ def info(args: argparse.Namespace) -> None:
     elif args.source is not None:
         from unclip_jax.checkpoints.source import open_checkpoint
 
-        with open_checkpoint(
-            args.source, config=args.config, clip_stats=args.clip_stats, variant=args.variant
-        ) as checkpoint:
+        where = {"variant": args.variant, "revision": args.revision, "subfolder": args.subfolder}
+        with open_checkpoint(args.source, config=args.config, clip_stats=args.clip_stats, **where) as checkpoint:
             facts = {"plan": _plan(args, checkpoint)} if args.plan else {"checkpoint": checkpoint.describe()}
     else:
         facts = _environment()

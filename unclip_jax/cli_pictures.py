@@ -89,8 +89,11 @@ def add_commands(commands: Any) -> None:
         model.add_argument(
             "--model",
             metavar="SRC",
-            help="checkpoint file, diffusers folder, converted directory or hub id; default: the demo",
+            help="checkpoint file, diffusers folder or converted directory; on the hub: owner/name, owner/name/FILE, "
+            "or an address; default: the demo",
         )
+        model.add_argument("--revision", help="of a hub id: branch, tag or commit")
+        model.add_argument("--subfolder", metavar="DIR", help="where in SRC the checkpoint is")
         model.add_argument("--config", metavar="YAML", help="the original's yaml, for unpublished architectures")
         model.add_argument("--clip-stats", metavar="FILE", help="statistics of image embeddings, for ViT-L checkpoints")
         model.add_argument("--variant", help="of a diffusers folder or hub id, such as fp16")
@@ -175,7 +178,9 @@ def make(args: argparse.Namespace) -> None:
     # Opened once, and as they are: what becomes of transparency, or of 16 bits, is the pipeline's to say.
     opened = {path: _open(path) for path in dict.fromkeys((*paths, *others))}
     pictures = [opened[path].picture for path in paths]
-    given = {k: getattr(args, k, None) for k in ("config", "clip_stats", "variant", "preprocess")}
+    given = {
+        k: getattr(args, k, None) for k in ("config", "clip_stats", "variant", "revision", "subfolder", "preprocess")
+    }
     overrides = {k: v for k, v in given.items() if v is not None}
     opening = {"dtype": args.dtype, "mesh": mesh_of(args.devices), "memory": memory_of(args), **overrides}
     call: Any
@@ -250,7 +255,7 @@ def model_name(model: str | None) -> str:
     """What recipes and reports call a checkpoint: a file's or a folder's own name, a hub id, or the demo."""
     if model is None:
         return "the demo model"
-    return Path(model).name if Path(model).exists() else model
+    return Path(model).name if Path(model).exists() else shown(model)
 
 
 def _adapt(pipe: Any, args: argparse.Namespace) -> None:

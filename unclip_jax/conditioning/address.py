@@ -22,14 +22,15 @@ def is_address(text: str) -> bool:
     return ADDRESS.match(text) is not None
 
 
-def shown(address: str) -> str:
-    """An address without what may be secret: user and password, the query, the fragment, and a data URI's data."""
-    if address[:5].lower() == "data:":
-        return "data:" + re.split(r"[;,]", address[5:105], maxsplit=1)[0]
-    whole = address.partition("?")[0].partition("#")[0]
-    scheme, _, rest = whole.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+def shown(text: str) -> str:
+    """An address without what may be secret: user and password, the query, the fragment, and a data URI's data.
+
+    Other texts are shown as they are.
+    """
+    if text[:5].lower() == "data:":
+        return "data:" + re.split(r"[;,]", text[5:105], maxsplit=1)[0]
+    address = re.match(r"([a-z][a-z0-9+.-]*:/+)(?:[^/?#]*@)?([^?#]*)", text, re.IGNORECASE)
+    return address[1] + address[2] if address else text
 
 
 def fetch(address: str, name: str = "image") -> bytes:

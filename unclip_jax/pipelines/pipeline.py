@@ -48,7 +48,7 @@ from unclip_jax.watermark import SMALLEST, embed_watermark
 
 DEFAULT_MEMORY = Memory()
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
-OVERRIDES = ("config", "clip_stats", "preprocess", "variant", "revision", "ema")
+OVERRIDES = ("config", "clip_stats", "preprocess", "variant", "revision", "subfolder", "mirrors", "ema")
 
 # A linear guess of a latent cell's colour, for previews: rows are Stable Diffusion's four latent channels.
 LATENT_RGB = np.array(
@@ -187,13 +187,14 @@ class Pipeline:
     ) -> Self:
         """Opens a checkpoint and puts its networks on the devices.
 
-        source: a converted directory, a diffusers folder, an original `.ckpt`/`.safetensors` file, or a hub id; None
-            for the demo model that comes with the package (64x64 drawings), see docs/demo-model.md.
+        source: a converted directory, a diffusers folder, an original `.ckpt`/`.safetensors` file, or one of these on
+            the hub ("owner/name", "owner/name/FILE" or FOLDER, an address); None for the demo model that comes with
+            the package (64x64 drawings), see docs/demo-model.md.
         dtype: of weights and computation, "float32", "bfloat16" or "float16" (or a jnp dtype); None is float32 on CPU
             and bfloat16 on accelerators.
         mesh: None for all local devices along "data"; or a `jax.sharding.Mesh` with axes "data" and/or "model".
         memory: what to do to need less of it, see `unclip_jax.pipelines.memory.Memory`.
-        overrides: `config`, `clip_stats`, `preprocess`, `variant`, `revision`, `ema`, see
+        overrides: `config`, `clip_stats`, `preprocess`, `variant`, `revision`, `subfolder`, `mirrors`, `ema`, see
             `unclip_jax.checkpoints.source.open_checkpoint`.
 
         Raises FileNotFoundError when there is nothing at `source`, ValueError for a file or option that is refused.
@@ -617,8 +618,7 @@ def open_pipeline(
     overrides: Mapping[str, Any],
 ) -> Any:
     """Opens a checkpoint with the pipeline that `choose` names for it. Arguments: see `Pipeline.from_pretrained`."""
-    if unknown := overrides.keys() - set(OVERRIDES):
-        raise ValueError(f"unknown overrides {', '.join(sorted(unknown))}; accepted: {', '.join(OVERRIDES)}")
+    check_overrides(overrides)
     mesh = placement.local_mesh() if mesh is None else placement.check_mesh(mesh)
     use_compilation_cache()
     with contextlib.ExitStack() as stack:
@@ -627,6 +627,12 @@ def open_pipeline(
         if memory.free_networks:
             stack.pop_all()
         return pipe
+
+
+def check_overrides(overrides: Mapping[str, Any]) -> None:
+    """Raises ValueError for what `open_checkpoint` does not take."""
+    if unknown := overrides.keys() - set(OVERRIDES):
+        raise ValueError(f"unknown overrides {', '.join(sorted(unknown))}; accepted: {', '.join(OVERRIDES)}")
 
 
 def check_dtype(dtype: Any, mesh: Mesh) -> Any:
