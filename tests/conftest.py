@@ -59,6 +59,7 @@ def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A small hub on loopback, which huggingface_hub then asks, with an empty cache in `tmp_path`."""
     from tests.hub_server import serving
 
+    (tmp_path / "hub").mkdir()
     with serving(tmp_path / "hub", monkeypatch) as server:
         yield server
 

@@ -74,7 +74,7 @@ def test_what_is_no_place(text: str) -> None:
     [
         (
             "https://civitai.com/api/download/models/1?token=secret",
-            "source is an address at civitai.com, and only the hub",
+            "source is an address at 'civitai.com', and only the hub",
         ),
         ("https://user:secret@example.org/x.ckpt", "source is an address at 'example.org', .* download the file"),
         ("https://example.org/huggingface.co/a/b", "source is an address at 'example.org'"),

@@ -94,7 +94,7 @@ def published(hub_server, original, folder, ours):
 
 
 def test_every_way_to_a_checkpoint_on_the_hub(published, original, folder, ours):
-    config, address = original[1], f"{published.endpoint}/a/b"
+    address = f"{published.endpoint}/a/b"
     ways = {
         original[0]: [("a/b/tiny.safetensors", {}), (f"{address}/resolve/main/tiny.safetensors?download=true", {})],
         folder: [
@@ -109,17 +109,17 @@ def test_every_way_to_a_checkpoint_on_the_hub(published, original, folder, ours)
         ours: [("a/b/jax", {}), ("a/b", {"subfolder": "jax"}), (f"{address}/tree/main/jax/", {})],
     }
     for path, sources in ways.items():
-        options = {"config": config} if path.is_file() else {}
-        if path.is_file():  # the yaml may come from there, too
-            sources.append(("a/b/tiny.safetensors", {"config": "a/b/tiny.yaml"}))
-            sources.append(("a/b/tiny.safetensors", {"config": f"{address}/blob/main/tiny.yaml"}))
-        with open_checkpoint(path, **options) as want:
-            for source, where in sources:
-                with open_checkpoint(source, **options | where) as checkpoint:
-                    assert checkpoint.params.keys() == want.params.keys(), source
-                    assert checkpoint.config == want.config
-                    name = "unet.conv_in.kernel"
-                    np.testing.assert_array_equal(checkpoint.params[name].read(), want.params[name].read())
+        for source, where in sources:
+            found = local_path(source, **where)
+            assert found.is_file() == path.is_file()
+            if path.is_file():
+                assert found.read_bytes() == path.read_bytes()
+            else:
+                assert files_of(found).items() <= files_of(path).items(), source
+        # All that opening takes is there; the yaml may come from there, too.
+        options = {"config": f"{address}/blob/main/tiny.yaml"} if path.is_file() else {}
+        with open_checkpoint(source, **where, **options) as checkpoint:
+            assert checkpoint.params["unet.conv_in.kernel"].read().size
     assert "README.md" not in published.bodies()
 
 
@@ -183,15 +183,16 @@ def test_the_copy_of_a_removed_repository(published, folder, monkeypatch):
 
 def test_the_command_lines(published, original, tmp_path, capsys):
     address, config = f"{published.endpoint}/a/b", ["--config", str(original[1])]
-    for i, arguments in enumerate(
+    digest = ["--sha256", sha256(original[0])]
+    for i, (source, *options) in enumerate(
         (
-            [f"{address}/resolve/main/tiny.safetensors?download=true", *config],
-            ["a/b/tiny.safetensors", "--config", "a/b/tiny.yaml", "--sha256", sha256(original[0])],
+            [f"{address}/resolve/main/tiny.safetensors?download=true", *config, *digest],
             ["a/b", "--subfolder", "folders/fox", "--revision", "v1"],
         )
     ):
-        assert main([*arguments, "--check"] if "--sha256" not in arguments else [*arguments[:3], "--check"]) == 0
-        assert main([*arguments, str(tmp_path / str(i))]) == 0, capsys.readouterr().err
+        assert main([source, "--check", *options]) == 0
+        assert main([source, str(tmp_path / str(i)), *options]) == 0, capsys.readouterr().err
+    assert main(["a/b/tiny.safetensors", "--config", "a/b/tiny.yaml", "--check"]) == 0
     assert json.loads((tmp_path / "0" / "provenance.json").read_text())["source"] == "tiny.safetensors"
     assert cli.main(["info", "a/b", "--subfolder", "jax"]) == 0
     assert cli.main(["info", f"{address}/tree/v1/folders/fox", "--json"]) == 0

@@ -82,6 +82,7 @@ def normalizer(mean, std):
 
 def test_published_statistics_are_fetched(golden_files, hub_server, monkeypatch):
     file, options = golden_files("unclip_l")
+    options = dict(options)
     with np.load(options.pop("clip_stats")) as arrays:
         want = [arrays[name].reshape(-1).astype(np.float32) for name in ("mean", "std")]
     monkeypatch.setattr(statistics, "PUBLISHED_WIDTH", len(want[0]))
@@ -101,10 +102,11 @@ def test_published_statistics_are_fetched(golden_files, hub_server, monkeypatch)
 def test_statistics_that_cannot_be_fetched(golden_files, hub_server, monkeypatch):
     """The message says which file would do, and where it is."""
     file, options = golden_files("unclip_l")
-    del options["clip_stats"]
+    options = dict(options)
+    width = read_statistics(options.pop("clip_stats"))[0].size
     where = "Give, as clip_stats .--clip-stats., the folder https://huggingface.co/sd2-community/.*/image_normalizer"
     for reason in ("none are published for width", "they cannot be fetched: sd2-community/.*no such repository"):
         with pytest.raises(CheckpointError, match=f"image encoder is OpenAI's, .*{reason}.*{where}") as caught:
             open_checkpoint(file, **options)
         assert "\n" not in str(caught.value)
-        monkeypatch.setattr(statistics, "PUBLISHED_WIDTH", 12)
+        monkeypatch.setattr(statistics, "PUBLISHED_WIDTH", width)
