@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from unclip_jax.checkpoints.places import place_of
 from unclip_jax.cli_messages import message
+from unclip_jax.conditioning.address import shown
 from unclip_jax.interruption import termination_interrupts
 from unclip_jax.progress import Progress
 
@@ -20,7 +22,11 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m convert",
         description="Converts Stable Diffusion 2 checkpoints between PyTorch's formats and ours, without PyTorch.",
     )
-    p.add_argument("source", help="original .ckpt/.safetensors file, diffusers folder, converted directory or hub id")
+    p.add_argument(
+        "source",
+        help="original .ckpt/.safetensors file, diffusers folder or converted directory; on the hub: owner/name, "
+        "owner/name/FILE, or an address",
+    )
     p.add_argument("destination", nargs="?", help="what to write: a folder, or NAME.safetensors; it must not exist")
     p.add_argument(
         "--to",
@@ -42,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--text-encoder", metavar="FILE", help="OpenAI's ViT-L-14.pt, for Karlo's prior")
     p.add_argument("--variant", help="of a diffusers folder or hub id, such as fp16")
     p.add_argument("--revision", help="of a hub id: branch, tag or commit")
+    p.add_argument("--subfolder", metavar="DIR", help="where in the source the checkpoint is")
     p.add_argument("--preprocess", help="record another image preprocessing than the source's own")
     p.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="of the written weights; default: as read"
@@ -75,18 +82,20 @@ def check(args: argparse.Namespace) -> int:
     from convert.clip import is_clip
     from convert.source import check_source
     from unclip_jax.checkpoints.directory import is_directory_checkpoint
-    from unclip_jax.checkpoints.source import OPEN_CLIP, local_path, open_checkpoint
+    from unclip_jax.checkpoints.source import file_beside, open_checkpoint
 
-    if args.source.startswith(OPEN_CLIP):
-        path = None
-    else:
-        path = local_path(args.source, revision=args.revision, variant=args.variant)
+    path = _path(args)
     if path is None or (path.is_dir() and is_directory_checkpoint(path)) or is_clip(path):
         with open_checkpoint(args.source if path is None else path, config=args.config) as checkpoint:
             print(f"complete: {len(checkpoint.params)} parameters, each there with its shape")
         return 0
-    names = ("config", "prediction_type", "text_encoder", "variant", "ema")
-    report = check_source(path, **{name: getattr(args, name) for name in names})
+    names = ("config", "text_encoder")
+    files = {name: value for name in names if (value := getattr(args, name)) is not None}
+    for name, value in files.items():
+        if place_of(value) is not None:
+            files[name] = file_beside(name, value)
+    options = {name: getattr(args, name) for name in ("prediction_type", "variant", "ema")}
+    report = check_source(path, **files, **options)
     print(f"complete: {len(report.used)} tensors are used, each there with its shape")
     for note in report.notes:
         print(message(note))
@@ -107,26 +116,26 @@ def convert(args: argparse.Namespace) -> int:
     from unclip_jax.checkpoints.source import open_checkpoint
 
     require_absent(Path(args.destination))
-    digests = {}
+    digests, path, source = {}, _path(args), shown(args.source)
     if args.sha256 is not None:
-        if not Path(args.source).is_file():
-            raise ValueError(f"--sha256 is for a single file, and {args.source} is none")
-        digests = _digests([Path(args.source)], Progress, sha256)
-        if digests[Path(args.source).name] != args.sha256.lower():
-            raise ValueError(f"{args.source}: SHA-256 is {digests[Path(args.source).name]}, not {args.sha256}")
-    opening = ("config", "prediction_type", "clip_stats", "text_encoder", "vae", "unet", "variant", "revision")
-    options = {name: getattr(args, name) for name in (*opening, "preprocess", "ema")}
+        if path is None or not path.is_file():
+            raise ValueError(f"--sha256 is for a single file, and {source} is none")
+        digests = _digests([path], Progress, sha256)
+        if digests[path.name] != args.sha256.lower():
+            raise ValueError(f"{source}: SHA-256 is {digests[path.name]}, not {args.sha256}")
+    names = ("config", "prediction_type", "clip_stats", "text_encoder", "vae", "unet", "variant", "preprocess", "ema")
+    options = {name: getattr(args, name) for name in names}
     dtype = {None: None, "bfloat16": np.dtype(ml_dtypes.bfloat16)}.get(args.dtype, args.dtype and np.dtype(args.dtype))
-    with open_checkpoint(args.source, **options) as checkpoint:
+    with open_checkpoint(args.source if path is None else path, **options) as checkpoint:
         parameters = sum(int(np.prod(p.shape, dtype=np.int64)) for p in checkpoint.params.values())
         print(
-            f"{args.source}: {len(checkpoint.params)} parameters, {parameters / 1e6:,.1f} million numbers, "
+            f"{source}: {len(checkpoint.params)} parameters, {parameters / 1e6:,.1f} million numbers, "
             f"{checkpoint.nbytes / 1e9:.2f} GB"
         )
         save_as: dict[str, Callable[..., list[Path]]] = {"original": save_original, "diffusers": save_diffusers}
         if args.to in ("jax", "orbax"):
             digests = digests or _digests([p for p in checkpoint.files if Path(p).is_file()], Progress, sha256)
-            recorded = {"source": Path(args.source).name, "sha256": digests, "dtype": args.dtype or "as in the source"}
+            recorded = {"source": Path(source).name, "sha256": digests, "dtype": args.dtype or "as in the source"}
             layout: Literal["safetensors", "orbax"] = "orbax" if args.to == "orbax" else "safetensors"
             save_as[args.to] = functools.partial(save, layout=layout, provenance=recorded)
         with Progress("writing", checkpoint.nbytes, unit="B", bytes_=True) as bar:
@@ -134,6 +143,15 @@ def convert(args: argparse.Namespace) -> int:
     for path in written:
         print(f"wrote {path}")
     return 0
+
+
+def _path(args: argparse.Namespace) -> Path | None:
+    """Where the source is on this machine, fetched if need be; None for a name of open_clip's."""
+    from unclip_jax.checkpoints.source import OPEN_CLIP, local_path
+
+    if args.source.startswith(OPEN_CLIP):
+        return None
+    return local_path(args.source, revision=args.revision, variant=args.variant, subfolder=args.subfolder)
 
 
 def _digests(files: list[Path], progress: Any, sha256: Any) -> dict[str, str]:

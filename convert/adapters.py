@@ -21,8 +21,9 @@ from convert.tensor_file import naming, parse_json, quoted
 from unclip_jax.adapters.lora import LowRank
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.finite import warn_unless_finite
-from unclip_jax.checkpoints.hub import download_file, is_hub_id
+from unclip_jax.checkpoints.hub import download_file
 from unclip_jax.checkpoints.networks import abstract_params
+from unclip_jax.checkpoints.places import place_of
 
 LORA_FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 WORD_FILES = ("learned_embeds.safetensors", "learned_embeds.bin")
@@ -86,8 +87,8 @@ def read_lora(path: Path | str, config: CheckpointConfig, weight_name: str | Non
 
 def _file(source: Path | str, usual: tuple[str, ...], weight_name: str | None) -> Path:
     """The file itself, or the one that a folder or a repository has under the given or one of the usual names."""
-    if is_hub_id(str(source)):
-        return download_file(str(source), usual, weight_name)
+    if place := place_of(str(source)):
+        return download_file(place.repo_id, usual, weight_name, path=place.path, revision=place.revision)
     path = Path(source)
     if not path.is_dir():
         if weight_name is not None:

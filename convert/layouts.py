@@ -15,6 +15,7 @@ import numpy as np
 from convert.engine import Dialect, Table, Unused
 from convert.readers import CheckpointError
 from convert.rules import clip, depth, unet, vae
+from convert.rules.flax import with_flax
 from convert.tensor_file import quoted
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import abstract_params
@@ -29,10 +30,10 @@ def _statistics(t: Table, prefix: str, width: int) -> None:
 
 # A checkpoint's parts, and the dialects of each; the first of them is the original's, where it has one.
 PARTS: dict[str, dict[str, Dialect]] = {
-    "unet": unet.DIALECTS,
-    "vae": vae.DIALECTS,
-    "text_encoder": clip.TEXT_DIALECTS,
-    "image_encoder": clip.VISION_DIALECTS,
+    "unet": with_flax(unet.DIALECTS, "diffusers"),
+    "vae": with_flax(vae.DIALECTS, "diffusers"),
+    "text_encoder": with_flax(clip.TEXT_DIALECTS, "transformers"),
+    "image_encoder": with_flax(clip.VISION_DIALECTS, "transformers"),
     "image_normalizer": {"diffusers": Dialect(_statistics, r"mean|std")},
     "depth_estimator": depth.DIALECTS,
 }
@@ -75,7 +76,10 @@ BESIDE = [
     Unused(r"scale_factor|global_step", "part of the configuration, or of a training run"),
 ]
 # What the tower's last layer is called, of which Stable Diffusion 2 reads the layer before.
-_LAYERS = {"open_clip": r"transformer\.resblocks", "transformers": r"text_model\.encoder\.layers"}
+_LAYERS = {
+    "open_clip": r"transformer\.resblocks",
+    **dict.fromkeys(("transformers", "flax"), r"text_model\.encoder\.layers"),
+}
 
 # Of any size: enough to ask for the names of tensors that every size has.
 _SETTINGS: dict[str, Any] = {"unet": UNetConfig(), "image_encoder": VisionConfig()}

@@ -14,7 +14,7 @@ from convert.architecture import prior as architecture
 from convert.readers import CheckpointError, TensorFile, TensorInfo, open_tensors
 from convert.rules import diffusers
 from convert.rules import prior as rules
-from convert.statistics import STATISTICS, read_statistics
+from convert.statistics import STATISTICS, published_statistics, read_statistics
 from convert.weights import weights_file
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.config import PriorCheckpointConfig
@@ -61,6 +61,7 @@ def open_karlo_prior(
     text_encoder: OpenAI's ViT-L/14 as a state dict (the image tower is left out), and clip_stats: the mean and standard
     deviation of image embeddings (`.th`, `.npz`). These three are looked for beside the checkpoint when left out: under
     Karlo's names, `ViT-L-14.pt` and `ViT-L-14_stats.th`, or under its own name with a suffix, as an export writes them.
+    Statistics that are not there are fetched from where they are published.
 
     Raises CheckpointError in one line for anything that is not such files or is incomplete.
     """
@@ -72,13 +73,10 @@ def open_karlo_prior(
                 "text_encoder=, or put it beside"
             )
         clip_stats = clip_stats or _beside(karlo.path, STATISTICS_SUFFIX, KARLO_STATISTICS)
-        if clip_stats is None:
-            raise CheckpointError(
-                f"{karlo.path.name}: Karlo keeps the statistics of image embeddings outside the prior: give "
-                f"ViT-L-14_stats.th as clip_stats=, or put it beside"
-            )
-        statistics = read_statistics(clip_stats)
         width = karlo.prior.embedding_dim
+        if clip_stats is None:
+            clip_stats = published_statistics(width, f"{karlo.path.name}: a prior of Karlo")
+        statistics = read_statistics(clip_stats)
         if statistics[0].shape != (width,):
             raise CheckpointError(f"{clip_stats.name}: {len(statistics[0])} features; the prior gives {width}")
         try:

@@ -18,7 +18,7 @@ from convert.layouts import ZERO_SNR, Places
 from convert.prior import check_prior, is_prior
 from convert.readers import CheckpointError, TensorFile, TensorInfo, open_tensors
 from convert.rules import diffusers, ldm
-from convert.statistics import embedding_statistics
+from convert.statistics import embedding_statistics, published_statistics
 from convert.weights import weights_file
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.config import CheckpointConfig, predicting
@@ -41,14 +41,17 @@ def open_original(
     file's own name beside it, or else the file must hold the tensors of a published checkpoint.
     prediction_type: what the UNet predicts, "epsilon" or "v_prediction"; left out, what the description or the file
     says, or else a guess, with a warning. clip_stats: the mean and standard deviation of the image embeddings, which
-    the original keeps outside the checkpoint (`.th`, `.npz`); without it they are 0 and 1, right for ViT-H, and refused
-    for the OpenAI encoder. ema: take the UNet's moving averages. without: parts that come from elsewhere, which the
-    file need not have.
+    the original keeps outside the checkpoint (`.th`, `.npz`, diffusers' image_normalizer); without it they are 0 and 1,
+    right for ViT-H, and for the OpenAI encoder those that are published, which are fetched. ema: take the UNet's moving
+    averages. without: parts that come from elsewhere, which the file need not have.
 
     Raises CheckpointError in one line for anything that is not such a file or is incomplete.
     """
     with contextlib.ExitStack() as stack:
         plan = _plan_original(stack, path, config, prediction_type, ema, without)
+        vision = plan.config.image_encoder
+        if clip_stats is None and vision is not None and vision.activation == "quick_gelu":
+            clip_stats = published_statistics(vision.projection_dim, f"{path.name}: its image encoder is OpenAI's")
         statistics = embedding_statistics(plan.config, clip_stats)
         parameters = engine.import_params(plan.rules, plan.params, plan.tensors, plan.read)
         for name, array in statistics.items():

@@ -10,8 +10,11 @@ from convert.readers import CheckpointError, load_pickle, open_tensors
 from convert.tensor_file import quoted
 from convert.weights import weights_file
 from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.hub import download
 
 MAX_FEATURES = 1 << 16
+# Where the statistics of OpenAI's ViT-L/14 are published: those of Karlo, by which unCLIP's smaller model was trained.
+PUBLISHED, PUBLISHED_PART, PUBLISHED_WIDTH = "sd2-community/stable-diffusion-2-1-unclip-small", "image_normalizer", 768
 STATISTICS = ("image_normalizer.mean", "image_normalizer.std")
 
 
@@ -47,10 +50,29 @@ def read_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return mean, std
 
 
-def embedding_statistics(config: CheckpointConfig, clip_stats: Path | None) -> dict[str, np.ndarray]:
-    """The normaliser's parameters for an original file: none without an image encoder, 0 and 1 for open_clip's.
+def published_statistics(width: int, owner: str) -> Path:
+    """The file of the published statistics of OpenAI's ViT-L/14, fetched from the hub or found in its cache.
 
-    Raises CheckpointError for the OpenAI encoder without `clip_stats`, and for statistics of another size.
+    width: of the embeddings. owner: what messages say needs them. Raises CheckpointError, saying which file would do
+    and where it is, for another width, and where it cannot be fetched.
+    """
+    reason = f"none are published for width {width}"
+    try:
+        if width == PUBLISHED_WIDTH:
+            return weights_file(download(PUBLISHED, PUBLISHED_PART), None)
+    except (OSError, ValueError) as error:
+        reason = f"they cannot be fetched: {error}"
+    raise CheckpointError(
+        f"{owner}, whose embedding statistics are kept outside the checkpoint, and {reason}. Give as clip_stats= "
+        f"the folder https://huggingface.co/{PUBLISHED}/tree/main/{PUBLISHED_PART}, Karlo's "
+        "ViT-L-14_stats.th, or an .npz of mean and std"
+    )
+
+
+def embedding_statistics(config: CheckpointConfig, clip_stats: Path | None) -> dict[str, np.ndarray]:
+    """The normaliser's parameters for an original file: none without an image encoder, 0 and 1 without `clip_stats`.
+
+    Raises CheckpointError for statistics of another size.
     """
     if config.image_encoder is None:
         return {}
@@ -59,12 +81,6 @@ def embedding_statistics(config: CheckpointConfig, clip_stats: Path | None) -> d
         mean, std = read_statistics(clip_stats)
         if mean.shape != (width,):
             raise CheckpointError(f"{clip_stats.name}: {len(mean)} features; the image encoder gives {width}")
-    elif config.image_encoder.activation == "quick_gelu":
-        raise CheckpointError(
-            "this checkpoint's image encoder is OpenAI's, whose embedding statistics are kept outside the checkpoint: "
-            "give ViT-L-14_stats.th (it comes with Karlo), an .npz of mean and std, or a diffusers folder's "
-            "image_normalizer weights as clip_stats="
-        )
     else:
         mean, std = np.zeros(width, np.float32), np.ones(width, np.float32)
     return dict(zip(STATISTICS, (mean, std), strict=True))

@@ -6,7 +6,7 @@ from convert.readers import CheckpointError
 
 
 def weights_file(folder: Path, variant: str | None) -> Path:
-    """The weights of one component: safetensors before torch files, whole before sharded.
+    """The weights of one component: safetensors before torch files before Flax's, whole before sharded.
 
     Names are looked up in `folder` alone; symlinks in it are followed, since the hub's cache consists of them.
 
@@ -20,6 +20,8 @@ def weights_file(folder: Path, variant: str | None) -> Path:
         ("model", "safetensors"),
         ("diffusion_pytorch_model", "bin"),
         ("pytorch_model", "bin"),
+        ("diffusion_flax_model", "msgpack"),
+        ("flax_model", "msgpack"),
     )
     for dotted in dict.fromkeys((f".{variant}" if variant else "", "")):
         for stem, suffix in stems:

@@ -8,6 +8,7 @@ from pathlib import Path
 # Before JAX is imported: four virtual CPU devices, so that meshes are tested everywhere.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests ask a hub of their own
 
 import jax
 import numpy as np
@@ -51,6 +52,16 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory):
     jax.config.update("jax_compilation_cache_dir", os.environ.get("UNCLIP_JAX_TEST_CACHE", str(folder)))
     jax.config.update("jax_compilation_cache_max_size", 8 * 2**30)  # with a limit, JAX locks the folder
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture
+def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A small hub on loopback, which huggingface_hub then asks, with an empty cache in `tmp_path`."""
+    from tests.hub_server import serving
+
+    (tmp_path / "hub").mkdir()
+    with serving(tmp_path / "hub", monkeypatch) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """unclip-jax and python -m convert as a user runs them: exit status, one line for what is refused, what is written."""
 
+import base64
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from PIL import Image
 from convert.__main__ import main as convert
 from convert.random import write_random_checkpoint
 from tests import small_models, small_prior
+from tests.picture_server import serving
 from tests.pipelines import small_family
 from unclip_jax import cli
 from unclip_jax.checkpoints.directory import save
@@ -214,6 +216,36 @@ def test_every_command(command: str, family_folder, inputs: dict[str, str], tmp_
         kept = np.asarray(Image.open(inputs["mask"])) == 0
         assert recipe["mask_image"]["name"] == "mask.png"
         np.testing.assert_array_equal(picture[kept], np.asarray(Image.open(inputs["photo"]))[kept])
+
+
+def test_pictures_at_addresses(family_folder, inputs: dict[str, str], tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    uri = "data:image/png;base64," + base64.b64encode(Path(inputs["mask"]).read_bytes()).decode()
+    options = ["--model", str(family_folder("INPAINT")), "--steps", "3", "--devices", "1", "--batch-size", "1"]
+    options += ["--seed", "5", "--eta", "1", "--paste-back", "--prompt", "a hat"]
+    with serving() as server:
+        server.files |= {f"/{name}.png": Path(path).read_bytes() for name, path in inputs.items()}
+        photo = f"{server.address}/photo.png"
+        for out, arguments in {
+            "local": [inputs["photo"], "--mask", inputs["mask"]],
+            "fetched": [f"{photo}?token=secret", "--mask", uri],
+        }.items():
+            made = ["inpaint", *arguments, *options, "--out", str(tmp_path / out)]
+            assert cli.main(made) == 0, capsys.readouterr().err
+        assert server.asked == ["/photo.png?token=secret"]
+        capsys.readouterr()
+        assert cli.main(["inpaint", f"{server.address}/none.png?token=secret", "--mask", uri, *options]) == 2
+        assert "none.png': the server answers 404 Not Found" in one_line(capsys)
+        assert cli.main(["info", f"{photo}?x.png"]) == 2
+        assert "a PNG file without a recipe" in one_line(capsys)
+    local, fetched = (tmp_path / out / "0001-000.png" for out in ("local", "fetched"))
+    np.testing.assert_array_equal(np.asarray(Image.open(local)), np.asarray(Image.open(fetched)))
+    assert b"secret" not in fetched.read_bytes()
+    said, without = read_recipe(fetched), read_recipe(local)
+    assert (said["images"][0]["name"], said["mask_image"]["name"]) == (photo, "data:image/png")
+    for recipe in (said, without):
+        del recipe["images"][0]["name"], recipe["mask_image"]["name"]
+    assert said == without
 
 
 def test_text_to_image_by_a_prior(family_folder, tmp_path: Path, capsys):

@@ -11,6 +11,7 @@ from typing import Any
 from unclip_jax import __version__
 from unclip_jax.cli_messages import message
 from unclip_jax.cli_pictures import COMMANDS, OPENING, add_commands, add_memory, make, memory_of, mesh_of, model_name
+from unclip_jax.conditioning.address import is_address, shown
 from unclip_jax.interruption import termination_interrupts
 
 
@@ -27,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         "source", nargs="?", metavar="SRC|PICTURE.png", help="a checkpoint, or a picture made by this program"
     )
     i.add_argument("--json", action="store_true", help="print JSON")
-    for name in ("config", "prediction_type", "clip_stats", "vae", "unet", "variant"):
+    for name in ("config", "prediction_type", "clip_stats", "vae", "unet", "variant", "revision", "subfolder"):
         i.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help="as for variations")
     planned = i.add_argument_group("memory that a run would need", "compiles the programs, runs nothing")
     planned.add_argument("--plan", action="store_true", help="print each stage's peak on a device")
@@ -107,10 +108,10 @@ def info(args: argparse.Namespace) -> None:
     if args.plan and args.source is None:
         raise ValueError("--plan: of which checkpoint? give SRC")
     facts: dict[str, Any] = {}
-    if args.source is not None and args.source.lower().endswith((".png", ".jpg", ".jpeg", ".webp")):
+    if args.source is not None and _named_like_a_picture(args.source):
         from unclip_jax.pictures import read_recipe
 
-        facts["recipe"] = read_recipe(Path(args.source))
+        facts["recipe"] = read_recipe(args.source)
     elif args.source is not None:
         from unclip_jax.checkpoints.source import open_checkpoint
 
@@ -120,6 +121,11 @@ def info(args: argparse.Namespace) -> None:
     else:
         facts = _environment()
     print(json.dumps(facts, indent=2, default=str) if args.json else "\n".join(_lines(facts)))
+
+
+def _named_like_a_picture(source: str) -> bool:
+    name = shown(source) if is_address(source) else source
+    return name.lower().startswith("data:") or name.lower().endswith((".png", ".jpg", ".jpeg", ".webp"))
 
 
 def train(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unclip_jax import __version__
+from unclip_jax.conditioning.address import fetch, is_address, shown
 
 
 class Command(NamedTuple):
@@ -67,10 +68,11 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     ),
 }
 # Options that open the checkpoint, named as the arguments of `unclip_jax.checkpoints.source.open_checkpoint`.
-OPENING = ("config", "prediction_type", "clip_stats", "vae", "unet", "variant", "preprocess")
+OPENING = ("config", "prediction_type", "clip_stats", "vae", "unet", "variant", "revision", "subfolder", "preprocess")
 # Of the command line -> of the pipelines.
 ARGUMENTS = {"steps": "num_inference_steps", "num_images": "num_images_per_prompt", "weights": "image_weights"}
 ARGUMENTS |= {"mask": "mask_image"}
+PICTURES = ("mask_image", "depth_map", "condition_image")  # of the pipelines, beside `image`
 
 
 def add_commands(commands: Any) -> None:
@@ -82,15 +84,18 @@ def add_commands(commands: Any) -> None:
             description=f"To {command.help}. Writes one PNG an image, with its recipe inside, and a contact sheet.",
         )
         if command.inputs == "images":
-            p.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+            p.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, or their addresses (http, https)")
         else:
             p.add_argument("prompts", nargs="+", metavar="PROMPT", help="texts")
         model = p.add_argument_group("model")
         model.add_argument(
             "--model",
             metavar="SRC",
-            help="checkpoint file, diffusers folder, converted directory or hub id; default: the demo",
+            help="checkpoint file, diffusers folder or converted directory; on the hub: owner/name, owner/name/FILE, "
+            "or an address; default: the demo",
         )
+        model.add_argument("--revision", help="of a hub id: branch, tag or commit")
+        model.add_argument("--subfolder", metavar="DIR", help="where in SRC the checkpoint is")
         model.add_argument("--config", metavar="YAML", help="the original's yaml, for unpublished architectures")
         model.add_argument("--prediction-type", metavar="P", help="what the UNet predicts: epsilon or v_prediction")
         model.add_argument("--vae", metavar="SRC", help="another VAE than the checkpoint's: file, folder or hub id")
@@ -159,7 +164,7 @@ def make(args: argparse.Namespace) -> None:
     paths = getattr(args, "images", [])
     others = [path for name in ("mask", "depth_map", "condition_image") if (path := getattr(args, name, None))]
     for path in (*paths, *others):
-        if not Path(path).is_file():
+        if not is_address(path) and not Path(path).is_file():
             raise FileNotFoundError(f"{'IMAGE' if path in paths else 'FILE'}: no such file: {path}")
     if args.command == "text-to-image" and args.prior is None and args.noise_level is not None:
         raise ValueError("--noise-level is of a prior's embeddings: give --prior, too")
@@ -173,10 +178,11 @@ def make(args: argparse.Namespace) -> None:
     import jax
 
     import unclip_jax
-    from unclip_jax.conditioning.image import load_image
     from unclip_jax.pictures import contact_sheet, save_png
 
-    pictures = [load_image(path) for path in paths]
+    # Opened once, and as they are: what becomes of transparency, or of 16 bits, is the pipeline's to say.
+    opened = {path: _open(path) for path in dict.fromkeys((*paths, *others))}
+    pictures = [opened[path].picture for path in paths]
     given = {k: getattr(args, k, None) for k in OPENING}
     overrides = {k: v for k, v in given.items() if v is not None}
     opening = {"dtype": args.dtype, "mesh": mesh_of(args.devices), "memory": memory_of(args), **overrides}
@@ -188,16 +194,16 @@ def make(args: argparse.Namespace) -> None:
         call = pipe = getattr(unclip_jax, command.pipeline).from_pretrained(args.model, **opening)
     _adapt(pipe, args)
     settings = _settings(args, max(1, len(paths)))
-    # The pictures themselves are read by the pipeline: of a path it keeps what the file says, such as transparency.
-    inputs = {"image": pictures if command.pipeline == "UnCLIPPipeline" else paths} if paths else {}
-    images = call(**inputs, batch_size=args.batch_size, **settings).images
+    inputs = {"image": pictures} if paths else {}
+    inputs |= {name: opened[path].picture for name in PICTURES if (path := settings.get(name)) is not None}
+    images = call(**{**settings, **inputs}, batch_size=args.batch_size).images
 
     args.out.mkdir(parents=True, exist_ok=True)
     run = _next_run(args.out)
-    sources = [_source(path) for path in paths]
+    sources = [opened[path].origin for path in paths]
     common = {
         "command": args.command,
-        **{k: _source(v) if v in others else v for k, v in settings.items()},
+        **{k: opened[v].origin if k in PICTURES else v for k, v in settings.items()},
         "scheduler": args.scheduler or pipe.config.scheduler,
         "model": model_name(args.model),
         **({"prior": model_name(args.prior)} if getattr(args, "prior", None) else {}),
@@ -220,7 +226,8 @@ def make(args: argparse.Namespace) -> None:
         save_png(path, image, recipe)
         labelled.append((image, path.stem))
         print(path)
-    sheet = contact_sheet([(p, Path(name).name) for p, name in zip(pictures, paths, strict=True)], labelled)
+    labels = [source["name"].rpartition("/")[2] for source in sources]
+    sheet = contact_sheet(list(zip(pictures, labels, strict=True)), labelled)
     path = args.out / f"{run:04d}-sheet.png"
     save_png(path, sheet, {**common, **({"images": sources} if sources else {})})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
@@ -251,7 +258,7 @@ def model_name(model: str | None) -> str:
     """What recipes and reports call a checkpoint: a file's or a folder's own name, a hub id, or the demo."""
     if model is None:
         return "the demo model"
-    return Path(model).name if Path(model).exists() else model
+    return Path(model).name if Path(model).exists() else shown(model)
 
 
 def _adapt(pipe: Any, args: argparse.Namespace) -> None:
@@ -293,8 +300,21 @@ def _settings(args: argparse.Namespace, pictures: int) -> dict[str, Any]:
     return settings
 
 
-def _source(path: str) -> dict[str, str]:
-    return {"name": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+class _Opened(NamedTuple):
+    """A picture, and what recipes say of its file."""
+
+    picture: Any
+    origin: dict[str, str]
+
+
+def _open(path: str) -> _Opened:
+    """A picture at a path or an address."""
+    from unclip_jax.conditioning.image import open_picture
+
+    name = shown(path) if is_address(path) else path
+    content = fetch(path) if is_address(path) else Path(path).read_bytes()
+    origin = {"name": name if is_address(path) else Path(path).name, "sha256": hashlib.sha256(content).hexdigest()}
+    return _Opened(open_picture(content, f"image {name!r}"), origin)
 
 
 def _next_run(folder: Path) -> int:

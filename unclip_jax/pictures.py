@@ -1,5 +1,6 @@
 """What comes out: pixels to pictures, PNG files that carry their recipe, and the contact sheet."""
 
+import io
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from unclip_jax.conditioning.address import fetch, is_address, shown
 from unclip_jax.conditioning.image import PictureSource, load_image
 
 RECIPE_KEY = "unclip_jax"  # text chunk with the whole recipe as JSON
@@ -82,15 +84,17 @@ def save_png(path: str | os.PathLike[str], image: Image.Image, recipe: Mapping[s
         raise
 
 
-def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The recipe that `save_png` wrote into a PNG.
+def read_recipe(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """The recipe that `save_png` wrote into a PNG, at a path or an address.
 
     Raises FileNotFoundError when there is no such file, ValueError (one line) when it is no PNG, broken, or without
-    one of our recipes.
+    one of our recipes, and what `unclip_jax.conditioning.address.fetch` raises.
     """
-    name = repr(os.fspath(path))
+    path, fetched = os.fspath(source), is_address(os.fspath(source))
+    name = repr(shown(path) if fetched else path)
+    file = io.BytesIO(fetch(path, "picture")) if fetched else path
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with Image.open(file, formats=["PNG"]) as image:
             # Pillow bounds the text's memory. Loading the pixels finds chunks that another program put after them.
             text = image.info.get(RECIPE_KEY) or image.text.get(RECIPE_KEY)  # type: ignore[attr-defined]
     except FileNotFoundError:

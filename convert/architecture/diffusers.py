@@ -111,7 +111,9 @@ def from_folder(folder: Path) -> CheckpointConfig:
     """The architecture a diffusers folder describes. Raises CheckpointError in one line, naming file and key."""
     kind = kind_of_folder(folder)
     if not (folder / "model_index.json").is_file():
-        kind = kind or "neither a converted checkpoint (config.json) nor a diffusers folder: model_index.json is missing"
+        kind = (
+            kind or "neither a converted checkpoint (config.json) nor a diffusers folder: model_index.json is missing"
+        )
         raise CheckpointError(f"{folder.name}: {kind}")
     index = read_json(folder / "model_index.json")
     pipeline = torch_class(index.get("_class_name"))

@@ -1,26 +1,15 @@
-"""Downloads against a small hub on loopback that speaks the routes that huggingface_hub asks."""
+"""Downloads against a small hub on loopback."""
 
-import contextlib
 import errno
-import hashlib
-import json
 import os
-import re
 import socket
-import struct
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-import huggingface_hub
 import numpy as np
 import pytest
 from huggingface_hub import constants, file_download
-from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
@@ -28,8 +17,10 @@ from safetensors.numpy import save
 from convert.adapters import read_lora, read_textual_inversion
 from convert.export.lora import save_lora
 from tests.convert.test_adapters import CONFIG, random_lora
+from tests.hub_server import Handler, Hub, commit, is_body
 from unclip_jax.checkpoints import directory, hub
-from unclip_jax.checkpoints.hub import download, download_file, is_hub_id
+from unclip_jax.checkpoints.hub import download, download_file
+from unclip_jax.checkpoints.places import is_hub_id
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = bytes(range(256)) * 4000
@@ -90,142 +81,10 @@ CONVERTED = {
 }
 
 
-class Hub(ThreadingHTTPServer):
-    """Repositories of files by revision, what was asked for, and faults to show."""
-
-    daemon_threads = False  # joined when the server closes
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
-        self.repos: dict[str, dict[str, dict[str, bytes]]] = {}
-        self.asked: list[tuple[str, str, str | None]] = []  # method, path, Range
-        self.tokens: set[str | None] = set()
-        self.refusal: tuple[int, dict[str, str]] | None = None
-        self.refused_paths = re.compile(".*")
-        self.cuts: dict[str, list[str]] = {}  # file -> how its next transfers break: "closed", "reset"
-
-    def bodies(self) -> set[str]:
-        return {path.split("/resolve/")[1].partition("/")[2] for method, path, _ in self.asked if is_body(method, path)}
-
-    def refuse(self, status: int, paths: str = ".*", **headers: str) -> None:
-        self.refusal = (status, {name.replace("_", "-"): value for name, value in headers.items()})
-        self.refused_paths = re.compile(paths)
-
-
-def is_body(method: str, path: str) -> bool:
-    return method == "GET" and "/resolve/" in path
-
-
-def commit(files: dict[str, bytes]) -> str:
-    return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.server.asked.append((self.command, path, self.headers["Range"]))
-        self.server.tokens.add(self.headers["Authorization"])
-        if self.server.refusal and self.server.refused_paths.fullmatch(path):
-            status, headers = self.server.refusal
-            self.reply(status, b"", headers)
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
-            if files := self.find(match[1], match[2] or "main"):
-                siblings = [{"rfilename": name} for name in files]
-                self.reply_json({"id": match[1], "sha": commit(files), "siblings": siblings})
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
-            if files := self.find(match[1], match[2]):
-                self.reply_json([{"type": "file", "path": n, "size": len(b), "oid": n} for n, b in files.items()])
-        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            if files := self.find(match[1], match[2]):
-                self.reply_file(match[3], files)
-        else:
-            self.reply(404, b"", {})
-
-    def find(self, repo: str, revision: str) -> dict[str, bytes] | None:
-        revisions = self.server.repos.get(repo)
-        if revisions is None:
-            self.reply(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
-            return None
-        for name, files in revisions.items():
-            if revision in (name, commit(files)):
-                return files
-        self.reply(404, b"", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": f"Invalid rev id: {revision}"})
-        return None
-
-    def reply_json(self, content: object) -> None:
-        self.reply(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
-
-    def reply_file(self, name: str, files: dict[str, bytes]) -> None:
-        body = files[name]
-        headers = {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X-Repo-Commit": commit(files)}
-        start = int(match[1]) if (match := re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")) else None
-        if start is not None:
-            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-            self.reply(206, body[start:], headers)
-        elif self.command == "GET" and (cuts := self.server.cuts.get(name)):
-            self.reply(200, body, headers, cut=cuts.pop(0))
-        else:
-            self.reply(200, body, headers)
-
-    def reply(self, status: int, body: bytes, headers: dict[str, str], cut: str | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        self.wfile.write(body[: len(body) // 2] if cut else body)
-        if cut == "reset":  # closing without lingering sends RST instead of FIN
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Keeps quiet."""
-
-
-@contextlib.contextmanager
-def serving() -> Iterator[Hub]:
-    with Hub() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A running hub, and huggingface_hub pointed at it with an empty cache and no login."""
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_FILE"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.setenv(name, "127.0.0.1")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "stored_tokens"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    with serving() as hub_server:
-        monkeypatch.setattr(constants, "ENDPOINT", hub_server.endpoint)
-        template = hub_server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        hub_server.repos["a/folder"] = {"main": DIFFUSERS}
-        disable_progress_bars()
-        huggingface_hub.close_session()
-        yield hub_server
-        enable_progress_bars()
-        huggingface_hub.close_session()
+def server(hub_server: Hub) -> Hub:
+    hub_server.repos["a/folder"] = {"main": DIFFUSERS}
+    return hub_server
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -260,6 +119,14 @@ def test_a_variant_replaces_plain_weights_where_it_exists(server: Hub) -> None:
     assert PLAIN - names == {"text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors"}
 
 
+def test_the_files_of_flax_come_where_there_are_no_others(server: Hub) -> None:
+    flax = {"unet/diffusion_flax_model.msgpack", "vae/diffusion_flax_model.msgpack"}
+    flax |= {"text_encoder/flax_model.msgpack.index.json", "text_encoder/flax_model-00001-of-00001.msgpack"}
+    other = {"vae/diffusion_pytorch_model.msgpack", "text_encoder/model.msgpack", "unet/model.onnx"}
+    server.repos["a/flax"] = {"main": {name: name.encode() for name in {"model_index.json", *flax, *other}}}
+    assert contents(download("a/flax")).keys() == {"model_index.json", *flax}
+
+
 def test_an_unknown_variant_is_refused_before_any_file_is_fetched(server: Hub) -> None:
     with pytest.raises(ValueError, match=r"variant is 'int8'.*a/folder.*'fp16', 'non_ema'") as caught:
         download("a/folder", variant="int8")
@@ -275,20 +142,24 @@ def test_a_converted_checkpoint_comes_whole(server: Hub) -> None:
 
 
 def test_an_original_repository_gives_its_file(server: Hub) -> None:
-    files = {"x.ckpt": b"pickle", "x.safetensors": b"tensors", "x.yaml": b"", "y/z.ckpt": b""}
+    files = {"x.ckpt": b"pickle", "x.safetensors": b"tensors", "x.yaml": b"model:", "y/z.ckpt": b""}
     server.repos["a/original"] = {"main": files}
     path = download("a/original")
     assert path.name == "x.safetensors"
     assert path.read_bytes() == b"tensors"
-    assert server.bodies() == {"x.safetensors"}
+    assert (path.parent / "x.yaml").is_file()
+    assert server.bodies() == {"x.safetensors", "x.yaml"}
 
 
 @pytest.mark.parametrize(
     ("files", "text"),
     [
-        (("a.ckpt", "b.safetensors"), r"2 original checkpoints, a\.ckpt, b\.safetensors: .* `hf download a/b FILE`"),
+        (
+            ("a.ckpt", "b.safetensors"),
+            r"2 original checkpoints, a\.ckpt, b\.safetensors: name the one .*, as in a/b/a\.ckpt",
+        ),
         (("README.md", "model.onnx"), r"no checkpoint that can be read.*it has README\.md, model\.onnx"),
-        (("model_index.json", "unet/config.json"), r"no weights in \.safetensors or \.bin"),
+        (("model_index.json", "unet/config.json"), r"no weights in \.safetensors, \.bin or \.msgpack"),
         (
             ("model_index.json", "unet/diffusion_pytorch_model.fp16.bin", "vae/diffusion_pytorch_model.bin"),
             "unet has only weights of a variant: give variant, one of 'fp16'",
@@ -355,6 +226,14 @@ def test_adapters_come_from_the_hub(server: Hub, tmp_path: Path) -> None:
     assert read_textual_inversion("a/word", CONFIG)["<cat>"].shape == (2, width)
     with pytest.raises(FileNotFoundError, match="no such repository"):
         read_lora("a/nothing", CONFIG)
+    server.repos["a/cats"] = {"main": {"v1/cat.safetensors": file, f"v2/{USUAL[0]}": file, "v1/dog.safetensors": b""}}
+    address = f"{server.endpoint}/a/cats/blob/main/v1/cat.safetensors"
+    for source in ("a/cats/v1/cat.safetensors", "a/cats/v2", address, f"{server.endpoint}/a/cats/tree/main/v2"):
+        assert read_lora(source, CONFIG).keys() == {name}
+    assert read_lora("a/cats/v1", CONFIG, "cat.safetensors").keys() == {name}
+    for source, text in (("a/cats/v1", "a/cats/v1 holds 2 files"), ("a/cats/v3", "no file or folder 'v3'")):
+        with pytest.raises(ValueError, match=text):
+            read_lora(source, CONFIG)
 
 
 def test_a_revision_is_honoured(server: Hub) -> None:
@@ -451,17 +330,148 @@ def test_the_environment_variables_work(server: Hub, tmp_path: Path) -> None:
     assert not server.asked
 
 
-def test_not_found_names_mirrors_and_local_files_and_asks_for_nothing_else(server: Hub) -> None:
+def test_not_found_names_copies_and_local_files_and_asks_for_nothing_else(server: Hub) -> None:
     server.repos["sd2-community/stable-diffusion-2-1-unclip"] = {"main": DIFFUSERS}
     with pytest.raises(FileNotFoundError) as caught:
-        download("stabilityai/stable-diffusion-2-1-unclip")
+        download("a/stable-diffusion-2-1-unclip")
     text = one_line(caught)
-    assert text.startswith("stabilityai/stable-diffusion-2-1-unclip: no such repository")
-    assert "sd2-community/stable-diffusion-2-1-unclip, sd2-community/stable-diffusion-2-1-unclip-small" in text
+    assert text.startswith("a/stable-diffusion-2-1-unclip: no such repository")
+    assert "sd2-community/stable-diffusion-2-1-unclip" in text
     assert "local folder or file" in text
     assert all("sd2-community" not in path for _, path, _ in server.asked)
-    with pytest.raises(FileNotFoundError, match="sd2-community/stable-diffusion-2-depth, "):
+
+
+OLD, COPY = "stabilityai/stable-diffusion-2-1-unclip", "sd2-community/stable-diffusion-2-1-unclip"
+
+
+def test_the_table_of_removed_repositories() -> None:
+    assert hub.REMOVED[OLD] == COPY
+    assert len(hub.REMOVED) == 8
+    assert all(is_hub_id(repo_id) for pair in hub.REMOVED.items() for repo_id in pair)
+    assert not hub.REMOVED.keys() & set(hub.REMOVED.values())
+
+
+@pytest.mark.parametrize("status", [None, 401, 404])
+def test_of_a_removed_repository_the_copy_is_fetched(server: Hub, status: int | None) -> None:
+    """None: as the hub says it; others without a code, as it says it without a login, or another hub does."""
+    server.repos[COPY] = {"main": DIFFUSERS, "fp16": {**DIFFUSERS, "unet/config.json": b"{}"}}
+    if status:
+        server.refuse(status, f"/api/models/{OLD}.*")
+    with pytest.warns(
+        UserWarning, match=f"^{OLD} was removed from the hub: using its copy {COPY} .mirrors=False"
+    ) as said:
+        folder = download(OLD)
+    assert len(said) == 1
+    assert set(contents(folder)) == PLAIN
+    with pytest.warns(UserWarning, match=COPY):
+        assert contents(download(OLD, revision="fp16", variant="fp16"))["unet/config.json"] == b"{}"
+    with pytest.warns(UserWarning, match=COPY):
+        assert download(OLD, "sd21-unclip-h.safetensors").read_bytes() == b"sd21-unclip-h.safetensors"
+    with (
+        pytest.warns(UserWarning, match=COPY),
+        pytest.raises(FileNotFoundError, match=f"^{COPY}: no revision 'v9'") as refused,
+    ):
+        download(OLD, revision="v9")
+    one_line(refused)
+
+
+def test_no_copy_is_fetched_where_none_is_wanted(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.repos[COPY] = {"main": DIFFUSERS}
+    for value, arguments in (("1", {}), ("0", {"mirrors": False})):
+        monkeypatch.setenv("UNCLIP_JAX_NO_MIRRORS", value)
+        with pytest.raises(FileNotFoundError, match=rf"^{OLD}: the repository was removed .*{COPY}") as caught:
+            download(OLD, **arguments)
+        one_line(caught)
+    assert all("sd2-community" not in path for _, path, _ in server.asked)
+
+
+@pytest.mark.parametrize("code", ["GatedRepo", "RevisionNotFound"])
+def test_a_repository_that_is_there_has_no_copy(server: Hub, code: str) -> None:
+    server.repos[COPY] = {"main": DIFFUSERS}
+    server.refuse(404 if code == "RevisionNotFound" else 403, f"/api/models/{OLD}.*", X_Error_Code=code)
+    with pytest.raises((PermissionError, FileNotFoundError), match=f"^{OLD}: "):
+        download(OLD, revision="v9")
+    server.refuse(503, f"/api/models/{OLD}.*")
+    with pytest.raises(OSError, match=f"^{OLD}: the hub answers 503"):
+        download(OLD)
+    assert all("sd2-community" not in path for _, path, _ in server.asked)
+
+
+def test_what_the_cache_has_of_a_removed_repository_serves(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.repos[OLD] = {"main": DIFFUSERS}
+    folder = download(OLD)
+    server.repos = {COPY: {"main": DIFFUSERS}}
+    with pytest.warns(UserWarning, match=f"^{OLD}: the repository was removed .*; using the copy in the cache"):
+        assert download(OLD) == folder
+    with pytest.warns(UserWarning, match=f"using its copy {COPY}"):  # which the cache lacks
+        assert download(OLD, variant="fp16") != folder
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    server.asked.clear()
+    assert download(OLD) == folder
+    assert not server.asked
+
+
+def test_offline_the_copy_in_the_cache_stands_for_a_removed_repository(
+    server: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.repos[COPY] = {"main": DIFFUSERS}
+    folder = download(COPY)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.warns(UserWarning, match=f"using its copy {COPY}"):
+        assert download(OLD) == folder
+    with pytest.raises(FileNotFoundError, match="stable-diffusion-2-depth: HF_HUB_OFFLINE is set"):
         download("stabilityai/stable-diffusion-2-depth")
+
+
+@pytest.mark.parametrize(
+    ("path", "want", "files"),
+    [
+        ("sd21-unclip-h.safetensors", "sd21-unclip-h.safetensors", {"sd21-unclip-h.safetensors"}),
+        ("unet", "unet", {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}),
+        ("text_encoder/pytorch_model.bin", None, {"text_encoder/pytorch_model.bin", "text_encoder/config.json"}),
+        ("tokenizer/vocab.json", None, {"tokenizer/vocab.json"}),
+    ],
+)
+def test_what_lies_at_a_path(server: Hub, path: str, want: str | None, files: set[str]) -> None:
+    found = download("a/folder", path)
+    assert found.as_posix().endswith(f"/{want or path}")
+    assert server.bodies() == files
+
+
+def test_folders_within_a_repository(server: Hub) -> None:
+    inner = {f"models/fox/{name}": content for name, content in DIFFUSERS.items()}
+    jax = {f"jax/{name}": content for name, content in CONVERTED.items()}
+    single = {"one/x.ckpt": b"pickle", "one/x.yaml": b"model:", "one/deeper/y.ckpt": b""}
+    server.repos["a/b"] = {"main": {**inner, **jax, **single, "z.ckpt": b"z"}}
+    assert set(contents(download("a/b", "models/fox", variant="fp16"))) >= {
+        "unet/diffusion_pytorch_model.fp16.safetensors"
+    }
+    assert contents(download("a/b", "jax")) == CONVERTED
+    assert server.bodies() <= {*inner, *jax}
+    assert download("a/b", "one").name == "x.ckpt"
+    assert (download("a/b", "one").parent / "x.yaml").read_bytes() == b"model:"
+    for path, text in (("models", "holds no checkpoint"), ("models/fo", "a/b has no file or folder 'models/fo'")):
+        with pytest.raises(ValueError, match=text) as caught:
+            download("a/b", path)
+        one_line(caught)
+    with pytest.raises(ValueError, match=r"variant is 'fp16', but a/b/one/x\.ckpt is one file"):
+        download("a/b", "one/x.ckpt", variant="fp16")
+
+
+def test_a_part_is_a_repository_of_its_own(server: Hub) -> None:
+    names = ("config.json", "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors", "README.md", "x.ckpt")
+    server.repos["a/vae"] = {"main": {name: name.encode() for name in names}}
+    assert set(contents(download("a/vae"))) == {"config.json", "diffusion_pytorch_model.safetensors"}
+    with pytest.raises(ValueError, match="variant is 'fp16', but a/vae has no such weights"):
+        download("a/vae", variant="fp16")
+
+
+def test_an_index_comes_with_its_shards(server: Hub) -> None:
+    shards = {f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors": bytes([i]) for i in (1, 2)}
+    index = "unet/diffusion_pytorch_model.safetensors.index.json"
+    server.repos["a/b"] = {"main": {index: b"{}", "unet/config.json": b"{ }", "unet/other.safetensors": b"", **shards}}
+    assert download("a/b", index).name == Path(index).name
+    assert server.bodies() == {index, "unet/config.json", *shards}
 
 
 def refusals() -> list[tuple[dict[str, str], int, str | None, type[OSError], str]]:

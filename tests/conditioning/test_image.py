@@ -4,6 +4,7 @@ import io
 import pathlib
 import re
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unclip_jax.conditioning.image import CLIP_MEAN, CLIP_STD, load_image, preprocess
+import unclip_jax
+from unclip_jax.conditioning.image import CLIP_MEAN, CLIP_STD, load_image, load_images, open_picture, preprocess
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "preprocess.npz")
 DIALECTS = ("diffusers", "original", "original-kornia-0.6.0")
@@ -148,12 +150,34 @@ def test_the_same_picture_from_every_kind_of_source(tmp_path):
         Image.fromarray(image),
         path,
         str(path),
+        path.read_bytes(),
         np.dstack([image, np.full((30, 40), 255, np.uint8)]),
     ]
     for source in sources:
         loaded = load_image(source)
         assert loaded.dtype == np.uint8
         np.testing.assert_array_equal(loaded, image)
+
+
+def test_one_picture_or_several():
+    image, gray = picture(), picture()[..., 0]
+    for source in (image, [image], (image,), image[None], image[None] / 255):
+        (loaded,) = load_images(source)
+        np.testing.assert_array_equal(loaded, image)
+    first, second = load_images([Image.fromarray(image), gray])
+    np.testing.assert_array_equal(second, np.repeat(gray[..., None], 3, 2))
+    assert first.shape == second.shape
+    for source in ([], np.zeros((0, 4, 4, 3), np.uint8)):
+        with pytest.raises(ValueError, match="images is an empty list"):
+            load_images(source, "images")
+
+
+def test_nothing_else_opens_pictures():
+    """What is read of a file is decided in one place; the recipe in a PNG is not its picture."""
+    package = pathlib.Path(unclip_jax.__file__).parent
+    files = [*package.rglob("*.py"), *package.with_name("convert").rglob("*.py")]
+    found = {path.relative_to(package).as_posix() for path in files if "Image.open(" in path.read_text()}
+    assert found == {"conditioning/image.py", "pictures.py"}
 
 
 def test_jax_arrays_load():
@@ -209,7 +233,7 @@ def test_exif_orientation(tmp_path, suffix, orientation):
     exif[0x0112] = orientation
     path = tmp_path / f"turned.{suffix}"
     stored.save(path, exif=exif, quality=100)
-    for source in (path, Image.open(path)):
+    for source in (path, Image.open(path), path.read_bytes(), open_picture(path, "image")):
         loaded = load_image(source)
         assert loaded.shape == (48, 64, 3)
         assert np.abs(loaded.astype(int) - np.asarray(upright)).mean() < 3
@@ -365,9 +389,10 @@ def test_arrays_that_are_refused(array, words):
     assert refused(array, words) is ValueError
 
 
-@pytest.mark.parametrize("source", [None, 3, b"picture.png", [np.zeros((4, 4, 3), np.uint8)], io.BytesIO()])
+@pytest.mark.parametrize("source", [None, 3, [np.zeros((4, 4, 3), np.uint8)], io.BytesIO()])
 def test_things_that_are_refused(source):
-    assert refused(source, type(source).__name__, "want a PIL image, a path, or an array (H, W, 3)") is ValueError
+    words = "want a PIL image, a path, an address, or an array (H, W, 3)"
+    assert refused(source, type(source).__name__, words) is ValueError
 
 
 def test_files_that_are_refused(tmp_path):
@@ -379,6 +404,7 @@ def test_files_that_are_refused(tmp_path):
     for content in (b"", b"not a picture", b"\0" * 1000):
         path.write_bytes(content)
         assert refused(path, repr(str(path)), "not a picture in a format that is read here") is ValueError
+        assert refused(content, "image: not a picture in a format that is read here") is ValueError
     assert refused(path / "below") is ValueError
 
 
@@ -409,7 +435,21 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0))
     path = tmp_path / "bomb.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(bytes(1000))))
-    assert refused(path, "exceeds limit") is ValueError
+    assert refused(path, repr(str(path)), "900000000 pixels", "limit of 178956970 pixels") is ValueError
+    assert refused(path.read_bytes(), "too large: ", "Set PIL.Image.MAX_IMAGE_PIXELS") is ValueError
+
+
+@pytest.mark.parametrize("action", ["error", "ignore"])
+def test_up_to_pillows_limit_large_pictures_are_read(tmp_path, monkeypatch, action):
+    """From half of it on Pillow warns, and warnings may be errors."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 30)
+    for width, height in ((40, 30), (80, 30)):
+        path = saved(picture(width, height), tmp_path / "picture.png")
+        with warnings.catch_warnings():
+            warnings.simplefilter(action)
+            for source in (path, path.read_bytes()):
+                assert load_image(source).shape == (height, width, 3)
+    assert refused(saved(picture(81, 30), tmp_path / "picture.png"), "2430 pixels", "2400 pixels") is ValueError
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tiff", "jp2"])

@@ -60,8 +60,9 @@ def test_every_form_of_a_mask(tmp_path):
 def test_a_picture_of_a_camera_lies_as_its_mask_does(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(noise(20, 30)).save(tmp_path / "mask.png", exif=exif)
-    assert mask_size(load_mask(tmp_path / "mask.png")) == (30, 20)
+    for array in (noise(20, 30), noise(20, 30)[..., 0].astype(np.uint16) * 257):
+        Image.fromarray(array).save(tmp_path / "mask.png", exif=exif)
+        assert mask_size(load_mask(tmp_path / "mask.png")) == (30, 20)
 
 
 @pytest.mark.parametrize(

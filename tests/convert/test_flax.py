@@ -3,7 +3,6 @@
 tests/golden/flax.json says how the folders and the recordings were made.
 """
 
-import contextlib
 import functools
 import json
 import re
@@ -20,21 +19,17 @@ from convert.architecture.diffusers import from_folder
 from convert.architecture.presets import PRESETS
 from convert.readers import CheckpointError, TensorInfo, open_tensors
 from convert.rules import diffusers
-from convert.rules.flax import flax_rules, is_flax, with_flax
+from convert.rules.flax import flax_rules, is_flax
 from convert.safety import open_safety_checker
+from convert.source import check_source, open_diffusers
 from tests.convert.test_rules import ARCHITECTURES, assert_lossless, foreign_arrays
 from tests.golden_weights import GOLDEN, inventory
 from unclip_jax import TextToImagePipeline
-from unclip_jax.checkpoints.checkpoint import Checkpoint
-from unclip_jax.checkpoints.directory import save
 from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import abstract_networks, abstract_params, part
-from unclip_jax.conditioning.tokenizer import Tokenizer, tokenizer_json_from_folder
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.safety import is_flagged
 
-COMPONENTS = ("unet", "vae", "text_encoder")
-WEIGHTS = ("diffusion_flax_model.msgpack", "flax_model.msgpack", "flax_model.msgpack.index.json", "model.safetensors")
 FOLDERS = ("text-to-image", "inpainting", "bf16")
 
 
@@ -50,31 +45,6 @@ def folders(tmp_path_factory):
 def recorded():
     with np.load(GOLDEN / "flax.npz") as file:
         return dict(file)
-
-
-def open_flax(folder):
-    """The folder as a Checkpoint, every tensor of it used once."""
-    with contextlib.ExitStack() as stack:
-        config = from_folder(folder)
-        params = abstract_params(config)
-        torch_rules = diffusers.table(config, params).rules
-        rules, tensors, readers, files = [], {}, {}, []
-        for component in COMPONENTS:
-            path = next(folder / component / name for name in WEIGHTS if (folder / component / name).is_file())
-            file = stack.enter_context(open_tensors(path))
-            assert is_flax(file.tensors)
-            rules += flax_rules(rule for rule in torch_rules if rule.foreign.startswith(f"{component}/"))
-            tensors |= {f"{component}/{name}": info for name, info in file.tensors.items()}
-            readers |= {f"{component}/{name}": functools.partial(file.read, name) for name in file.tensors}
-            files.append(path)
-        engine.prove(rules, params)
-        report = engine.check(rules, params, tensors, diffusers.unused(config))
-        engine.require_complete(report, folder.name)
-        assert len(report.used) == len(tensors)
-        parameters = engine.import_params(rules, params, tensors, lambda name: readers[name]())
-        text = tokenizer_json_from_folder(folder / "tokenizer")
-        tokenizer = Tokenizer.from_json(text, "transformers", config.text_encoder.context_length)
-        return Checkpoint(config, tokenizer, parameters, str(folder), tuple(files), stack.pop_all())
 
 
 def tree(path):
@@ -120,8 +90,15 @@ VAE = {
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
+def test_every_tensor_is_used(folders, folder):
+    report = check_source(folders / folder)
+    assert len(report.used) == 206 + 124 + 36
+    assert not report.unused
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_every_parameter_is_the_files(folders, folder):
-    with open_flax(folders / folder) as checkpoint:
+    with open_diffusers(folders / folder) as checkpoint:
         dtype = ml_dtypes.bfloat16 if folder == "bf16" else np.float32
         assert {parameter.dtype for parameter in checkpoint.params.values()} == {np.dtype(dtype)}
         for component, names in (("unet", UNET), ("vae", VAE)):
@@ -135,7 +112,7 @@ def test_the_text_encoder_in_every_container(folders):
     """One map, shards, and transformers' safetensors file hold the same numbers under the same names."""
     arrays = tree(folders / "text-to-image/text_encoder/flax_model.msgpack")["text_model"]
     for folder in FOLDERS:
-        with open_flax(folders / folder) as checkpoint:
+        with open_diffusers(folders / folder) as checkpoint:
             params = {name: p.read() for name, p in part(checkpoint.params, "text_encoder").items()}
         for layer, block in arrays["encoder"]["layers"].items():
             q = block["self_attn"]["q_proj"]["kernel"]
@@ -177,14 +154,12 @@ DERIVED = {"unet": "diffusers", "vae": "diffusers", "text_encoder": "transformer
 
 
 @pytest.mark.parametrize("preset", ["sd21-unclip-h", "512-inpainting"])
-def test_the_dialect_is_told_from_pytorchs(preset, monkeypatch):
+def test_the_dialect_is_told_from_pytorchs(preset):
     """Of a part in either all names are found, and no name of another part is taken for one of it."""
     config = PRESETS[preset]
     params = abstract_params(config)
     torch_names = {rule.foreign for rule in diffusers.table(config, params).rules}
     flax_names = {rule.foreign for rule in flax_rules(diffusers.table(config, params).rules)}
-    for component, torch in DERIVED.items():
-        monkeypatch.setitem(layouts.PARTS, component, with_flax(layouts.PARTS[component], torch))
     for names, dialects in ((torch_names, DERIVED), (flax_names, dict.fromkeys(DERIVED, "flax"))):
         places, canonical = layouts.locate(names, diffusers.PLACES)
         there = [component for component in DERIVED if getattr(config, component)]
@@ -303,7 +278,7 @@ def error(got, want):
 
 
 def test_the_networks_compute_what_flax_and_pytorch_did(folders, recorded):
-    with open_flax(folders / "text-to-image") as checkpoint:
+    with open_diffusers(folders / "text-to-image") as checkpoint:
         assert (checkpoint.tokenizer(["a cat"]) == recorded["ids"]).all()
         ours = networks(checkpoint)
     text = jax.jit(ours["text_encoder"])(recorded["ids"])
@@ -318,7 +293,7 @@ def test_the_networks_compute_what_flax_and_pytorch_did(folders, recorded):
 
 
 def test_the_inpainting_unet(folders, recorded):
-    with open_flax(folders / "inpainting") as checkpoint:
+    with open_diffusers(folders / "inpainting") as checkpoint:
         ours = networks(checkpoint)
     got = jax.jit(ours["unet"])(last(recorded["inpainting_sample"]), recorded["timestep"], recorded["text_flax"])
     assert error(got, last(recorded["inpainting_unet_torch"])) < 3e-6
@@ -328,10 +303,8 @@ def test_the_inpainting_unet(folders, recorded):
 
 
 @pytest.mark.parametrize(("folder", "scheduler"), [("text-to-image", "ddim"), ("bf16", "pndm")])
-def test_a_picture(folders, recorded, tmp_path, folder, scheduler):
-    with open_flax(folders / folder) as checkpoint:
-        save(checkpoint, tmp_path / "converted")
-    pipe = TextToImagePipeline.from_pretrained(tmp_path / "converted", "float32", local_mesh(jax.local_devices()[:1]))
+def test_a_picture(folders, recorded, folder, scheduler):
+    pipe = TextToImagePipeline.from_pretrained(folders / folder, "float32", local_mesh(jax.local_devices()[:1]))
     latents = last(recorded["latents"])
     out = pipe(
         "a cat", num_inference_steps=4, guidance_scale=3.0, latents=latents, height=16, width=16, output_type="np"
@@ -345,9 +318,8 @@ def test_a_picture(folders, recorded, tmp_path, folder, scheduler):
 # --- CLIP's image tower --------------------------------------------------------------------------------------------
 
 
-def test_the_safety_checker(folders, recorded, monkeypatch):
+def test_the_safety_checker(folders, recorded):
     folder = folders / "inpainting/safety_checker"
-    monkeypatch.setattr("convert.safety.weights_file", lambda path, variant: path / "flax_model.msgpack")
     checker = open_safety_checker(folder)
     embeddings = np.asarray(checker.image_encoder.merge()(last(recorded["safety_input"])))
     assert error(embeddings, recorded["safety_embeds_flax"]) < 1e-6  # 4e-7

@@ -188,4 +188,4 @@ def test_options_of_other_sources_are_refused(folder, original):
     refused(file, "variant", config=config, variant="fp16")
     refused(file, "revision", config=config, revision="main")
     refused(file, "preprocess", config=config, preprocess="none")
-    refused("no/such/folder/at/all", "no such file or folder")
+    refused("./no/such/folder/at/all", "no such file or folder")

@@ -4,12 +4,16 @@ import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from huggingface_hub import constants
+from safetensors.numpy import save, save_file
 
+from convert import statistics
 from convert.random import TINY
+from convert.readers import CheckpointError
 from convert.statistics import STATISTICS, embedding_statistics, read_statistics
 from tests.convert.test_readers import mapping, name, several, storage, tensor, torch_bytes
 from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.source import open_checkpoint
 
 MEAN, STD = np.arange(4, dtype=np.float32), np.arange(1, 5, dtype=np.float32)
 
@@ -64,10 +68,45 @@ def test_statistics_of_a_checkpoint(tmp_path):
     np.savez(tmp_path / "short.npz", mean=width[1:], std=width[1:])
     with pytest.raises(ValueError, match=f"{vision.projection_dim - 1} features; the image encoder gives"):
         embedding_statistics(TINY, tmp_path / "short.npz")
-    openai = CheckpointConfig(
-        **{**vars(TINY), "image_encoder": type(vision)(**{**vars(vision), "activation": "quick_gelu"})}
-    )
-    with pytest.raises(ValueError, match="--clip-stats"):
-        embedding_statistics(openai, None)
     without = CheckpointConfig(**{**vars(TINY), "image_encoder": None})
     assert embedding_statistics(without, None) == {}
+
+
+def normalizer(mean, std):
+    """The files of a repository with diffusers' image_normalizer, and with much else."""
+    weights = save({"mean": mean[None], "std": std[None]})
+    part = {"config.json": b'{"embedding_dim": %d}' % len(mean), "diffusion_pytorch_model.safetensors": weights}
+    others = {"model_index.json": b"{}", "unet/config.json": b"{ }", "unet/diffusion_pytorch_model.bin": b"weights"}
+    return {"main": {**others, **{f"image_normalizer/{name}": content for name, content in part.items()}}}
+
+
+def test_published_statistics_are_fetched(golden_files, hub_server, monkeypatch):
+    file, options = golden_files("unclip_l")
+    options = dict(options)
+    with np.load(options.pop("clip_stats")) as arrays:
+        want = [arrays[name].reshape(-1).astype(np.float32) for name in ("mean", "std")]
+    monkeypatch.setattr(statistics, "PUBLISHED_WIDTH", len(want[0]))
+    hub_server.repos[statistics.PUBLISHED] = normalizer(*want)
+    for given in ({}, {"clip_stats": statistics.PUBLISHED}, {"clip_stats": f"{statistics.PUBLISHED}/image_normalizer"}):
+        with open_checkpoint(file, **options, **given) as checkpoint:
+            for name, array in zip(STATISTICS, want, strict=True):
+                np.testing.assert_array_equal(checkpoint.params[name].read(), array)
+            if not given:
+                assert checkpoint.files[-1].name == "diffusion_pytorch_model.safetensors"
+        assert len(hub_server.bodies()) == 2
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with open_checkpoint(file, **options) as checkpoint:
+        np.testing.assert_array_equal(checkpoint.params[STATISTICS[1]].read(), want[1])
+
+
+def test_statistics_that_cannot_be_fetched(golden_files, hub_server, monkeypatch):
+    """The message says which file would do, and where it is."""
+    file, options = golden_files("unclip_l")
+    options = dict(options)
+    width = read_statistics(options.pop("clip_stats"))[0].size
+    where = "Give as clip_stats= the folder https://huggingface.co/sd2-community/.*/image_normalizer"
+    for reason in ("none are published for width", "they cannot be fetched: sd2-community/.*no such repository"):
+        with pytest.raises(CheckpointError, match=f"image encoder is OpenAI's, .*{reason}.*{where}") as caught:
+            open_checkpoint(file, **options)
+        assert "\n" not in str(caught.value)
+        monkeypatch.setattr(statistics, "PUBLISHED_WIDTH", width)

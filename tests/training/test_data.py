@@ -5,8 +5,9 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
+from unclip_jax.conditioning.image import load_image
 from unclip_jax.training.data import Record, Skipped, batches, image_folder, load_rgb, select
 
 
@@ -174,3 +175,34 @@ def test_transparent_parts_are_white(tmp_path):
     np.testing.assert_array_equal(load_rgb(Record(tmp_path / "a.png", "", {})), np.full((4, 6, 3), 255))
     Image.new("P", (2, 2), 0).save(tmp_path / "b.gif", transparency=0)
     np.testing.assert_array_equal(load_rgb(Record(tmp_path / "b.gif", "", {})), np.full((2, 2, 3), 255))
+
+
+def test_pictures_are_read_as_pipelines_read_them(tmp_path):
+    """Upright, 16 bits scaled, whatever the colour mode; of a file of its own or of a part of a tar."""
+    colours = np.random.default_rng(0).integers(0, 256, (40, 80, 3), np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(colours).save(tmp_path / "phone.jpg", exif=exif)
+    Image.fromarray(np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)).save(tmp_path / "gray16.png")
+    Image.fromarray(colours).convert("CMYK").save(tmp_path / "cmyk.tif")
+    Image.fromarray(colours).quantize(16).save(tmp_path / "palette.png", transparency=3)
+    frames = [Image.fromarray(colours[..., 0]), Image.fromarray(colours[..., 1])]
+    frames[0].save(tmp_path / "animated.gif", save_all=True, append_images=frames[1:])
+    whole = tmp_path / "whole"
+    for record in image_folder(tmp_path):
+        want = load_image(record.path)
+        np.testing.assert_array_equal(load_rgb(record), want)
+        content = record.path.read_bytes()
+        whole.write_bytes(b"before" + content + b"after")
+        np.testing.assert_array_equal(load_rgb(Record(whole, "", {}, (6, len(content)), "x")), want)
+    assert load_rgb(Record(tmp_path / "phone.jpg", "", {})).shape == (80, 40, 3)
+    assert 127 < load_rgb(Record(tmp_path / "gray16.png", "", {})).mean() < 128
+
+
+def test_a_picture_that_is_too_large_is_skipped_and_named(folder, monkeypatch):
+    picture(folder / "train" / "03.png", (1, 2, 3), size=(60, 50))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    skipped = Skipped()
+    take(batches(image_folder(folder), load, batch_size=11, seed=1, skipped=skipped), 1)
+    (reason,) = skipped.reasons.values()
+    assert "3000 pixels" in reason

@@ -15,13 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unclip_jax.checkpoints.directory import INDEX
+from unclip_jax.checkpoints.places import HUB_ID, ORIGINAL_SUFFIXES, Place
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
-
-HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
-ORIGINAL_SUFFIXES = (".safetensors", ".ckpt")
-FILE_SUFFIXES = (*ORIGINAL_SUFFIXES, ".pt", ".pth", ".bin", ".th", ".npz", ".yaml", ".json")
 
 CONVERTED = re.compile(r"config\.json|tokenizer\.json|provenance\.json|params-.*\.safetensors|" + re.escape(INDEX))
 SETTINGS = frozenset(
@@ -41,9 +38,10 @@ SETTINGS = frozenset(
 # in an index on either side: model.fp16.safetensors, model.fp16-00001-of-00002.safetensors,
 # model-00001-of-00002.fp16.safetensors, model.safetensors.index.fp16.json, model.fp16.safetensors.index.json
 WEIGHTS = re.compile(
-    r"(?:diffusion_pytorch_model|model(?=.*\.safetensors)|pytorch_model(?=.*\.bin))(?:\.(?P<variant>[\w-]+?))?"
+    r"(?:diffusion_pytorch_model(?!.*\.msgpack)|model(?=.*\.safetensors)|pytorch_model(?=.*\.bin)"
+    r"|(?:diffusion_)?flax_model(?=(?:-\d{5}-of-\d{5})?\.msgpack))(?:\.(?P<variant>[\w-]+?))?"
     r"(?P<shard>-\d{5}-of-\d{5}(?:\.(?P<late_variant>[\w-]+))?)?"
-    r"\.(?P<kind>safetensors|bin)(?P<index>\.index(?:\.(?P<index_variant>[\w-]+))?\.json)?"
+    r"\.(?P<kind>safetensors|bin|msgpack)(?P<index>\.index(?:\.(?P<index_variant>[\w-]+))?\.json)?"
 )
 # The last four are Karlo's, beside its prior.
 UNUSED = frozenset(("safety_checker", "decoder", "super_res_first", "super_res_last", "text_proj"))
@@ -51,47 +49,97 @@ UNUSED = frozenset(("safety_checker", "decoder", "super_res_first", "super_res_l
 ATTEMPTS = 3
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 LOCAL = "give the path of a local folder or file"
-MIRRORS = ("sd2-community/stable-diffusion-2-1-unclip", "sd2-community/stable-diffusion-2-1-unclip-small")
+# Repositories that their owner removed in November 2025, and the copies that the community keeps under the same names.
+REMOVED = {
+    f"stabilityai/{name}": f"sd2-community/{name}"
+    for name in (
+        "stable-diffusion-2",
+        "stable-diffusion-2-base",
+        "stable-diffusion-2-depth",
+        "stable-diffusion-2-inpainting",
+        "stable-diffusion-2-1",
+        "stable-diffusion-2-1-base",
+        "stable-diffusion-2-1-unclip",
+        "stable-diffusion-2-1-unclip-small",
+    )
+}
+NO_MIRRORS = "UNCLIP_JAX_NO_MIRRORS"
 
 Explanation = tuple[type[OSError], str, str]
 
 
-def is_hub_id(text: str) -> bool:
-    """Whether a text has the form of a hub id, "owner/name", and is neither an existing path nor named like a file."""
-    named_like_a_file = text.lower().endswith(FILE_SUFFIXES)
-    return bool(HUB_ID.fullmatch(text)) and not named_like_a_file and not os.path.lexists(text)
-
-
-def download(repo_id: str, *, revision: str | None = None, variant: str | None = None) -> Path:
+def download(
+    repo_id: str,
+    path: str = "",
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    mirrors: bool = True,
+) -> Path:
     """Fetches a checkpoint through huggingface_hub, or finds it in its cache, and returns where it lies.
 
-    repo_id: "owner/name" of a repository with a diffusers folder, a converted checkpoint or one original file
+    repo_id: "owner/name" of a repository with a diffusers folder, a converted checkpoint, one original file, or a part
+        of a diffusers folder
+    path: of one file in it, or of a folder in it that holds one of these
     revision: a branch, a tag or a commit; None is the main branch
     variant: for diffusers folders, such as "fp16"; a component without such weights comes with its plain ones
+    mirrors: for a repository of `REMOVED` that is gone, fetch its copy, with a warning; so long as the environment has
+        no UNCLIP_JAX_NO_MIRRORS
 
-    Returns the folder, or the file of a repository that has only an original checkpoint. Weights are the safetensors,
-    or .bin where there are none. Files that the cache has are not fetched again, and a broken transfer is taken
-    up again. When the hub cannot be asked, the cache's copy serves, with a warning unless HF_HUB_OFFLINE wants it so.
+    Returns the folder, or the file that `path` names, or that of a repository that has only an original checkpoint.
+    Weights are the safetensors, or .bin or Flax's where there are none; a yaml or config.json beside a file comes with
+    it. Files that the cache has are not fetched again, and a broken transfer is taken up again. When the hub cannot be
+    asked, the cache's copy serves, with a warning unless HF_HUB_OFFLINE wants it so.
 
-    Raises ValueError for a repository without such a checkpoint or variant, FileNotFoundError when there is no such
-    repository or revision, or none in the cache with HF_HUB_OFFLINE, PermissionError where a login is wanted,
+    Raises ValueError for a repository without such a checkpoint, path or variant, FileNotFoundError when there is no
+    such repository or revision, or none in the cache with HF_HUB_OFFLINE, PermissionError where a login is wanted,
     ConnectionError without a network, and OSError for other failures, a full disk among them; each in one line.
     """
-    return _download(repo_id, revision, lambda names: _choose(names, repo_id, variant))
+
+    def choose(names: Collection[str], repo_id: str) -> tuple[str, list[str]]:
+        wanted = _choose_at(path, names, repo_id, variant)
+        if len(wanted) > 1:
+            return path, wanted
+        return wanted[0], [*wanted, *_beside(wanted[0], names)]
+
+    return _download(Place(repo_id, path, revision), choose, mirrors)
 
 
-def download_file(repo_id: str, usual: Collection[str], weight_name: str | None = None) -> Path:
+def download_file(
+    repo_id: str,
+    usual: Collection[str],
+    weight_name: str | None = None,
+    *,
+    path: str = "",
+    revision: str | None = None,
+) -> Path:
     """Fetches one file of a repository as `download` does: `weight_name`, or the first usual name that is there.
 
-    Where none of them is, the repository's only .safetensors file. Raises as `download`, and ValueError for a
-    repository without it, or with several to choose from.
+    Where none of them is, the only .safetensors file. path: of a folder in the repository where they are looked for, or
+    of the file itself. Raises as `download`, and ValueError for a repository without it, or with several to choose
+    from.
     """
-    return _download(repo_id, None, lambda names: [_choose_file(names, repo_id, usual, weight_name)])
+
+    def choose(names: Collection[str], repo_id: str) -> tuple[str, list[str]]:
+        if path in names:
+            return path, [path]
+        folder = f"{path}/" if path else ""
+        within = [name.removeprefix(folder) for name in names if name.startswith(folder)]
+        if not within:
+            raise ValueError(f"{repo_id} has no file or folder {path!r}; it has {_few(names)}")
+        wanted = folder + _choose_file(within, f"{repo_id}/{path}".rstrip("/"), usual, weight_name)
+        return wanted, [wanted]
+
+    return _download(Place(repo_id, path, revision), choose)
 
 
-def _download(repo_id: str, revision: str | None, choose: Callable[[Collection[str]], list[str]]) -> Path:
+def _download(
+    place: Place, choose: Callable[[Collection[str], str], tuple[str, list[str]]], mirrors: bool = True
+) -> Path:
+    """choose: the repository's files and its id -> what is asked for, and all files that it takes."""
     from huggingface_hub import HfApi, constants, errors
 
+    repo_id, revision = place.repo_id, place.revision
     if not HUB_ID.fullmatch(repo_id):
         raise ValueError(f"repo_id is {repo_id!r}; want the form 'owner/name'")
     problem: Exception | None = None
@@ -101,17 +149,48 @@ def _download(repo_id: str, revision: str | None, choose: Callable[[Collection[s
     except (errors.HTTPError, OSError, ValueError, TypeError, KeyError) as error:
         problem = error
         names = _cached_names(repo_id, revision)
-        if not names:
-            raise _failure(problem, repo_id, revision) from error
-    wanted = choose(names)
-    try:
-        folder = _fetch(repo_id, revision, wanted, local=problem is not None)
-    except (errors.HTTPError, OSError, RuntimeError) as error:
-        raise _failure(problem or error, repo_id, revision) from error
-    if problem is not None and not constants.HF_HUB_OFFLINE:
-        _, what, _ = _explain(problem, repo_id, revision)
-        warnings.warn(f"{repo_id}: {what}; using the copy in the cache", stacklevel=2)
-    return folder / wanted[0] if len(wanted) == 1 else folder
+    failure: BaseException | None = problem
+    if names:
+        target, wanted = choose(names, repo_id)
+        try:
+            folder = _fetch(repo_id, revision, wanted, local=problem is not None)
+        except (errors.HTTPError, OSError, RuntimeError) as error:
+            failure = problem or error
+        else:
+            if problem is not None and not constants.HF_HUB_OFFLINE:
+                what = _explain(problem, repo_id, revision)[1]
+                warnings.warn(f"{repo_id}: {what}; using the copy in the cache", stacklevel=2)
+            return folder / target
+    assert failure is not None
+    if mirrors and (copy := _copy_of(place, failure)):
+        warnings.warn(
+            f"{repo_id} was removed from the hub: using its copy {copy} (mirrors=False or {NO_MIRRORS}=1 refuses it)",
+            stacklevel=2,
+        )
+        return _download(place._replace(repo_id=copy), choose)
+    raise _failure(failure, place) from failure
+
+
+def _copy_of(place: Place, failure: BaseException) -> str | None:
+    """The copy of a repository that was removed: where the hub says that it is gone, or where the cache has the copy,
+    and the hub cannot be asked."""
+    from huggingface_hub import errors
+
+    copy = REMOVED.get(place.repo_id)
+    if copy is None or os.environ.get(NO_MIRRORS, "0") not in ("", "0"):
+        return None
+    if isinstance(failure, errors.HfHubHTTPError):
+        return copy if _is_gone(failure) else None
+    not_asked = _explain(failure, place.repo_id, place.revision)[0] in (FileNotFoundError, ConnectionError)
+    return copy if not_asked and _cached_names(copy, place.revision) else None
+
+
+def _is_gone(error: "HfHubHTTPError") -> bool:
+    """Whether the hub knows no such repository. Without a login it answers 401 alike for what is private."""
+    answer = error.response
+    if answer.headers.get("X-Error-Code") in ("GatedRepo", "RevisionNotFound", "EntryNotFound"):
+        return False
+    return answer.status_code == 404 or (answer.status_code == 401 and "Authorization" not in answer.request.headers)
 
 
 def _fetch(repo_id: str, revision: str | None, names: Collection[str], *, local: bool) -> Path:
@@ -147,18 +226,46 @@ def _cached_names(repo_id: str, revision: str | None) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
-def _choose(names: Collection[str], repo_id: str, variant: str | None) -> list[str]:
-    """The files to fetch, of all that a repository has; a single one is an original checkpoint.
+def _choose_at(path: str, names: Collection[str], repo_id: str, variant: str | None) -> list[str]:
+    """The files to fetch for what lies at a path in a repository, which may be "", with all that it has."""
+    if not path:
+        return _choose(names, repo_id, variant)
+    if path in names:
+        if variant is not None:
+            raise ValueError(f"variant is {variant!r}, but {repo_id}/{path} is one file: only folders have variants")
+        return [path]
+    within = [name.removeprefix(f"{path}/") for name in names if name.startswith(f"{path}/")]
+    if not within:
+        raise ValueError(f"{repo_id} has no file or folder {path!r}; it has {_few(names)}")
+    return [f"{path}/{name}" for name in _choose(within, f"{repo_id}/{path}", variant)]
 
-    Raises ValueError for a repository that holds none of the layouts, or not this variant.
+
+def _beside(file: str, names: Collection[str]) -> list[str]:
+    """What says of a single file what it is: a yaml of its name, a part's config.json; and an index's shards."""
+    folder, slash, name = file.rpartition("/")
+    beside = [f"{file.rpartition('.')[0]}.yaml", f"{folder}{slash}config.json"]
+    if index := re.fullmatch(r"(.*)\.(safetensors|bin)\.index(\..*)?\.json", name):
+        shard = re.compile(re.escape(f"{folder}{slash}{index[1]}") + r"[\w.]*-\d{5}-of-\d{5}[\w.]*\." + index[2])
+        beside += [name for name in names if shard.fullmatch(name)]
+    return [name for name in beside if name in names and name != file]
+
+
+def _choose(names: Collection[str], repo_id: str, variant: str | None) -> list[str]:
+    """The files to fetch, of all that a repository or a folder in it has; a single one is an original checkpoint.
+
+    Raises ValueError for one that holds none of the layouts, or not this variant.
     """
     if "model_index.json" in names:
-        return ["model_index.json", *_choose_components(names, repo_id, variant)]
+        components = [name for name in names if name.count("/") == 1]
+        return ["model_index.json", *_choose_components(components, repo_id, variant)]
+    top = [name for name in names if "/" not in name]
+    if "config.json" in top and any(WEIGHTS.fullmatch(name) for name in top):  # one part, or a CLIP model
+        return _choose_components(top, repo_id, variant)
     if variant is not None:
         raise ValueError(f"variant is {variant!r}, but {repo_id} holds no diffusers folder: only these have variants")
     if INDEX in names:
         return [name for name in names if CONVERTED.fullmatch(name)]
-    originals = sorted(name for name in names if "/" not in name and name.endswith(ORIGINAL_SUFFIXES))
+    originals = sorted(name for name in top if name.endswith(ORIGINAL_SUFFIXES))
     wanted = list({Path(name).stem: name for name in originals}.values())  # in both forms: the later, .safetensors
     if not wanted:
         raise ValueError(
@@ -167,8 +274,8 @@ def _choose(names: Collection[str], repo_id: str, variant: str | None) -> list[s
         )
     if len(wanted) > 1:
         raise ValueError(
-            f"{repo_id} holds {len(wanted)} original checkpoints, {_few(wanted)}: fetch the one you want with "
-            f"`hf download {repo_id} FILE` and give its path"
+            f"{repo_id} holds {len(wanted)} original checkpoints, {_few(wanted)}: name the one you want, as in "
+            f"{repo_id}/{wanted[0]}"
         )
     return wanted
 
@@ -192,7 +299,7 @@ def _choose_components(names: Collection[str], repo_id: str, variant: str | None
     wanted = []
     weights: dict[str, dict[tuple[str | None, str, bool], list[str]]] = {}
     for name in names:
-        component, _, file = name.partition("/")
+        component, _, file = name.rpartition("/")
         if component in UNUSED:
             continue
         if file in SETTINGS:
@@ -203,25 +310,26 @@ def _choose_components(names: Collection[str], repo_id: str, variant: str | None
             weights.setdefault(component, {}).setdefault(form, []).append(name)
     tags = {tag for forms in weights.values() for tag, _, _ in forms}
     if not tags:
-        raise ValueError(f"{repo_id} has no weights in .safetensors or .bin; it has {_few(names)}")
+        raise ValueError(f"{repo_id} has no weights in .safetensors, .bin or .msgpack; it has {_few(names)}")
     if variant is not None and variant not in tags:
         others = ", ".join(sorted(repr(tag) for tag in tags if tag)) or "none"
         raise ValueError(f"variant is {variant!r}, but {repo_id} has no such weights; its variants: {others}")
     for component, forms in weights.items():
-        # By preference: the variant before the plain weights, safetensors before .bin, whole before sharded.
-        order = itertools.product(dict.fromkeys((variant, None)), ("safetensors", "bin"), (False, True))
+        # By preference: the variant before the plain weights, safetensors before .bin and Flax's, whole before sharded.
+        order = itertools.product(dict.fromkeys((variant, None)), ("safetensors", "bin", "msgpack"), (False, True))
         found = next((forms[form] for form in order if form in forms), None)
         if found is None:
             others = ", ".join(sorted({repr(tag) for tag, _, _ in forms}))
-            raise ValueError(f"{repo_id}: {component} has only weights of a variant: give variant, one of {others}")
+            where = f"{repo_id}: {component}" if component else repo_id
+            raise ValueError(f"{where} has only weights of a variant: give variant, one of {others}")
         wanted += found
     return wanted
 
 
-def _failure(error: BaseException, repo_id: str, revision: str | None) -> OSError:
+def _failure(error: BaseException, place: Place) -> OSError:
     """Our one line for what went wrong."""
-    kind, what, advice = _explain(error, repo_id, revision)
-    return kind(f"{repo_id}: {what}; {advice}")
+    kind, what, advice = _explain(error, place.repo_id, place.revision)
+    return kind(f"{place}: {what}; {advice}")
 
 
 def _explain(error: BaseException, repo_id: str, revision: str | None) -> Explanation:
@@ -268,12 +376,11 @@ def _explain_answer(error: "HfHubHTTPError", repo_id: str, revision: str | None)
     if status == 401 and "Authorization" in answer.request.headers:
         return PermissionError, "the hub refuses your login (401)", f"{LOG_IN} with a valid token"
     if status in (401, 404):
-        # Without a login the hub answers 401 alike for what is private and for what does not exist.
-        owner, name = repo_id.split("/")
-        own = [f"sd2-community/{name}"] if owner == "stabilityai" and name.startswith("stable-diffusion-2") else []
-        mirrors = [mirror for mirror in dict.fromkeys((*own, *MIRRORS)) if mirror != repo_id]
         what = f"no such repository at {constants.ENDPOINT}, or a private one ({status}), and no local path either"
-        advice = f"Stable Diffusion 2 is mirrored under sd2-community: {', '.join(mirrors)}; or {LOCAL}"
+        if repo_id in REMOVED:
+            what = f"the repository was removed from the hub ({status})"
+        mirror = REMOVED.get(repo_id, "sd2-community/stable-diffusion-2-1-unclip and others under sd2-community")
+        advice = f"Stable Diffusion 2 is kept as {mirror}; or {LOCAL}"
         return FileNotFoundError, what, f"{advice}; for a private repository {LOG_IN}"
     if status == 403:
         reason = " ".join((error.server_message or answer.reason_phrase).split())[:300]

@@ -1,4 +1,4 @@
-"""Opens a checkpoint wherever it is: a converted directory, a diffusers folder, an original file, a hub id."""
+"""Opens a checkpoint wherever it is: a converted directory, a diffusers folder, an original file, or on the hub."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,9 @@ from typing import Any, Literal, get_args
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config, prior_config
 from unclip_jax.checkpoints.config import predicting
 from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_directory
-from unclip_jax.checkpoints.hub import download, is_hub_id
+from unclip_jax.checkpoints.hub import download
+from unclip_jax.checkpoints.places import place_of
+from unclip_jax.conditioning.address import shown
 from unclip_jax.conditioning.image import Dialect as PreprocessDialect
 from unclip_jax.demo import demo_model
 from unclip_jax.sampling.schedule import PREDICTION_TYPES
@@ -29,19 +31,21 @@ def open_checkpoint(
     preprocess: PreprocessDialect | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    subfolder: str | None = None,
+    mirrors: bool = True,
     ema: bool = False,
 ) -> Checkpoint:
     """Opens a checkpoint for reading; use it as a context manager.
 
-    source: a converted directory, a diffusers folder, an original `.ckpt`/`.safetensors` file, or a hub id such as
-        "sd2-community/stable-diffusion-2-1-unclip"; or a CLIP model on its own: open_clip's file, transformers' folder,
+    source: a converted directory, a diffusers folder, an original `.ckpt`/`.safetensors` file, or one of these on the
+        hub, see `local_path`; or a CLIP model on its own: open_clip's file, transformers' folder,
         "open_clip:ViT-H-14/laion2b_s32b_b79k"; or a text-to-image prior on its own, see `open_prior`; None is the
         bundled demo model
-    config, clip_stats, ema: for original files, see `convert.source.open_original`
+    config, clip_stats, ema: for original files, see `convert.source.open_original`; text_encoder: for Karlo's prior,
+        see `convert.prior.open_karlo_prior`; each file may be on the hub as well
     prediction_type: what the UNet predicts, "epsilon" or "v_prediction", instead of what the checkpoint says
-    vae, unet: another one than the checkpoint's own, see `convert.part.with_part`: a file, a folder or a hub id
-    text_encoder: for Karlo's prior, see `convert.prior.open_karlo_prior`
-    variant: for diffusers folders and hub ids, such as "fp16"; revision: for hub ids
+    vae, unet: another one than the checkpoint's own, from any source, see `convert.part.with_part`
+    variant: for diffusers folders, such as "fp16"; revision, subfolder, mirrors: see `local_path`
     preprocess: how pictures become pixel values, instead of the checkpoint's own way
 
     Raises FileNotFoundError when there is nothing there, ValueError for a file that is refused (one line).
@@ -55,7 +59,7 @@ def open_checkpoint(
         from convert.clip import open_open_clip
 
         return open_open_clip(str(source))
-    path = local_path(source, revision=revision, variant=variant)
+    path = local_path(source, revision=revision, variant=variant, subfolder=subfolder, mirrors=mirrors)
     options = {"config": config, "clip_stats": clip_stats, "text_encoder": text_encoder, "ema": ema}
     given: dict[Literal["unet", "vae"], Any] = {"unet": unet, "vae": vae}
     parts = {part: value for part, value in given.items() if value is not None}
@@ -66,7 +70,7 @@ def open_checkpoint(
         for part, value in parts.items():
             with contextlib.ExitStack() as stack:
                 stack.enter_context(checkpoint)
-                checkpoint = with_part(checkpoint, part, local_path(value), variant=None)
+                checkpoint = with_part(checkpoint, part, _part_path(part, value, mirrors))
                 stack.pop_all()
     if prediction_type is not None:
         checkpoint = dataclasses.replace(checkpoint, config=predicting(family_config(checkpoint), prediction_type))
@@ -84,18 +88,20 @@ def open_prior(
     clip_stats: str | os.PathLike[str] | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    subfolder: str | None = None,
+    mirrors: bool = True,
 ) -> Checkpoint:
     """Opens a text-to-image prior for reading; use it as a context manager.
 
-    source: a converted directory; a diffusers folder or hub id with the parts `prior`, `prior_scheduler`,
-        `prior_text_encoder` and `prior_tokenizer`, alone or among those of StableUnCLIPPipeline, or as in
-        "kakaobrain/karlo-v1-alpha"; or Karlo's own checkpoint, or the folder that it lies in
+    source: a converted directory; a diffusers folder with the parts `prior`, `prior_scheduler`, `prior_text_encoder`
+        and `prior_tokenizer`, alone or among those of StableUnCLIPPipeline, or as in "kakaobrain/karlo-v1-alpha"; one
+        of these on the hub, see `local_path`; or Karlo's own checkpoint, or the folder that it lies in
     config, text_encoder, clip_stats: for Karlo's own, see `convert.prior.open_karlo_prior`
-    variant: for diffusers folders and hub ids, such as "fp16"; revision: for hub ids
+    variant: for diffusers folders, such as "fp16"; revision, subfolder, mirrors: see `local_path`
 
     Raises FileNotFoundError when there is nothing there, ValueError for a file that is refused (one line).
     """
-    path = local_path(source, revision=revision, variant=variant)
+    path = local_path(source, revision=revision, variant=variant, subfolder=subfolder, mirrors=mirrors)
     karlo = {"config": config, "text_encoder": text_encoder, "clip_stats": clip_stats}
     checkpoint = _open_prior(path, {name: value for name, value in karlo.items() if value is not None}, variant)
     if checkpoint is None:
@@ -125,23 +131,65 @@ def _open_prior(path: Path, karlo: dict[str, Any], variant: str | None) -> Check
         return None
     if variant is not None:
         raise ValueError(f"variant is {variant!r}, but {path} is Karlo's own: only diffusers folders have variants")
-    for name, value in karlo.items():
-        karlo[name] = Path(value)
-        if not karlo[name].exists():
-            raise FileNotFoundError(f"{name}: no such file: {value}")
-    return open_karlo_prior(path, **karlo)
+    return open_karlo_prior(path, **{name: file_beside(name, value) for name, value in karlo.items()})
 
 
-def local_path(source: str | os.PathLike[str], *, revision: str | None = None, variant: str | None = None) -> Path:
-    """Where a source is on this machine; a hub id is downloaded. Raises FileNotFoundError, ValueError as above."""
-    path = Path(source)
-    if not path.exists() and is_hub_id(str(source)):
-        return download(str(source), revision=revision, variant=variant)
+def local_path(
+    source: str | os.PathLike[str],
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    mirrors: bool = True,
+) -> Path:
+    """Where a source is on this machine: a path as it is, anything on the hub after it is fetched.
+
+    source: a path, which is taken where it exists; a hub id, "owner/name"; the path of a file or folder below one; or
+        an address of the hub, see `unclip_jax.checkpoints.places.place_of`
+    subfolder: within the source; revision, variant, mirrors: on the hub, see `unclip_jax.checkpoints.hub.download`
+
+    Raises FileNotFoundError when there is nothing there, ValueError for what is no source or has no meaning for it,
+    and what `download` raises.
+    """
+    subfolder = (subfolder or "").strip("/")
+    if subfolder and any(part in ("", ".", "..") for part in subfolder.split("/")):
+        raise ValueError(f"subfolder is {subfolder!r}; want the name of a folder within the source")
+    place = place_of(os.fspath(source))
+    if place is not None:
+        if revision is not None and place.revision not in (None, revision):
+            raise ValueError(f"revision is {revision!r}, but {shown(os.fspath(source))} names {place.revision!r}")
+        path = "/".join(part for part in (place.path, subfolder) if part)
+        revision = place.revision if revision is None else revision
+        return download(place.repo_id, path, revision=revision, variant=variant, mirrors=mirrors)
     if revision is not None:
         raise ValueError(f"revision is {revision!r}, but {source} is a local path: only hub ids have revisions")
-    if not path.exists():
+    whole = Path(source)
+    if not whole.exists():
         raise FileNotFoundError(f"source: no such file or folder, and not a hub id (owner/name): {source}")
-    return path
+    if subfolder and not (whole / subfolder).is_dir():
+        raise FileNotFoundError(f"subfolder: no such folder: {whole / subfolder}")
+    return whole / subfolder
+
+
+def file_beside(name: str, value: str | os.PathLike[str], otherwise: str = "") -> Path:
+    """The file that an option names, at a path or on the hub; of `clip_stats` also a repository that has them.
+
+    otherwise: what a message adds. Raises FileNotFoundError, and what `local_path` raises.
+    """
+    if Path(value).exists():
+        return Path(value)
+    if (place := place_of(os.fspath(value))) is None:
+        raise FileNotFoundError(f"{name}: no such file: {value}{otherwise}")
+    return local_path(value, subfolder="image_normalizer" if name == "clip_stats" and not place.path else None)
+
+
+def _part_path(part: str, value: str | os.PathLike[str], mirrors: bool) -> Path:
+    """Where another UNet or VAE is: of a whole pipeline on the hub only the part is fetched."""
+    place = place_of(os.fspath(value))
+    if place is not None and not place.path:
+        with contextlib.suppress(ValueError):  # a repository of the part alone has no such folder
+            return local_path(value, subfolder=part, mirrors=mirrors)
+    return local_path(value, mirrors=mirrors)
 
 
 def _open(
@@ -178,10 +226,8 @@ def _open(
     named = {*PRESETS, *ARCHITECTURES}
     for name in ("config", "clip_stats"):
         if original[name] is not None and not (name == "config" and str(original[name]) in named):
-            original[name] = Path(original[name])
-            if not original[name].exists():
-                advice = f", nor is it one of {', '.join(sorted(named))}" if name == "config" else ""
-                raise FileNotFoundError(f"{name}: no such file: {original[name]}{advice}")
+            advice = f", nor is it one of {', '.join(sorted(named))}" if name == "config" else ""
+            original[name] = file_beside(name, original[name], advice)
     if is_open_clip(path):
         if foreign := [name for name in ("clip_stats", "ema") if original[name]]:
             raise ValueError(f"{', '.join(foreign)}: only for Stable Diffusion checkpoints, and {path} is open_clip's")

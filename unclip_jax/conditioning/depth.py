@@ -1,15 +1,13 @@
 """The depth map of depth-to-image: what the estimator reads of a picture, and what the UNet reads of a map."""
 
-import os
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from unclip_jax.conditioning.image import PictureSource, load_image, open_picture
+from unclip_jax.conditioning.image import STORED, PictureSource, load_image, open_picture
 from unclip_jax.conditioning.pixels import to_pixels
 from unclip_jax.conditioning.resize_8bit import resize_bicubic_8bit
 from unclip_jax.models.resize import cubic_weights, resize_bicubic
@@ -83,7 +81,7 @@ def load_depth_map(source: PictureSource) -> NDArray[np.float32]:
     """A given depth map, in the place of the estimator's: (H, W) float32 of its own range, larger is nearer.
 
     source: an array (H, W) or (H, W, 1) of floats or integers, or a gray picture of 8 or 16 bits or of floats: a PIL
-        image or a path. Any size is taken: `depth_condition` resizes it.
+        image, a path or address, or a file's bytes. Any size is taken: `depth_condition` resizes it.
 
     Raises FileNotFoundError for a file that is not there, ValueError for anything else: other shapes, a colour picture,
     values that are not finite or beyond 1e30, and a map that is constant.
@@ -100,7 +98,7 @@ def load_depth_map(source: PictureSource) -> NDArray[np.float32]:
 
 def _values(source: PictureSource) -> NDArray[np.float32]:
     name = "depth_map"
-    if isinstance(source, Image.Image | str | os.PathLike):
+    if isinstance(source, STORED):
         picture = open_picture(source, name)
         if picture.mode in ("L", "F") or picture.mode.startswith("I"):
             return np.asarray(picture).astype(np.float32)
@@ -109,7 +107,9 @@ def _values(source: PictureSource) -> NDArray[np.float32]:
             raise ValueError(f"{name} is a colour picture; want a gray one, or an array (H, W) of depths")
         return colours[..., 0].astype(np.float32)
     if not hasattr(source, "__array__"):
-        raise ValueError(f"{name} is a {type(source).__name__}; want an array (H, W), a PIL image, or a path")
+        raise ValueError(
+            f"{name} is a {type(source).__name__}; want an array (H, W), a PIL image, a path or an address"
+        )
     array = np.asarray(source)
     if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
         raise ValueError(f"{name} has dtype {array.dtype}; want floats or integers")

@@ -1,15 +1,22 @@
 """Pictures to what the CLIP image encoder reads: decoding of any picture, then one of three ways to 224 x 224."""
 
 import contextlib
+import io
 import os
+import warnings
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from unclip_jax.conditioning.address import fetch, is_address, shown
+
 Dialect = Literal["diffusers", "original", "original-kornia-0.6.0"]
-PictureSource = Image.Image | str | os.PathLike[str] | NDArray[Any]
+# A picture as it is stored: opened, at a path or an address, or the bytes of a file.
+StoredPicture = Image.Image | str | os.PathLike[str] | bytes
+PictureSource = StoredPicture | NDArray[Any]
+STORED = (Image.Image, str, os.PathLike, bytes)
 
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -25,6 +32,8 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# What Pillow keeps of a file that has the orientation in it.
+TURNED_BY = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 # Formats for which Pillow runs another program (Ghostscript) or asks the operating system to draw.
 REFUSED_FORMATS = ("EPS", "WMF")
 # Resizing the shorter side to 224 makes the longer one this many times as long, before the crop.
@@ -34,23 +43,40 @@ LARGEST_ASPECT_RATIO = 100
 def load_image(source: PictureSource, name: str = "image") -> NDArray[np.uint8]:
     """Decodes a picture to uint8 (H, W, 3) RGB.
 
-    source: a PIL image, the path of a picture file, or an array (H, W, 3), (H, W, 4), (H, W, 1) or (H, W) of uint8 or
-        of floats from 0 to 1
+    source: a PIL image, the path of a picture file, its address (http, https) or data URI, its bytes, or an array
+        (H, W, 3), (H, W, 4), (H, W, 1) or (H, W) of uint8 or of floats from 0 to 1
     name: what messages call it
 
     The EXIF orientation is applied, transparency is composited on white, 16-bit gray is scaled to 8 bits, other colour
     modes are converted as Pillow does (colour profiles are not applied). Of an animation the first frame is taken.
 
-    Raises FileNotFoundError when the file does not exist, ValueError (one line) for anything else that is no picture.
+    Raises FileNotFoundError when the file does not exist, ValueError (one line) for anything else that is no picture,
+    and what `unclip_jax.conditioning.address.fetch` raises.
     """
-    if isinstance(source, Image.Image | str | os.PathLike):
+    if isinstance(source, STORED):
         return _rgb(*_opened(source, name))
     if hasattr(source, "__array__"):
         return _from_array(np.asarray(source), name)
-    raise ValueError(f"{name} is a {type(source).__name__}; want a PIL image, a path, or an array (H, W, 3)")
+    raise ValueError(
+        f"{name} is a {type(source).__name__}; want a PIL image, a path, an address, or an array (H, W, 3)"
+    )
 
 
-def open_picture(source: Image.Image | str | os.PathLike[str], name: str) -> Image.Image:
+def load_images(source: Any, name: str = "image") -> list[NDArray[np.uint8]]:
+    """One picture or several, see `load_image`, as (H, W, 3) uint8 each. Raises as that does, and for an empty list."""
+    return [load_image(picture, name) for picture in several(source, name)]
+
+
+def several(source: Any, name: str = "image") -> list[Any]:
+    """Pictures one by one: of a list, of an array (pictures, H, W, C), or the only one. ValueError for none."""
+    stacked = not isinstance(source, STORED) and getattr(source, "ndim", 0) == 4
+    pictures = list(source) if stacked or isinstance(source, list | tuple) else [source]
+    if not pictures:
+        raise ValueError(f"{name} is an empty list")
+    return pictures
+
+
+def open_picture(source: StoredPicture, name: str) -> Image.Image:
     """A picture decoded and upright, but in its own colour mode. Raises as `load_image` does."""
     return _opened(source, name)[0]
 
@@ -85,15 +111,19 @@ def preprocess(image: NDArray[np.uint8], dialect: Dialect, size: int = 224) -> N
     return (pixels - CLIP_MEAN) / CLIP_STD
 
 
-def _opened(source: Image.Image | str | os.PathLike[str], name: str) -> tuple[Image.Image, str]:
-    """The picture, and what messages call it: a file is named with its path."""
+def _opened(source: StoredPicture, name: str) -> tuple[Image.Image, str]:
+    """The picture, and what messages call it: a file is named with its path, an address is shown."""
     if isinstance(source, Image.Image):
         return _upright(source, name), name
-    path = os.fspath(source)
-    name = f"{name} {path!r}"
-    Image.init()  # all of Pillow's formats, so that some can be left out
+    file: Any = source
+    if isinstance(source, bytes):
+        file = io.BytesIO(source)
+    elif is_address(path := os.fspath(source)):
+        name, file = f"{name} {shown(path)!r}", io.BytesIO(fetch(path, name))
+    else:
+        name, file = f"{name} {path!r}", path
     try:
-        picture = Image.open(path, formats=[format for format in Image.ID if format not in REFUSED_FORMATS])
+        picture = _header(file)
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: no such file") from None
     except IsADirectoryError:
@@ -101,23 +131,48 @@ def _opened(source: Image.Image | str | os.PathLike[str], name: str) -> tuple[Im
     except Image.UnidentifiedImageError:
         raise ValueError(f"{name}: not a picture in a format that is read here, such as PNG, JPEG or WebP") from None
     except Exception as error:  # on broken files Pillow raises whatever it stumbles over
-        raise ValueError(f"{name}: cannot be read: {_line(error)}") from error
+        raise _unreadable(error, name) from error
     with picture:
         return _upright(picture, name), name
+
+
+def _header(file: Any) -> Image.Image:
+    """A picture of which the pixels are not read yet.
+
+    Pillow refuses twice the pixels from which on it warns, and that is the limit here.
+    """
+    Image.init()  # all of Pillow's formats, so that some can be left out
+    formats = [format for format in Image.ID if format not in REFUSED_FORMATS]
+    try:
+        return Image.open(file, formats=formats)
+    except Image.DecompressionBombWarning:  # where warnings are errors
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(file, formats=formats)
+
+
+def _unreadable(error: Exception, name: str) -> ValueError:
+    if isinstance(error, Image.DecompressionBombError):
+        return ValueError(f"{name}: too large: {_line(error)} Set PIL.Image.MAX_IMAGE_PIXELS for one that you trust")
+    return ValueError(f"{name}: cannot be read: {_line(error)}")
 
 
 def _upright(picture: Image.Image, name: str) -> Image.Image:
     try:
         picture.load()
     except Exception as error:
-        raise ValueError(f"{name}: cannot be read: {_line(error)}") from error
+        raise _unreadable(error, name) from error
     if not picture.width * picture.height:
         raise ValueError(f"{name} is {picture.width}x{picture.height} pixels; want at least one")
     orientation = None
     with contextlib.suppress(Exception):  # a broken EXIF block does not spoil a picture: it is taken as it is stored
         orientation = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    # The copy outlives the file.
-    return picture.copy() if orientation is None else picture.transpose(orientation)
+    if orientation is None:
+        return picture.copy()  # which outlives the file
+    upright = picture.transpose(orientation)
+    for key in TURNED_BY:  # or it would be turned once more where it is given on
+        upright.info.pop(key, None)
+    return upright
 
 
 def _rgb(picture: Image.Image, name: str) -> NDArray[np.uint8]:

@@ -3,14 +3,13 @@
 The random masks that an inpainting model learns from are `unclip_jax.training.masks`.
 """
 
-import os
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unclip_jax.conditioning.image import PictureSource, load_image, open_picture
+from unclip_jax.conditioning.image import STORED, PictureSource, load_image, open_picture
 from unclip_jax.conditioning.pixels import FILTERS, Resample, resize_nearest
 
 Mask = Image.Image | NDArray[np.float32]
@@ -20,12 +19,13 @@ NAME = "mask_image"
 def load_mask(source: PictureSource) -> Mask:
     """A mask as a PIL image in its own colour mode, upright, or as float32 (H, W) in 0..1 where it is one of numbers.
 
-    source: a PIL image, the path of a picture file, an array of uint8 (H, W), (H, W, 1) or (H, W, 3), or an array
-        (H, W) or (H, W, 1) of floats from 0 to 1 or of booleans; white, 255, 1 or True is repainted
+    source: a PIL image, the path, address or bytes of a picture file, an array of uint8 (H, W), (H, W, 1) or
+        (H, W, 3), or an array (H, W) or (H, W, 1) of floats from 0 to 1 or of booleans; white, 255, 1 or True is
+        repainted
 
     Transparency is ignored, as diffusers does. Raises FileNotFoundError and ValueError as `load_image` does.
     """
-    if isinstance(source, Image.Image | str | os.PathLike):
+    if isinstance(source, STORED):
         picture = open_picture(source, NAME)
         if picture.mode == "F":
             return load_mask(np.asarray(picture))
@@ -33,7 +33,9 @@ def load_mask(source: PictureSource) -> Mask:
             return Image.fromarray(load_image(picture, NAME)[..., 0])
         return picture
     if not hasattr(source, "__array__"):
-        raise ValueError(f"{NAME} is a {type(source).__name__}; want a PIL image, a path, or an array (H, W)")
+        raise ValueError(
+            f"{NAME} is a {type(source).__name__}; want a PIL image, a path, an address, or an array (H, W)"
+        )
     array = np.asarray(source)
     if array.dtype == np.uint8:
         if array.ndim == 3 and array.shape[2] == 1:

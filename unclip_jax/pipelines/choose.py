@@ -7,10 +7,11 @@ from typing import Any
 from jax.sharding import Mesh
 
 from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.source import OPEN_CLIP, local_path
 from unclip_jax.pipelines.depth_to_image import DepthToImagePipeline
 from unclip_jax.pipelines.inpaint import InpaintPipeline
 from unclip_jax.pipelines.memory import Memory
-from unclip_jax.pipelines.pipeline import DEFAULT_MEMORY, Pipeline, open_pipeline
+from unclip_jax.pipelines.pipeline import DEFAULT_MEMORY, Pipeline, check_overrides, open_pipeline
 from unclip_jax.pipelines.stable_unclip import StableUnCLIPPipeline
 from unclip_jax.pipelines.text_to_image import TextToImagePipeline
 from unclip_jax.pipelines.unclip import UnCLIPPipeline
@@ -41,8 +42,12 @@ def from_pretrained(
 
     A diffusers folder with a prior among its parts is opened as `StableUnCLIPPipeline`.
     """
-    if source is not None and _holds_prior(Path(source)):
-        return StableUnCLIPPipeline.from_pretrained(source, dtype, mesh, memory, **overrides)
+    check_overrides(overrides)
+    if source is not None and not str(source).startswith(OPEN_CLIP):
+        where = {name: overrides.pop(name) for name in ("revision", "subfolder", "mirrors") if name in overrides}
+        source = local_path(source, variant=overrides.get("variant"), **where)
+        if _holds_prior(source):
+            return StableUnCLIPPipeline.from_pretrained(source, dtype, mesh, memory, **overrides)
     return open_pipeline(pipeline_for, source, dtype, mesh, memory, overrides)
 
 

@@ -65,7 +65,7 @@ class DepthToImagePipeline(Pipeline):
     ) -> PipelineOutput:
         """Makes `num_images_per_prompt` pictures of each picture, one prompt a picture (or several for one picture).
 
-        image: PIL picture, path, uint8 (H, W, 3), float 0..1 (H, W, 3), or a list of them
+        image: PIL picture, path, address, bytes, uint8 (H, W, 3), float 0..1 (H, W, 3), or a list of them
         depth_map: in the place of the estimator's: (H, W) of any size and range, larger is nearer, or a gray picture;
             one for all, or a list of one a picture. A checkpoint without the estimator needs it.
         strength: 0..1, the share of the steps that are run: 1 keeps nothing of the picture but its depth
@@ -90,10 +90,12 @@ class DepthToImagePipeline(Pipeline):
             common["solver"] = dataclasses.replace(common["solver"], start_alpha_cumprod=np.float32(0))
         views, maps = None, None
         if a["depth_map"] is not None:
-            given = a["depth_map"] if isinstance(a["depth_map"], list | tuple) else [a["depth_map"]] * len(pictures)
-            if len(given) != len(pictures):
-                raise ValueError(f"depth_map has {len(given)} maps, image {len(pictures)} pictures; want one for each")
-            maps = [load_depth_map(depth) for depth in given]
+            if isinstance(a["depth_map"], list | tuple):
+                maps = [load_depth_map(depth) for depth in a["depth_map"]]
+            else:
+                maps = [load_depth_map(a["depth_map"])] * len(pictures)
+            if len(maps) != len(pictures):
+                raise ValueError(f"depth_map has {len(maps)} maps, image {len(pictures)} pictures; want one for each")
         elif config.depth_estimator is None:
             raise ValueError("depth_map is missing, and this checkpoint has no depth estimator to make one")
         else:

@@ -54,7 +54,7 @@ class ImageToImagePipeline(Pipeline):
     ) -> PipelineOutput:
         """Makes `num_images_per_prompt` pictures of each picture, one prompt a picture (or several for one picture).
 
-        image: PIL picture, path, uint8 (H, W, 3), float 0..1 (H, W, 3), or a list of them
+        image: PIL picture, path, address, bytes, uint8 (H, W, 3), float 0..1 (H, W, 3), or a list of them
         strength: 0..1, the share of the steps that are run: 1 keeps next to nothing of the picture
         height, width: in pixels, multiples of 64; default the picture's own, rounded down to multiples of 64
         noise: (B, H/f, W/f, 4), added to the picture's latents
@@ -67,7 +67,8 @@ class ImageToImagePipeline(Pipeline):
         return self._make(self._check(**{k: v for k, v in locals().items() if k != "self"}))
 
     def _check(self, **a: Any) -> Request:
-        pixels = pixels_of(self.config, load_pictures(a["image"]), a["height"], a["width"])
+        a["image"] = load_pictures(a["image"])
+        pixels = pixels_of(self.config, a["image"], a["height"], a["width"])
         shape, prompts = latent_shape_of(self.config, pixels), count_prompts(a, len(pixels))
         common = check_request(self.config, a, shape, prompts, a["strength"])
         return Request(

@@ -89,7 +89,7 @@ class InpaintPipeline(Pipeline):
     ) -> PipelineOutput:
         """Makes `num_images_per_prompt` pictures of each picture, one prompt a picture (or several for one picture).
 
-        image: PIL picture, path, uint8 (H, W, 3), float 0..1 (H, W, 3), or a list of them
+        image: PIL picture, path, address, bytes, uint8 (H, W, 3), float 0..1 (H, W, 3), or a list of them
         mask_image: the same in gray, one for all or one a picture: white is repainted
         strength: 0..1; at 1 the run begins with pure noise, below it with the picture, as image to image does
         padding_mask_crop: only the part around the mask, with so many pixels around it, is repainted, at full size
@@ -111,13 +111,15 @@ class InpaintPipeline(Pipeline):
             raise ValueError("mask_image is missing: white is what is painted anew")
         if not isinstance(a["paste_back"], bool):
             raise ValueError(f"paste_back is {a['paste_back']!r}; want True or False")
-        pictures = load_pictures(a["image"])
-        given = a["mask_image"] if isinstance(a["mask_image"], list | tuple) else [a["mask_image"]] * len(pictures)
-        if len(given) != len(pictures):
+        pictures = a["image"] = load_pictures(a["image"])
+        if isinstance(a["mask_image"], list | tuple):
+            masks = [load_mask(mask) for mask in a["mask_image"]]
+        else:
+            masks = [load_mask(a["mask_image"])] * len(pictures)
+        if len(masks) != len(pictures):
             raise ValueError(
-                f"mask_image has {len(given)} masks; there are {len(pictures)} pictures, want one for each"
+                f"mask_image has {len(masks)} masks; there are {len(pictures)} pictures, want one for each"
             )
-        masks = [load_mask(mask) for mask in given]
         original = follows_original(config, a)
         resample: Resample = "bicubic" if original else "lanczos"
         crop, keeps = a["padding_mask_crop"], a["paste_back"] or a["padding_mask_crop"] is not None

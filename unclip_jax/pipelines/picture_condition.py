@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from unclip_jax.checkpoints.config import CheckpointConfig
-from unclip_jax.conditioning.image import load_image
+from unclip_jax.conditioning.image import load_images
 from unclip_jax.pipelines import arguments as check
 
 
@@ -44,7 +44,7 @@ def check_condition(config: CheckpointConfig, a: Mapping[str, Any], name: str = 
     if a["image"] is not None:
         if config.image_encoder is None:
             raise ValueError(f"{name} is given, but this checkpoint has no image encoder; want image_embeds")
-        images = load_images(name, a["image"])
+        images = load_images(a["image"], name)
         if config.preprocess.startswith("original"):
             for picture in images:
                 if min(picture.shape[:2]) < 64:
@@ -102,7 +102,7 @@ def check_own_condition(config: CheckpointConfig, a: Mapping[str, Any], prompts:
     name = "condition_image" if apart else "image"
     own = {**a, "image": a[name] if apart or a["image_embeds"] is None else None}
     if own["image"] is not None:
-        images = list(own["image"]) if isinstance(own["image"], list | tuple) else [own["image"]]
+        images = load_images(own["image"], name)
         own["image"] = images * prompts if len(images) == 1 else images
     elif np.shape(a["image_embeds"])[:1] == (1,):
         own["image_embeds"] = np.repeat(a["image_embeds"], prompts, axis=0)
@@ -111,11 +111,3 @@ def check_own_condition(config: CheckpointConfig, a: Mapping[str, Any], prompts:
         which = "image_embeds" if condition.images is None else name
         raise ValueError(f"{which} has {condition.pictures} entries; want {prompts}, one a picture, or one for all")
     return condition
-
-
-def load_images(name: str, value: Any) -> list[np.ndarray]:
-    """A picture or a list of them, see `load_image` -> (H, W, 3) uint8 each. Raises ValueError, FileNotFoundError."""
-    images = [load_image(image, name) for image in (value if isinstance(value, list | tuple) else [value])]
-    if not images:
-        raise ValueError(f"{name} is an empty list")
-    return images

@@ -29,7 +29,8 @@ from unclip_jax.checkpoints.networks import Network, abstract_networks
 from unclip_jax.checkpoints.repairs import repaired
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.compilation import use_compilation_cache
-from unclip_jax.conditioning.image import preprocess
+from unclip_jax.conditioning.image import PictureSource as ImageInput
+from unclip_jax.conditioning.image import load_images, preprocess
 from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.distributed import mesh as placement
 from unclip_jax.models.freeu import FreeU
@@ -46,10 +47,12 @@ from unclip_jax.sampling.noise import Branch
 from unclip_jax.sampling.schedule import alphas_cumprod
 from unclip_jax.watermark import SMALLEST, embed_watermark
 
-ImageInput = Image.Image | str | os.PathLike[str] | np.ndarray
 DEFAULT_MEMORY = Memory()
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
-OVERRIDES = ("config", "prediction_type", "clip_stats", "vae", "unet", "preprocess", "variant", "revision", "ema")
+OVERRIDES = (
+    *("config", "prediction_type", "clip_stats", "vae", "unet", "preprocess", "ema"),
+    *("variant", "revision", "subfolder", "mirrors"),
+)
 
 # A linear guess of a latent cell's colour, for previews: rows are Stable Diffusion's four latent channels.
 LATENT_RGB = np.array(
@@ -189,14 +192,15 @@ class Pipeline:
     ) -> Self:
         """Opens a checkpoint and puts its networks on the devices.
 
-        source: a converted directory, a diffusers folder, an original `.ckpt`/`.safetensors` file, or a hub id; None
-            for the demo model that comes with the package (64x64 drawings), see docs/demo-model.md.
+        source: a converted directory, a diffusers folder, an original `.ckpt`/`.safetensors` file, or one of these on
+            the hub ("owner/name", "owner/name/FILE" or FOLDER, an address); None for the demo model that comes with
+            the package (64x64 drawings), see docs/demo-model.md.
         dtype: of weights and computation, "float32", "bfloat16" or "float16" (or a jnp dtype); None is float32 on CPU
             and bfloat16 on accelerators.
         mesh: None for all local devices along "data"; or a `jax.sharding.Mesh` with axes "data" and/or "model".
         memory: what to do to need less of it, see `unclip_jax.pipelines.memory.Memory`.
-        overrides: `config`, `prediction_type`, `clip_stats`, `vae`, `unet`, `preprocess`, `variant`, `revision`, `ema`,
-            see `unclip_jax.checkpoints.source.open_checkpoint`.
+        overrides: `config`, `prediction_type`, `clip_stats`, `vae`, `unet`, `preprocess`, `variant`, `revision`,
+            `subfolder`, `mirrors`, `ema`, see `unclip_jax.checkpoints.source.open_checkpoint`.
 
         Raises FileNotFoundError when there is nothing at `source`, ValueError for a file or option that is refused.
         """
@@ -273,11 +277,16 @@ class Pipeline:
         rounding: Literal["truncate", "round"] = "truncate" if self.config.dialect == "original" else "round"
         return [Image.fromarray(a) for a in to_uint8(images, rounding)]
 
-    def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Pictures, (H, W, 3) uint8 each -> CLIP embeddings (pictures, D) float32, un-normalised."""
-        assert self.config.image_encoder is not None
+    def encode_images(self, images: ImageInput | Sequence[ImageInput]) -> np.ndarray:
+        """A picture or several, as a call takes them -> CLIP embeddings (pictures, D) float32, un-normalised.
+
+        Raises ValueError for what is no picture and for a checkpoint without an image encoder, and what
+        `unclip_jax.conditioning.image.load_image` raises.
+        """
+        if self.config.image_encoder is None:
+            raise ValueError("images are given, but this checkpoint has no image encoder")
         size = self.config.image_encoder.image_size
-        pixels = np.stack([preprocess(image, self.config.preprocess, size) for image in images])
+        pixels = np.stack([preprocess(image, self.config.preprocess, size) for image in load_images(images, "images")])
         return self._one_by_one("image_encoder", self.programs.embed_images, pixels, "encoding pictures")
 
     def encode_pictures(self, pixels: np.ndarray) -> np.ndarray:
@@ -617,8 +626,7 @@ def open_pipeline(
     overrides: Mapping[str, Any],
 ) -> Any:
     """Opens a checkpoint with the pipeline that `choose` names for it. Arguments: see `Pipeline.from_pretrained`."""
-    if unknown := overrides.keys() - set(OVERRIDES):
-        raise ValueError(f"unknown overrides {', '.join(sorted(unknown))}; accepted: {', '.join(OVERRIDES)}")
+    check_overrides(overrides)
     mesh = placement.local_mesh() if mesh is None else placement.check_mesh(mesh)
     use_compilation_cache()
     with contextlib.ExitStack() as stack:
@@ -627,6 +635,12 @@ def open_pipeline(
         if memory.free_networks:
             stack.pop_all()
         return pipe
+
+
+def check_overrides(overrides: Mapping[str, Any]) -> None:
+    """Raises ValueError for what `open_checkpoint` does not take."""
+    if unknown := overrides.keys() - set(OVERRIDES):
+        raise ValueError(f"unknown overrides {', '.join(sorted(unknown))}; accepted: {', '.join(OVERRIDES)}")
 
 
 def check_dtype(dtype: Any, mesh: Mesh) -> Any:

@@ -99,12 +99,12 @@ class TextToEmbeddingPrior:
 
         source: a converted directory, a diffusers folder with the prior's parts, Karlo's own checkpoint, or a hub id.
         dtype, mesh: as for `unclip_jax.pipelines.unclip.UnCLIPPipeline.from_pretrained`.
-        overrides: `config`, `text_encoder`, `clip_stats`, `variant`, `revision`, see
+        overrides: `config`, `text_encoder`, `clip_stats`, `variant`, `revision`, `subfolder`, `mirrors`, see
             `unclip_jax.checkpoints.source.open_prior`.
 
         Raises FileNotFoundError when there is nothing at `source`, ValueError for a file or option that is refused.
         """
-        known = ("config", "text_encoder", "clip_stats", "variant", "revision")
+        known = ("config", "text_encoder", "clip_stats", "variant", "revision", "subfolder", "mirrors")
         if unknown := overrides.keys() - set(known):
             raise ValueError(f"unknown overrides {', '.join(sorted(unknown))}; accepted: {', '.join(known)}")
         mesh = placement.local_mesh() if mesh is None else placement.check_mesh(mesh)

@@ -56,7 +56,8 @@ class StableUnCLIPPipeline:
 
         Raises FileNotFoundError when there is nothing there, ValueError for what is refused.
         """
-        shared = {} if prior is not None else {k: v for k, v in overrides.items() if k in ("variant", "revision")}
+        one = ("variant", "revision", "subfolder") if prior is None else ()
+        shared = {name: value for name, value in overrides.items() if name in (*one, "mirrors")}
         prior = source if prior is None else prior
         if prior is None:
             raise ValueError("prior is missing: none comes with the demo model")

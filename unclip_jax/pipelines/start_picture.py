@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.conditioning.image import several
 from unclip_jax.conditioning.pixels import Resample, load_start_picture, start_pixels
 from unclip_jax.pipelines import arguments as check
 
@@ -29,10 +30,7 @@ def load_pictures(value: Any) -> list[np.ndarray]:
     """The argument `image`, one or a list -> (H, W, 3) uint8, or float32 in 0..1, each. Raises ValueError."""
     if value is None:
         raise ValueError("image is missing: give a picture, or a list of them")
-    pictures = [load_start_picture(picture) for picture in (value if isinstance(value, list | tuple) else [value])]
-    if not pictures:
-        raise ValueError("image is an empty list")
-    return pictures
+    return [load_start_picture(picture) for picture in several(value)]
 
 
 def pixels_of(

@@ -53,7 +53,7 @@ class UnCLIPPipeline(Pipeline):
 
         B = pictures * num_images_per_prompt, picture-major; with `image_weights`, B = num_images_per_prompt.
 
-        image: PIL picture, path, uint8 (H, W, 3), float 0..1 (H, W, 3), or a list of them; or instead
+        image: PIL picture, path, address, bytes, uint8 (H, W, 3), float 0..1 (H, W, 3), or a list of them; or instead
         image_embeds: (pictures, D) CLIP embeddings, before noising
         height, width: in pixels, multiples of 64 (for Stable Diffusion 2); default the checkpoint's sample size
         noise_level: 0..1000, how far the embedding is from the picture's; an int or one a picture

@@ -70,8 +70,8 @@ class UpscalePipeline(Pipeline):
     ) -> PipelineOutput:
         """Makes `num_images_per_prompt` pictures of each picture, one prompt a picture (or several for one picture).
 
-        image: PIL picture, path, uint8 (h, w, 3), float 0..1 (h, w, 3), or a list of them of one size; sides are
-            rounded down to multiples of 8
+        image: PIL picture, path, address, bytes, uint8 (h, w, 3), float 0..1 (h, w, 3), or a list of them of one size;
+            sides are rounded down to multiples of 8
         noise_level: 0..350, how much noise the small picture gets, an int or one a picture: more leaves more to invent
         tile: pixels of the small picture along a tile's side, a multiple of 16; the UNet then sees overlapping tiles,
             whose predictions are averaged at every step. None: no tiles up to 256x256, and for larger pictures tiles

@@ -5,7 +5,6 @@ run, so that one that goes on sees neither a picture twice nor one too few.
 """
 
 import csv
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import grain
 import numpy as np
-from PIL import Image
+
+from unclip_jax.conditioning.image import load_image
 
 T = TypeVar("T")
 
@@ -141,12 +141,8 @@ def select(records: Sequence[Record], **ranges: tuple[float | None, float | None
 
 
 def load_rgb(record: Record) -> np.ndarray:
-    """The picture, (H, W, 3) uint8, transparent parts on white."""
-    with Image.open(io.BytesIO(record.read())) as opened:
-        image: Image.Image = opened
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        return np.asarray(image.convert("RGB"))
+    """The picture, (H, W, 3) uint8, as pipelines read it. Raises as `unclip_jax.conditioning.image.load_image`."""
+    return load_image(record.read(), "picture")
 
 
 def stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -162,7 +158,7 @@ def skipping(
     def row(record: T, rng: np.random.Generator) -> Mapping[str, Any] | None:
         try:
             return load(record, rng)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError) as error:
             skipped.reasons[str(record)] = f"{type(error).__name__}: {' '.join(str(error).split())}"
             return None
 

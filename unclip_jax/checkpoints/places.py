@@ -1,0 +1,90 @@
+"""What people write for something on the hub: an id, a path below one, or an address as a browser shows it."""
+
+import os
+import re
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from unclip_jax.conditioning.address import shown
+
+HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
+ORIGINAL_SUFFIXES = (".safetensors", ".ckpt")
+FILE_SUFFIXES = (*ORIGINAL_SUFFIXES, ".pt", ".pth", ".bin", ".th", ".npz", ".yaml", ".json")
+HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
+# Between a repository's address and a revision; of these the first four go on with a path.
+ROUTES = ("resolve", "blob", "raw", "tree", "commit", "commits")
+OTHER_KINDS = ("datasets", "spaces", "buckets", "collections", "papers", "blog", "docs", "api")
+# Branches of the hub's own whose names have slashes, as in refs/pr/1.
+REFS = ("refs", ("pr", "convert"))
+
+
+class Place(NamedTuple):
+    """A repository on the hub, or a file or folder in it. revision: a branch, tag or commit, if one is named."""
+
+    repo_id: str
+    path: str = ""
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.repo_id}/{self.path}" if self.path else self.repo_id
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form of a hub id, "owner/name", and is neither an existing path nor named like a file."""
+    named_like_a_file = text.lower().endswith(FILE_SUFFIXES)
+    return bool(HUB_ID.fullmatch(text)) and not named_like_a_file and not os.path.lexists(text)
+
+
+def place_of(text: str) -> Place | None:
+    """The place on the hub that a text names; None for the path of something that exists, and for other texts.
+
+    "owner/name"; "owner/name/" and the path of a file or folder in it; an address at the hub, or at HF_ENDPOINT, of a
+    repository, or of what is in it (`.../resolve/REVISION/PATH`, `.../blob/...`, `.../tree/...`), with or without
+    "https://", its query left out. Raises ValueError for an address that is none of a model, or of another host.
+    """
+    if os.path.lexists(text):
+        return None
+    below = _below_the_hub(text)
+    if below is not None:
+        return _at_address(below, text)
+    if scheme := re.match(r"([a-z][a-z0-9+.-]*):/+(?:[^/]*@)?([^/?#]*)", text, re.IGNORECASE):
+        if scheme[1].lower() not in ("http", "https"):
+            raise ValueError(f"source is an address of {scheme[1]}://; want a path, a hub id or an address of the hub")
+        raise ValueError(
+            f"source is an address at {scheme[2]!r}, and only the hub's are fetched: download the file and give its "
+            "path (a mirror of the hub is named by HF_ENDPOINT)"
+        )
+    owner, _, rest = text.partition("/")
+    name, _, path = rest.partition("/")
+    if not path:
+        return Place(text) if is_hub_id(text) else None
+    parts = path.split("/")
+    if not HUB_ID.fullmatch(f"{owner}/{name}") or any(part in ("", ".", "..") for part in parts):
+        return None
+    return Place(f"{owner}/{name}", path)
+
+
+def _below_the_hub(text: str) -> str | None:
+    """What follows the hub's own address in an address of it, without its query; None for other texts."""
+    from huggingface_hub import constants
+
+    hub = "|".join(re.escape(host) for host in (*HOSTS, constants.ENDPOINT.partition("://")[2].rstrip("/")))
+    match = re.fullmatch(rf"(?:https?:/+(?:[^/?#]*@)?)?(?:{hub})(?:/([^?#]*))?(?:[?#].*)?", text, re.IGNORECASE)
+    return None if match is None else match[1] or ""
+
+
+def _at_address(below: str, text: str) -> Place:
+    # Divided first: a slash within a part is written as %2F.
+    parts = [unquote(part) for part in below.split("/") if part]
+    repo_id, rest = "/".join(parts[:2]), parts[2:]
+    if len(parts) < 2 or parts[0] in OTHER_KINDS or not HUB_ID.fullmatch(repo_id):
+        raise ValueError(
+            f"source is {shown(text)!r}, which is no address of a model; want https://huggingface.co/OWNER/NAME"
+        )
+    if not rest or rest[0] not in ROUTES:
+        return Place(repo_id, "/".join(rest))
+    length = 3 if rest[1:2] == [REFS[0]] and rest[2:3] and rest[2] in REFS[1] else 1
+    revision, path = "/".join(rest[1 : 1 + length]), "/".join(rest[1 + length :])
+    if not revision:
+        raise ValueError(f"source is {shown(text)!r}, which names no revision after {rest[0]!r}")
+    return Place(repo_id, path, revision)
