@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from convert.__main__ import main
 from convert.statistics import read_statistics
 from tests.convert.diffusers_folder import random_tensors, weights_name, write_folder
-from tests.convert.test_msgpack import BROKEN
+from tests.convert.test_msgpack import BROKEN as BROKEN_FLAX
 from tests.convert.test_readers import HOSTILE, edit, mapping, name, several, storage, tensor, text, torch_bytes
 from unclip_jax.checkpoints.directory import INDEX
 from unclip_jax.checkpoints.source import open_checkpoint
@@ -147,9 +147,9 @@ def test_damaged_data_and_a_known_digest(tmp_path, original, refused):
     refused(tmp_path / "x.safetensors", "--config", original[1], "--sha256", sha256(original[0]), words="SHA-256")
 
 
-@pytest.mark.parametrize("case", BROKEN)
+@pytest.mark.parametrize("case", BROKEN_FLAX)
 def test_broken_files_of_flax(tmp_path, refused, case):
-    (tmp_path / "model.msgpack").write_bytes(BROKEN[case][0])
+    (tmp_path / "model.msgpack").write_bytes(BROKEN_FLAX[case][0])
     refused(tmp_path / "model.msgpack", words="model.msgpack")
 
 
