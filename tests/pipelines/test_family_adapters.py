@@ -14,7 +14,7 @@ from tests import small_models
 from tests.pipelines.small_family import HEIGHT, WIDTH, Compilations, arguments, open_pipeline
 from tests.watermarked import natural
 from unclip_jax import Memory
-from unclip_jax.adapters.lora import LowRank
+from unclip_jax.adapters.changes import LowRank
 from unclip_jax.safety import Concepts, SafetyChecker
 from unclip_jax.watermark import MARK, read_watermark
 
@@ -77,7 +77,7 @@ def test_loras_change_the_picture_and_go_again(pipe, files):
 def test_a_word_is_learnt(pipe, family_folder, tmp_path):
     rows = np.random.default_rng(0).standard_normal((2, pipe.config.text_encoder.width), np.float32)
     save_textual_inversion("<thing>", rows, tmp_path)
-    before = pipe.tokenizer, pipe._unadapted
+    plain = pipe.networks["text_encoder"].params
     try:
         states = pipe.encode_prompts(["a cat", "a <thing>"])
         pipe.load_textual_inversion(tmp_path)
@@ -90,8 +90,10 @@ def test_a_word_is_learnt(pipe, family_folder, tmp_path):
         pipe.load_textual_inversion(tmp_path, "<other>")
         np.testing.assert_allclose(pipe.encode_prompts(["a <other>"])[0], learnt[1], rtol=0, atol=1e-5)
     finally:
-        pipe.tokenizer, pipe._unadapted = before
-        pipe.unload_lora_weights()
+        pipe.unload_textual_inversion()
+    assert pipe.networks["text_encoder"].params is plain
+    with pytest.raises(ValueError, match="tokens has '<thing>'; learnt words: none"):
+        pipe.unload_textual_inversion("<thing>")
 
 
 class Hostile:

@@ -1,0 +1,84 @@
+"""Where an adapter is: a file, a folder, a repository of the hub, or a state dict in memory."""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from convert.tensor_file import CheckpointError, TensorFile, TensorInfo, quoted
+from unclip_jax.checkpoints.hub import download_file, is_hub_id
+
+LORA_FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+WORD_FILES = ("learned_embeds.safetensors", "learned_embeds.bin")
+# peft's folders, one a network, of which the settings lie beside the file.
+PEFT_FILES, PEFT_SETTINGS = ("adapter_model.safetensors", "adapter_model.bin"), "adapter_config.json"
+PEFT_FOLDERS = ("unet", "text_encoder")
+
+Source = str | os.PathLike[str] | Mapping[str, Any]
+
+
+def find_file(source: str | os.PathLike[str], usual: tuple[str, ...], weight_name: str | None) -> Path:
+    """The file itself, or the one that a folder or a repository has under the given or one of the usual names."""
+    if is_hub_id(str(source)):
+        return download_file(str(source), usual, weight_name)
+    path = Path(source)
+    if not path.is_dir():
+        if weight_name is not None:
+            raise ValueError(f"weight_name is {weight_name!r}, but {path} is no folder")
+        return path
+    wanted = usual if weight_name is None else (weight_name,)
+    found = next((path / name for name in wanted if (path / name).exists()), None)
+    if found is None:
+        raise FileNotFoundError(f"{path}: holds none of {', '.join(wanted)}; name the file itself")
+    return found
+
+
+def find_lora_files(source: str | os.PathLike[str], weight_name: str | None) -> list[Path]:
+    """The files of an adapter: one, or one a network where peft's folders "unet" and "text_encoder" lie together."""
+    nested = tuple(f"{folder}/{name}" for folder in PEFT_FOLDERS for name in PEFT_FILES)
+    path = find_file(source, (*LORA_FILES, *PEFT_FILES, *nested), weight_name)
+    if path.name not in PEFT_FILES:
+        return [path]
+    hub = is_hub_id(str(source))
+    together = weight_name is None and path.parent.name in PEFT_FOLDERS and (hub or path.parent != Path(source))
+    folders = [f"{folder}/" for folder in PEFT_FOLDERS] if together else [""]
+    if hub:
+        for folder in folders:
+            with contextlib.suppress(ValueError):  # that a repository has no such file shows from asking
+                download_file(str(source), (), f"{folder}{PEFT_SETTINGS}")
+                download_file(str(source), [f"{folder}{name}" for name in PEFT_FILES])
+    files = [path.parent.parent / folder / name for folder in PEFT_FOLDERS for name in PEFT_FILES]
+    return [next(f for f in files if f.parent == parent and f.exists())
+            for parent in dict.fromkeys(f.parent for f in files if f.exists())] if together else [path]  # fmt: skip
+
+
+def in_memory(state: Mapping[str, Any]) -> TensorFile:
+    """A state dict of arrays as if it were a file: numpy's, JAX's, PyTorch's, or whatever becomes an array.
+
+    Raises CheckpointError for names that are no text and values that are no arrays.
+    """
+    arrays = {}
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"has a key of type {type(name).__name__}; want the tensors' names")
+        arrays[name] = as_array(name, value)
+    tensors = {name: TensorInfo(array.shape, array.dtype) for name, array in arrays.items()}
+    return TensorFile(tensors, arrays.__getitem__, contextlib.ExitStack())
+
+
+def as_array(name: str, value: Any) -> np.ndarray:
+    """A numpy array of the same numbers. Raises CheckpointError for what is none."""
+    try:
+        if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
+            return np.asarray(jnp.from_dlpack(value))  # PyTorch's bfloat16 becomes an array in no other way
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{quoted(name)} is no array ({first})") from error
+    if array.dtype.kind not in "fViub":
+        raise CheckpointError(f"{quoted(name)} is no array, but a {type(value).__name__}")
+    return array
