@@ -243,21 +243,18 @@ def _decomposed(t: Tensors, inner: list[Change]) -> list[Change]:
     """DoRA: the changes, brought to the lengths that the file has; LyCORIS' may be of the inputs."""
     rules = t.module.weight
     out, ins, *_ = foreign_shape(rules[0], t.params)
-    if "magnitude" in t:
-        role, size = "magnitude", out
-    elif "dora_scale" in t:
-        role = "dora_scale"
-        size = out if t.shape(role)[:1] == (out,) else ins
-    else:
+    role = "magnitude" if "magnitude" in t else "dora_scale"
+    if role not in t:
         if t.settings is not None and t.settings.dora:
             raise CheckpointError(f"{t.settings.where}.use_dora is set, but {quoted(t.found.name)} has no magnitude")
         return inner
-    vector = _vector(t, role, size)
-    if size == out:
-        return [Decomposed(c, v) for c, v in zip(inner, _vectors(rules, vector), strict=True)]
+    # peft's are of the outputs always; LyCORIS' have them along the axis that the weight has them along.
+    if role == "magnitude" or t.shape(role)[:1] == (out,):
+        return [Decomposed(c, v) for c, v in zip(inner, _vectors(rules, _vector(t, role, out)), strict=True)]
     if rules[0].parts > 1:
         raise CheckpointError(f"{t.key(role)}: DoRA by inputs of a fused layer, which is not supported")
-    return [Decomposed(change, vector[:, None]) for change in inner]
+    magnitude = _vector(t, role, ins)[:, None]
+    return [Decomposed(change, magnitude) for change in inner]
 
 
 def _factors(t: Tensors, role: str, shape: Shape, *, on_input: bool, unchanged: float) -> list[Change]:
