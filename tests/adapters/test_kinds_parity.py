@@ -44,8 +44,14 @@ SOME = [r"mid_block\..*", r"down_blocks\.1\.resnets\.0\..*", r"down_blocks\.0\.d
         r"time_embedding\.linear_1", r".*layers\.1\..*"]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def base(both):
+    """Without adapters."""
+    return wanted(both[2]())
+
+
 @pytest.mark.parametrize("case", LYCORIS)
-def test_lycoris(both, tmp_path, case):
+def test_lycoris(both, base, tmp_path, case):
     """Beside its own run of the network; not beside its merge, which in release 4 scales LoHa and LoKr twice."""
     import torch
     from safetensors.torch import save_file
@@ -61,7 +67,6 @@ def test_lycoris(both, tmp_path, case):
     options = {"lora_dim": dims, "conv_lora_dim": dims, "alpha": 2, "conv_alpha": 2, "train_norm": True}
     options |= {name: value for name, value in settings.items() if name != "dims"}
     pipe = open_theirs()
-    base = wanted(pipe)
     generator = torch.Generator().manual_seed(0)
     state = {}
     for network, prefix in ((pipe.unet, "lora_unet"), (pipe.text_encoder, "lora_te")):
@@ -101,14 +106,13 @@ PEFT = {
 
 @pytest.mark.filterwarnings("ignore")  # of peft, of patterns that are the other network's; of its releases' age
 @pytest.mark.parametrize("case", PEFT)
-def test_pefts_folders(both, tmp_path, case):
+def test_pefts_folders(both, base, tmp_path, case):
     import peft
     import torch
 
     networks, _, open_theirs = both
     name, settings, kind = PEFT[case]
     pipe = open_theirs()
-    base = wanted(pipe)
     generator = torch.Generator().manual_seed(0)
     for network, targets in (("unet", LAYERS), ("text_encoder", TEXT_LAYERS)):
         # Of the two networks' modules those that this one has.
@@ -131,7 +135,7 @@ def test_pefts_folders(both, tmp_path, case):
 
 
 @pytest.mark.parametrize("extended", [False, True])
-def test_cloneofsimos_numbers(both, tmp_path, extended):
+def test_cloneofsimos_numbers(both, base, tmp_path, extended):
     """In the order in which its code finds the modules, in this release of diffusers."""
     import json
 
@@ -140,7 +144,6 @@ def test_cloneofsimos_numbers(both, tmp_path, extended):
 
     networks, _, open_theirs = both
     pipe = open_theirs()
-    base = wanted(pipe)
     generator = torch.Generator().manual_seed(0)
     classes = {"unet": ["Attention", "GEGLU", *(["ResnetBlock2D"] if extended else [])], "text_encoder": ["CLIPAttention"]}
     tensors, metadata = {"<cat>": torch.ones(2, 32)}, {"<cat>": "<embed>"}
