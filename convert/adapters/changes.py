@@ -14,7 +14,16 @@ from convert.engine import LAYOUTS, Rule, Shape, core_shape, foreign_shape
 from convert.readers import CheckpointError, TensorFile
 from convert.rules.lora import Module
 from convert.tensor_file import quoted
-from unclip_jax.adapters.changes import Change, Decomposed, Difference, Factor, Hadamard, Kronecker, LowRank, Replacement
+from unclip_jax.adapters.changes import (
+    Change,
+    Decomposed,
+    Difference,
+    Factor,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Replacement,
+)
 from unclip_jax.checkpoints.finite import warn_unless_finite
 
 FAMILIES = {768: "Stable Diffusion 1", 2048: "Stable Diffusion XL"}
@@ -86,7 +95,7 @@ class Tensors:
         return value
 
     def alpha(self, rank: float) -> float:
-        """Such that the scale is alpha / rank: the file's, peft's, or the rank itself; with a scalar that was learnt."""
+        """By which the scale is alpha / rank: the file's, peft's, or the rank itself; times a learnt scalar."""
         if "alpha" in self:
             alpha = self.number("alpha")
         else:
@@ -208,7 +217,7 @@ def _lokr(t: Tensors, shape: Shape) -> list[Change]:
     if out % a or inner % b:
         text = f"{t.key(left_ends[0])} has shape {t.shape(left_ends[0])}, and {(out, inner)} is no multiple of {(a, b)}"
         raise MisfitError(f"{text}: of another base model", (True, True))
-    rank = None
+    rank: float | None = None
     if "lokr_w1" in t:
         left = _float32(t.read("lokr_w1", (a, b)))
     else:
@@ -246,7 +255,7 @@ def _decomposed(t: Tensors, inner: list[Change]) -> list[Change]:
     role = "magnitude" if "magnitude" in t else "dora_scale"
     if role not in t:
         if t.settings is not None and t.settings.dora:
-            raise CheckpointError(f"{t.settings.where}.use_dora is set, but {quoted(t.found.name)} has no magnitude")
+            raise CheckpointError(f"{t.settings.where}use_dora is set, but {quoted(t.found.name)} has no magnitude")
         return inner
     # peft's are of the outputs always; LyCORIS' have them along the axis that the weight has them along.
     if role == "magnitude" or t.shape(role)[:1] == (out,):
@@ -271,7 +280,9 @@ def _is_on_input(t: Tensors, shape: Shape) -> bool:
     if not space and have in ((out, 1), (1, ins)):
         return have == (1, ins)
     if out == ins and t.settings is None:
-        raise CheckpointError(f"{t.key('ia3_l')} has shape {have}: of the inputs or of the outputs? Its settings say so")
+        raise CheckpointError(
+            f"{t.key('ia3_l')} has shape {have}: of the inputs or of the outputs? Its settings say so"
+        )
     return t.settings.on_input(t.found.name) if t.settings is not None else math.prod(have) == ins
 
 

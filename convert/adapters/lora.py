@@ -10,9 +10,9 @@ import numpy as np
 
 from convert.adapters.changes import MisfitError, Tensors, changes
 from convert.adapters.numbered import NUMBERED, from_list, numbered_modules
-from convert.adapters.peft import settings_of
+from convert.adapters.peft import Settings, folder_settings, metadata_settings
 from convert.adapters.roles import modules_of
-from convert.adapters.sources import PEFT_FILES, PEFT_FOLDERS, Source, find_lora_files, in_memory
+from convert.adapters.sources import PEFT_FILES, Source, find_lora_files, in_memory
 from convert.adapters.words import bundled_words
 from convert.readers import CheckpointError, TensorFile, load_pickle, open_tensors, recognise
 from convert.rules import lora as rules
@@ -46,12 +46,14 @@ def read_adapter(source: Source, config: CheckpointConfig, weight_name: str | No
     """
     if not isinstance(source, str | os.PathLike):
         with naming("the state dict"):
-            return _read(in_memory(source), config, None)
+            return _read(in_memory(source), config, None, None)
     lora: dict[str, Change] = {}
     words: dict[str, np.ndarray] = {}
     for path in find_lora_files(source, weight_name):
+        own = folder_settings(path) if path.name in PEFT_FILES else None
+        network = _network(path.parent.name) if own is not None else None
         with naming(path), _opened(path) as file:
-            part = _read(file, config, path)
+            part = _read(file, config, network, own)
             if twice := lora.keys() & part.lora.keys():
                 raise CheckpointError(f"{min(twice)}: the folder's other file changes it too")
             lora |= part.lora
@@ -73,29 +75,30 @@ def _opened(path: Path) -> Iterator[TensorFile]:
             yield file
 
 
-def _read(file: TensorFile, config: CheckpointConfig, path: Path | None) -> Adapter:
+def _network(folder: str) -> rules.Network | None:
+    """The network that the name of a folder of peft's says."""
+    return "unet" if folder == "unet" else "text_encoder" if folder == "text_encoder" else None
+
+
+def _read(file: TensorFile, config: CheckpointConfig, network: rules.Network | None, own: Settings | None) -> Adapter:
+    """A file's adapter. network: of which all is known to be; own: settings from beside the file."""
     modules, params = rules.read(config), abstract_params(config)
-    network = path.parent.name if path is not None and path.name in PEFT_FILES else ""
     words, bundled = bundled_words(file, config)
     numbered = numbered_modules(file, modules, params)
     rest = [key for key in file.tensors if key not in bundled and not NUMBERED.fullmatch(key)]
-    known_network: rules.Network | None = (
-        "unet" if network == PEFT_FOLDERS[0] else "text_encoder" if network == PEFT_FOLDERS[1] else None
-    )
-    found = modules_of(rest, modules, known_network) | numbered
-    settings = settings_of(file, path)
+    found = modules_of(rest, modules, network) | numbered
+    settings = metadata_settings(file)
     lora: dict[str, Change] = {}
     misfits: list[MisfitError] = []
     unknown: list[str] = []
     for canonical, module in found.items():
-        owner = canonical.partition(".")[0]
         there = modules.get(canonical)
         if there is None:
             module.kind()
             unknown += module.keys.values()
             continue
         try:
-            new = changes(Tensors(file, module, there, params, settings.get(owner, settings.get(""))))
+            new = changes(Tensors(file, module, there, params, settings.get(canonical.partition(".")[0], own)))
         except MisfitError as error:
             misfits.append(error)
             continue

@@ -103,7 +103,7 @@ def _orders(modules: Mapping[str, Module], network: Network, classes: frozenset[
     blocks = [*(f"down_blocks_{i}" for i in levels), *(f"up_blocks_{i}" for i in levels), "mid_block"]
     for adapted in CLASSES if classes is None else (classes,):
         for feed_forward in (1, 2):  # between the two attentions, or behind them
-            order = []
+            order: list[str] = []
             for block in blocks:
                 for index in range(_count(known, f"{block}_attentions")):
                     inner = f"{block}_attentions_{index}_transformer_blocks_0"
@@ -127,7 +127,9 @@ def _shapes(file: TensorFile, pair: Mapping[str, str]) -> tuple[Shape, int, int]
     """What a pair says of its module: the inputs' shape, the outputs, and that the ranks are one."""
     down, up = (file.tensors[pair[role]].shape for role in ("down", "up"))
     if len(down) not in (2, 4) or len(up) not in (2, 4):
-        raise CheckpointError(f"{quoted(pair['down'])} has shape {down}, {quoted(pair['up'])} {up}; want LoRA's factors")
+        raise CheckpointError(
+            f"{quoted(pair['down'])} has shape {down}, {quoted(pair['up'])} {up}; want LoRA's factors"
+        )
     return core_shape(down)[1:], up[0], up[1] - down[0]
 
 

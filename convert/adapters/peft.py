@@ -24,8 +24,10 @@ UNSUPPORTED = ("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Of one network's adapter. ranks, alphas: by modules' names or their ends, where they differ from the others'.
+    """Of one network's adapter.
 
+    where: what stands before a setting's name in a message. ranks, alphas: by modules' names or their ends, where they
+    differ from the others'. feedforward: names of modules of which (IA)^3 changes the inputs.
     whole: whether weights and biases that are stored whole stand in the place of the base's.
     """
 
@@ -52,60 +54,62 @@ class Settings:
         return bool(set(_ends(name)) & set(self.feedforward))
 
 
-def settings_of(file: TensorFile, path: Path | None) -> dict[str, Settings]:
-    """peft's settings by network, or under "" for all there is; empty where there are none.
-
-    Raises CheckpointError for settings that are damaged or change what the tensors mean, and FileNotFoundError where a
-    file of peft's folder lacks its settings.
-    """
-    if METADATA in file.metadata:
-        metadata = parse_json(file.metadata[METADATA].encode())
-        if not isinstance(metadata, dict):
-            raise CheckpointError(f"{METADATA}: want a JSON object")
-        found = {}
-        for network in ("unet", "text_encoder"):
-            own = {k.removeprefix(f"{network}."): v for k, v in metadata.items() if k.startswith(f"{network}.")}
-            if own:
-                found[network] = _settings(own, f"{METADATA}: {network}")
-        return found
-    if path is None or not path.name.startswith("adapter_model."):
+def metadata_settings(file: TensorFile) -> dict[str, Settings]:
+    """peft's settings by network in a file's metadata, where diffusers has written them. Raises CheckpointError."""
+    if METADATA not in file.metadata:
         return {}
+    metadata = parse_json(file.metadata[METADATA].encode())
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{METADATA}: want a JSON object")
+    found = {}
+    for network in ("unet", "text_encoder"):
+        own = {k.removeprefix(f"{network}."): v for k, v in metadata.items() if k.startswith(f"{network}.")}
+        if own:
+            found[network] = _settings(own, f"{METADATA}: {network}.")
+    return found
+
+
+def folder_settings(path: Path) -> Settings:
+    """peft's settings that lie beside its file.
+
+    Raises FileNotFoundError where there are none, and CheckpointError for what is damaged or not supported.
+    """
     config = path.with_name(PEFT_SETTINGS)
     if not config.exists():
         raise FileNotFoundError(f"{path}: peft keeps alpha in {PEFT_SETTINGS} beside this file, and there is none")
-    with naming(config):
+    with naming(path.parent):
         with open_file(config) as opened:
             data = parse_json(opened.read(LIMIT + 1))
         if not isinstance(data, dict):
-            raise CheckpointError("want a JSON object")
+            raise CheckpointError(f"{PEFT_SETTINGS}: want a JSON object")
         kind = data.get("peft_type")
         if kind not in KINDS:
-            shown = quoted(kind) if isinstance(kind, str) else json.dumps(kind)[:50]
-            raise CheckpointError(f"peft_type is {shown}; read are {', '.join(KINDS)}")
-        return {"": _settings(data, PEFT_SETTINGS)}
+            shown = quoted(kind) if isinstance(kind, str) else f"of type {type(kind).__name__}"
+            raise CheckpointError(f"{PEFT_SETTINGS}: peft_type is {shown}; read are {', '.join(KINDS)}")
+        return _settings(data, f"{PEFT_SETTINGS}: ")
 
 
 def _settings(data: Mapping[str, Any], where: str) -> Settings:
     for name in UNSUPPORTED:
         if data.get(name):
-            raise CheckpointError(f"{where}.{name} is set, which is not supported")
+            raise CheckpointError(f"{where}{name} is set, which is not supported")
     for name in ("init_lora_weights", "init_weights"):
         if (start := data.get(name)) not in STARTS:
             text = quoted(start) if isinstance(start, str) else f"a {type(start).__name__}"
             raise CheckpointError(
-                f"{where}.{name} is {text}, which changes the base's weights; convert the adapter to plain LoRA in peft"
+                f"{where}{name} is {text}, which changes the base's weights; convert the adapter to plain LoRA in peft"
             )
     feedforward = data.get("feedforward_modules") or []
     if not isinstance(feedforward, list) or not all(isinstance(name, str) for name in feedforward):
-        raise CheckpointError(f"{where}.feedforward_modules: accepted: a list of modules' names")
+        raise CheckpointError(f"{where}feedforward_modules: accepted: a list of modules' names")
     alpha = data.get("lora_alpha", data.get("alpha", 8))  # 8 is peft's own
-    numbers = _numbers({"r": data.get("r", 8), "lora_alpha": alpha}, where)
+    numbers = _numbers({"r": data.get("r", 8), "lora_alpha": alpha}, where.rstrip(": ."))
     return Settings(
         where,
         numbers["r"],
         numbers["lora_alpha"],
-        _numbers(data.get("rank_pattern") or {}, f"{where}.rank_pattern"),
-        _numbers(data.get("alpha_pattern") or {}, f"{where}.alpha_pattern"),
+        _numbers(data.get("rank_pattern") or {}, f"{where}rank_pattern"),
+        _numbers(data.get("alpha_pattern") or {}, f"{where}alpha_pattern"),
         bool(data.get("use_rslora")),
         bool(data.get("use_dora")),
         tuple(feedforward),

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,7 +87,7 @@ def _checked(words: Mapping[Any, np.ndarray], config: CheckpointConfig, token: s
     if token is not None:
         if len(words) > 1:
             raise CheckpointError(f"holds {len(words)} words, which token= cannot name: leave it out")
-        words = {token: rows for rows in words.values()}
+        words = dict.fromkeys([token], *words.values())
     return {word: _rows(word, rows, config) for word, rows in words.items()}
 
 

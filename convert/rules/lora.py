@@ -24,7 +24,9 @@ Modules = dict[str, tuple[Rule, ...]]
 FUSED = "attn.in_proj"
 # What wraps a module or a network, and is no part of its name: peft's, torch's compilation and data parallelism, the
 # attention processors of old releases of diffusers.
-WRAPPERS = re.compile(r"(^|\.)(base_model\.model|base_layer|modules_to_save|_orig_mod|module|processor|default)(?=\.|$)")
+WRAPPERS = re.compile(
+    r"(^|\.)(base_model\.model|base_layer|modules_to_save|_orig_mod|module|processor|default)(?=\.|$)"
+)
 # How tools tell the networks apart: diffusers, the original, ComfyUI, kohya (whose flat names end the prefix with an
 # underscore, as those of LyCORIS' own wrapper), OneTrainer (which says clip_l of Stable Diffusion 2 as well).
 PREFIXES: dict[Network, str] = {

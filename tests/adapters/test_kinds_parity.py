@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from convert.adapters import read_adapter, read_lora
-from tests.adapters.test_adapters_parity import CONFIG, TOLERANCE, any_release_of_peft, both, check, predicted, wanted
+from tests.adapters.test_adapters_parity import CONFIG, any_release_of_peft, both, check, predicted, wanted
 from unclip_jax.adapters.changes import Decomposed, Difference, Factor, Hadamard, Kronecker, LowRank, Replacement
 from unclip_jax.adapters.lora import merge_loras
 
@@ -145,7 +145,10 @@ def test_cloneofsimos_numbers(both, base, tmp_path, extended):
     networks, _, open_theirs = both
     pipe = open_theirs()
     generator = torch.Generator().manual_seed(0)
-    classes = {"unet": ["Attention", "GEGLU", *(["ResnetBlock2D"] if extended else [])], "text_encoder": ["CLIPAttention"]}
+    classes = {
+        "unet": ["Attention", "GEGLU", *(["ResnetBlock2D"] if extended else [])],
+        "text_encoder": ["CLIPAttention"],
+    }
     tensors, metadata = {"<cat>": torch.ones(2, 32)}, {"<cat>": "<embed>"}
     for name in classes:
         metadata[name] = json.dumps(classes[name])

@@ -237,7 +237,8 @@ UNET_PREFIXES = ("unet.", "", "lora_unet.", "diffusion_model.", "model.diffusion
     ("name", "want"),
     [
         *((f"{prefix}encoder.layers.1.self_attn.q_proj", Q) for prefix in TEXT_PREFIXES),
-        *((f"{prefix}_text_model_encoder_layers_1_self_attn_q_proj", Q) for prefix in ("lora_te", "lora_te1", "lycoris")),
+        *((f"{prefix}_text_model_encoder_layers_1_self_attn_q_proj", Q)
+          for prefix in ("lora_te", "lora_te1", "lycoris")),
         *((f"{prefix}.transformer.resblocks.1.attn.q_proj", Q)
           for prefix in ("cond_stage_model.model", "conditioner.embedders.0.model")),
         *((f"{prefix}{TO_K}", OURS) for prefix in UNET_PREFIXES),
@@ -304,7 +305,9 @@ def test_numbered_files(tmp_path, network):
 
 def peft_folder(path, tensors, **settings):
     path.mkdir(parents=True, exist_ok=True)
-    save_file({f"base_model.model.{name}": value for name, value in tensors.items()}, path / "adapter_model.safetensors")
+    save_file(
+        {f"base_model.model.{name}": value for name, value in tensors.items()}, path / "adapter_model.safetensors"
+    )
     (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2} | settings))
     return path
 
@@ -329,7 +332,7 @@ def test_pefts_folders(tmp_path):
     ("settings", "words"),
     [
         ({"peft_type": "VERA"}, ["peft_type is 'VERA'", "LORA, LOHA, LOKR, IA3"]),
-        ({"peft_type": 3}, ["peft_type is 3"]),
+        ({"peft_type": 3}, ["peft_type is of type int"]),
         ({"init_lora_weights": "pissa_niter_4"}, ["init_lora_weights is 'pissa_niter_4'", "plain LoRA"]),
         ({"use_qalora": True}, ["use_qalora is set"]),
         ({"trainable_token_indices": [1]}, ["trainable_token_indices is set"]),

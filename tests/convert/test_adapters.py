@@ -221,8 +221,11 @@ BROKEN = {
     "DoRA without magnitudes": (GOOD, ["use_dora", "no magnitude"], json.dumps(PEFT | {"unet.use_dora": True})),
     "a part of LoHa": ({"lora_unet_conv_in.hada_w1_a": GOOD[DOWN]}, ["LoHa", "hada_w1_b factor is missing"]),
     "LoHa of another model": (
-        {f"lora_unet_{FLAT}.hada_w{n}_{e}": np.ones((32, 2) if e == "a" else (2, 768), np.float32)
-         for n in "12" for e in "ab"},
+        {
+            f"lora_unet_{FLAT}.hada_w{n}_{e}": np.ones((32, 2) if e == "a" else (2, 768), np.float32)
+            for n in "12"
+            for e in "ab"
+        },
         ["hada_w1_b", "(2, 768)", "Stable Diffusion 1"],
     ),
     "a part of LoKr": ({"lora_unet_conv_in.lokr_w1": np.ones((2, 2), np.float32)}, ["lokr_w2_a factor is missing"]),
@@ -235,17 +238,17 @@ BROKEN = {
         ["lora_mid", "(2, 2, 5, 5)", "want (2, 2, 3, 3)"],
     ),
     "a bias of a layer without": (GOOD | {f"unet.{TO_K}.lora_B.bias": np.ones(32, np.float32)}, ["a bias", "none"]),
-    "two kinds at once": (
-        GOOD | {f"unet.{TO_K}.diff": np.ones((32, 32), np.float32)}, ["diff", "stands beside LoRA"]
-    ),
+    "two kinds at once": (GOOD | {f"unet.{TO_K}.diff": np.ones((32, 32), np.float32)}, ["diff", "stands beside LoRA"]),
     "a difference of another shape": ({f"unet.{TO_K}.diff": np.ones((32, 48), np.float32)}, ["(32, 48)"]),
     "(IA)^3 without its side": ({f"lora_unet_{FLAT}.weight": np.ones(32, np.float32)}, ["a whole weight"]),
     "(IA)^3 of another size": (
         {f"lora_unet_{FLAT}.weight": np.ones(48, np.float32), f"lora_unet_{FLAT}.on_input": np.int64(0)},
         ["(48,)", "want 32"],
     ),
-    "(IA)^3 of which side": ({"unet.mid_block.resnets.0.conv1.ia3_l": np.ones((1, 32, 1, 1), np.float32)},
-                             ["of the inputs or of the outputs"]),
+    "(IA)^3 of which side": (
+        {"unet.mid_block.resnets.0.conv1.ia3_l": np.ones((1, 32, 1, 1), np.float32)},
+        ["of the inputs or of the outputs"],
+    ),
     "LoRA of a norm": (pair("unet.conv_norm_out"), ["LoRA of a layer that has no kernel"]),
     "OFT": ({"lora_unet_conv_in.oft_blocks": np.ones((2, 4, 4), np.float32)}, ["OFT"]),
     "BOFT": ({"base_model.model.conv_in.boft_R": np.ones((2, 4, 4), np.float32)}, ["BOFT"]),
@@ -253,7 +256,8 @@ BROKEN = {
     "VeRA": ({"base_model.model.conv_in.vera_lambda_b": GOOD[DOWN]}, ["VeRA"]),
     "AdaLoRA": ({"base_model.model.conv_in.lora_E": GOOD[DOWN]}, ["AdaLoRA"]),
     "a bundled word of another model": (
-        GOOD | {"bundle_emb.cat.string_to_param.*": np.ones((1, 768), np.float32)}, ["'cat'", "Stable Diffusion 1"]
+        GOOD | {"bundle_emb.cat.string_to_param.*": np.ones((1, 768), np.float32)},
+        ["'cat'", "Stable Diffusion 1"],
     ),
     "a bundled word twice": (
         GOOD | {f"bundle_emb.cat.{end}": np.ones((1, 32), np.float32) for end in ("clip_h", "emb_params")},

@@ -82,15 +82,21 @@ class Adapters:
         for word, rows in words.items():
             tokens = placeholder_tokens(word, len(rows))
             if known := next((token for token in tokens if token in tokenizer.known_tokens), None):
-                rename = [] if adapter is not None else ["give it another name (token=)"]
-                remove = [] if word not in self.words else ["take that one away first (unload_textual_inversion)"]
                 raise ValueError(
                     f"{where}: its word {word!r} is nothing new, the tokenizer has the token {known!r}; "
-                    + (", or ".join(rename + remove) or "it cannot be loaded beside that")
+                    + self._ways_out(word, adapter)
                 )
             tokenizer, _ = with_placeholder(tokenizer, word, len(rows))
         learnt = {word: Word(rows, adapter) for word, rows in words.items()}
         return dataclasses.replace(self, tokenizer=tokenizer, words={**self.words, **learnt})
+
+    def _ways_out(self, word: str, adapter: str | None) -> str:
+        """What to do about a word that is known; adapter: with which the new one comes, under no other name."""
+        ways = [] if adapter is not None else ["give it another name (token=)"]
+        if (old := self.words.get(word)) is not None:
+            how = "unload_textual_inversion" if old.adapter is None else f"delete_adapters({old.adapter!r})"
+            ways.append(f"take the old one away first ({how})")
+        return ", or ".join(ways) or "it cannot be loaded beside that"
 
     def without_words(self, tokens: Sequence[str] | None) -> Self:
         """Without these learnt words, or without all that came in files of their own. Raises ValueError."""

@@ -63,14 +63,20 @@ def with_rows(text_encoder: Network, first: int, words: Mapping[str, Any]) -> Ne
     table = text_encoder.params[EMBEDDING]
     width = table.shape[1]
     if first > table.shape[0] and words:
-        raise ValueError(f"word {next(iter(words))!r}: the tokenizer has {first} ids, the text encoder {table.shape[0]} rows")
+        raise ValueError(
+            f"word {next(iter(words))!r}: the tokenizer has {first} ids, the text encoder {table.shape[0]} rows"
+        )
     # A table may have rows to spare, of ids that the tokenizer does not give.
     pieces = [table[:first]]
     for word, rows in words.items():
         if rows.ndim not in (1, 2) or not rows.size or rows.shape[-1] != width:
             raise ValueError(f"word {word!r} has shape {rows.shape}; want (vectors, {width}) for this text encoder")
         pieces.append(jnp.asarray(rows).reshape(-1, width).astype(table.dtype))
-    return Network(text_encoder.graphdef, {**text_encoder.params, EMBEDDING: jnp.concatenate(pieces)}) if words else text_encoder
+    return (
+        Network(text_encoder.graphdef, {**text_encoder.params, EMBEDDING: jnp.concatenate(pieces)})
+        if words
+        else text_encoder
+    )
 
 
 def expand_words(tokenizer: Tokenizer, prompt: str) -> str:

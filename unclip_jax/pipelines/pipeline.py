@@ -10,7 +10,6 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import jax
