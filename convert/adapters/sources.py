@@ -51,9 +51,12 @@ def find_lora_files(source: str | os.PathLike[str], weight_name: str | None) -> 
             with contextlib.suppress(ValueError):  # that a repository has no such file shows from asking
                 download_file(str(source), (), f"{folder}{PEFT_SETTINGS}")
                 download_file(str(source), [f"{folder}{name}" for name in PEFT_FILES])
-    files = [path.parent.parent / folder / name for folder in PEFT_FOLDERS for name in PEFT_FILES]
-    return [next(f for f in files if f.parent == parent and f.exists())
-            for parent in dict.fromkeys(f.parent for f in files if f.exists())] if together else [path]  # fmt: skip
+    if not together:
+        return [path]
+    around = path.parent.parent
+    found = [[around / folder / name for name in PEFT_FILES if (around / folder / name).exists()]
+             for folder in PEFT_FOLDERS]  # fmt: skip
+    return [files[0] for files in found if files]
 
 
 def in_memory(state: Mapping[str, Any]) -> TensorFile:
@@ -73,12 +76,14 @@ def in_memory(state: Mapping[str, Any]) -> TensorFile:
 def as_array(name: str, value: Any) -> np.ndarray:
     """A numpy array of the same numbers. Raises CheckpointError for what is none."""
     try:
-        if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
-            return np.asarray(jnp.from_dlpack(value))  # PyTorch's bfloat16 becomes an array in no other way
-        array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        try:
+            array = np.asarray(value)
+        except TypeError:  # PyTorch's bfloat16, which numpy does not know
+            array = np.asarray(jnp.from_dlpack(value))
+    except (AttributeError, TypeError, ValueError, RuntimeError, BufferError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{quoted(name)} is no array ({first})") from error
-    if array.dtype.kind not in "fViub":
-        raise CheckpointError(f"{quoted(name)} is no array, but a {type(value).__name__}")
+    known = array.dtype.kind in "iub" or array.dtype.name in ("float16", "bfloat16", "float32", "float64")
+    if not known:
+        raise CheckpointError(f"{quoted(name)} is no array of numbers, but of dtype {array.dtype}")
     return array

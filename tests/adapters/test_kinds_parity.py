@@ -134,6 +134,18 @@ def test_pefts_folders(both, base, tmp_path, case):
     check(predicted(merge_loras(networks, [lora], [1.0])), wanted(pipe), base)
 
 
+def test_state_dicts_of_tensors():
+    import torch
+
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        module = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+        state = {f"{module}.lora_A.weight": torch.arange(128, dtype=dtype).reshape(2, 64)}
+        state |= {f"{module}.lora_B.weight": torch.ones(64, 2, dtype=dtype)}
+        (change,) = read_lora(state, CONFIG).values()
+        assert change.down.dtype.name == str(dtype).removeprefix("torch.")
+        np.testing.assert_array_equal(change.down.astype(np.float32).T, np.arange(128).reshape(2, 64))
+
+
 @pytest.mark.parametrize("extended", [False, True])
 def test_cloneofsimos_numbers(both, base, tmp_path, extended):
     """In the order in which its code finds the modules, in this release of diffusers."""

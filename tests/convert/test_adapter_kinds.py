@@ -384,6 +384,8 @@ def test_state_dicts():
         ({1: np.ones(3)}, "key of type int"),
         ({"unet.x.lora_A.weight": "text"}, "is no array"),
         ({"unet.x.lora_A.weight": object()}, "is no array"),
+        ({"unet.x.lora_A.weight": [[1], [1, 2]]}, "is no array"),
+        ({"unet.x.lora_A.weight": np.zeros((1, 1), ml_dtypes.float8_e4m3fn)}, "of dtype float8_e4m3fn"),
         ({"unet.a.lora_A.weight": np.zeros((1, 1))}, "'unet.a': LoRA, but its up factor is missing"),
     ):
         with pytest.raises(CheckpointError, match=words) as caught:

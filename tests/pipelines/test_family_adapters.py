@@ -1,5 +1,6 @@
 """Adapters, learnt words, marks and the safety check on a pipeline: what they change, and that they go exactly."""
 
+import argparse
 import dataclasses
 import pickle
 import re
@@ -18,6 +19,7 @@ from tests.watermarked import natural
 from unclip_jax import Memory
 from unclip_jax.adapters.changes import LowRank
 from unclip_jax.adapters.words import EMBEDDING
+from unclip_jax.cli_pictures import _adapt as adapt
 from unclip_jax.safety import Concepts, SafetyChecker
 from unclip_jax.watermark import MARK, read_watermark
 
@@ -177,6 +179,18 @@ def test_a_lora_of_the_token_table_beside_words(pipe):
         first = changed.shape[0] - 1
         np.testing.assert_allclose(changed[:first], np.asarray(table)[:first] + 1, rtol=1e-6)
         np.testing.assert_array_equal(changed[first], 7)
+    finally:
+        pipe.unload_textual_inversion()
+
+
+def test_the_command_line_names_words(pipe, tmp_path):
+    rows = np.ones((1, pipe.config.text_encoder.width), np.float32)
+    odd = save_textual_inversion("<odd>", rows, tmp_path / "a=b.safetensors")
+    file = save_textual_inversion("<own>", rows, tmp_path / "a.safetensors")
+    none = {"lora": [], "freeu": None, "watermark": False, "safety_checker": None}
+    try:
+        adapt(pipe, argparse.Namespace(textual_inversion=[str(odd), f"{file}=<given>"], **none))
+        assert {"<odd>", "<given>"} <= pipe.tokenizer.known_tokens
     finally:
         pipe.unload_textual_inversion()
 
