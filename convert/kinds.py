@@ -68,6 +68,8 @@ TENSORS = {
     PRIOR: r"model\.prd_emb$",
     "an image upscaler (ESRGAN)": r"(params(_ema)?\.)?(conv_first|model\.\d+\.sub\.\d+|body\.\d+\.rdb1)\.",
 }
+# A network has more tensors than this.
+FEWEST = 20
 # The classes that a folder's model_index.json or config.json may name.
 CLASSES = {
     SDXL: r"StableDiffusion.*XL.*",
@@ -99,9 +101,8 @@ def kind_of(tensors: Tensors, without: Collection[str] = ()) -> str:
     without: parts of a checkpoint that it need not have.
     """
     names = list(tensors)
-    for kind, pattern in TENSORS.items():
-        if any(map(re.compile(pattern).match, names)):
-            return _sentence(kind)
+    if marked := _marked(names):
+        return _sentence(marked)
     if family := family_of(tensors):
         return f"is of {family}: {OTHER_FAMILY}"
     held = parts_of(names)
@@ -116,6 +117,26 @@ def kind_of(tensors: Tensors, without: Collection[str] = ()) -> str:
     if len(names) == 1 and len(tensors[names[0]].shape) <= 2:
         return "holds one small tensor, as a textual inversion does: load it with load_textual_inversion"
     return ""
+
+
+def other_than(kind: str, tensors: Tensors) -> str:
+    """As `kind_of`, where a file of this kind was wanted; a whole checkpoint is named as well.
+
+    A few tensors are no network: they are a broken file of the kind that was wanted.
+    """
+    if len(tensors) < FEWEST:
+        marked = _marked(tensors)
+        return _sentence(marked) if marked not in ("", kind) else ""
+    said = kind_of(tensors)
+    if not said and {"unet", "vae", "text_encoder"} <= set(parts_of(tensors)):
+        return "is a whole checkpoint: give it as the source"
+    return "" if said.startswith(f"is {kind}") else said
+
+
+def _marked(names: Iterable[str]) -> str:
+    """The first kind of which some name has the mark; "" where none has any."""
+    names = list(names)
+    return next((kind for kind, pattern in TENSORS.items() if any(map(re.compile(pattern).match, names))), "")
 
 
 def family_of(tensors: Tensors) -> str:

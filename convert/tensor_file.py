@@ -67,8 +67,8 @@ class TensorFile:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Puts the file's name in front of every refusal inside that does not have it."""
+def naming(path: Path | str) -> Iterator[None]:
+    """Puts the file's name, or another, in front of every refusal inside that does not have it."""
     try:
         yield
     except CheckpointError as error:

@@ -139,7 +139,11 @@ def add_commands(commands: Any) -> None:
             "--lora", nargs="+", default=[], metavar="FILE[=W]", help="LoRA files, folders or hub ids, and weights"
         )
         adapt.add_argument(
-            "--textual-inversion", nargs="+", default=[], metavar="FILE", help="learnt words: files, folders or hub ids"
+            "--textual-inversion",
+            nargs="+",
+            default=[],
+            metavar="FILE[=WORD]",
+            help="learnt words: files, folders or hub ids, and what to call them",
         )
         adapt.add_argument("--freeu", type=float, nargs=4, metavar=("S1", "S2", "B1", "B2"), help="reweight the UNet")
         adapt.add_argument("--watermark", action="store_true", help="mark the pictures invisibly, as the original does")
@@ -266,8 +270,9 @@ def _adapt(pipe: Any, args: argparse.Namespace) -> None:
     for given in args.lora:
         file, _, weight = given.rpartition("=") if re.search(r"=-?(\d+\.?\d*|\.\d+)$", given) else (given, "", "1")
         pipe.load_lora_weights(file, adapter_name=given, weight=float(weight))
-    for file in args.textual_inversion:
-        pipe.load_textual_inversion(file)
+    for given in args.textual_inversion:
+        file, _, word = (given, "", "") if Path(given).exists() else given.partition("=")
+        pipe.load_textual_inversion(file, word or None)
     if args.freeu is not None:
         pipe.enable_freeu(*args.freeu)
     if args.watermark:

@@ -14,7 +14,8 @@ from convert.adapters import LORA_FILES, METADATA, parameter
 from convert.engine import LAYOUTS, Rule
 from convert.rules import lora as names
 from convert.rules.lora import Form
-from unclip_jax.adapters.lora import Lora, LowRank
+from unclip_jax.adapters.changes import LowRank
+from unclip_jax.adapters.lora import Lora
 from unclip_jax.checkpoints.atomic import replaced_file
 from unclip_jax.checkpoints.config import CheckpointConfig
 
@@ -41,7 +42,11 @@ def lora_tensors(
         raise ValueError(f"form is {form!r}; accepted: {', '.join(get_args(Form))}")
     if not lora:
         raise ValueError("lora: an adapter of nothing")
-    left = {name: LowRank(*map(np.asarray, change)) for name, change in lora.items()}
+    left = {}
+    for name, change in lora.items():
+        if not isinstance(change, LowRank):
+            raise ValueError(f"adapter of {name}: a {type(change).__name__}; written are changes of low rank alone")
+        left[name] = LowRank(*map(np.asarray, change))
     tensors: dict[str, np.ndarray] = {}
     alphas: dict[str, tuple[int, float]] = {}
     for module, rules in names.written(config, form).items():

@@ -1,12 +1,14 @@
-"""What adapters (LoRA) call the modules that they change: names made from the same tables as a checkpoint's tensors.
+"""What adapters call the modules that they change: names made from the same tables as a checkpoint's tensors.
 
 Three forms are written: diffusers' dotted names, the original's, and kohya's, which are dotted names with the dots made
-underscores. `canonical` turns what other releases and tools write into these.
+underscores. Read is any of the prefixes by which tools tell the networks apart, before a module's name by diffusers'
+(transformers') or the original's words, with dots or underscores: `find`.
 """
 
 import dataclasses
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Literal
 
 from convert.engine import Rule
@@ -15,76 +17,127 @@ from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import abstract_params
 
 Form = Literal["diffusers", "kohya", "original"]
-Modules = dict[
-    str, tuple[Rule, ...]
-]  # a module's name -> the kernels that it holds: one, or query, key and value fused
+Network = Literal["unet", "text_encoder"]
+# A module's name -> the kernels that it holds: one, or query, key and value fused.
+Modules = dict[str, tuple[Rule, ...]]
 
 FUSED = "attn.in_proj"
-# (pattern, canonical form), one after the other: a UNet's names without their network's, as the first releases of
-# diffusers and as ComfyUI write them; attention processors, whose output layer had no number; the text encoder's
-# attention in the UNet's words, and without its prefix; peft's fused attention; kohya's number for a first encoder.
-DIALECTS = [
-    (r"((?:down_blocks|mid_block|up_blocks|time_embedding|class_embedding|conv_in|conv_out)\b.*)", r"unet.\1"),
-    (r"(diffusion_model\..*)", r"model.\1"),
-    (r"(unet\..*)\.processor\.(.*)", r"\1.\2"),
-    (r"(unet\..*\.attn\d\.to_out)", r"\1.0"),
-    (r"text_encoder\.((?:encoder|embeddings)\..*)", r"text_encoder.text_model.\1"),
-    (r"(text_encoder\..*\.self_attn)\.to_(q|k|v|out)", r"\1.\2_proj"),
-    (r"(cond_stage_model\..*\.resblocks\.\d+)\.attn", rf"\1.{FUSED}"),
-    (r"lora_te1_(.*)", r"lora_te_\1"),
-]
+# What wraps a module or a network, and is no part of its name: peft's, torch's compilation and data parallelism, the
+# attention processors of old releases of diffusers.
+WRAPPERS = re.compile(
+    r"(^|\.)(base_model\.model|base_layer|modules_to_save|_orig_mod|module|processor|default)(?=\.|$)"
+)
+# How tools tell the networks apart: diffusers, the original, ComfyUI, kohya (whose flat names end the prefix with an
+# underscore, as those of LyCORIS' own wrapper), OneTrainer (which says clip_l of Stable Diffusion 2 as well).
+PREFIXES: dict[Network, str] = {
+    "unet": r"unet|lora_unet|lycoris|(?:model\.)?diffusion_model",
+    "text_encoder": (
+        r"text_encoder|lora_te1?|lycoris|(?:lora_)?clip_[hl]|text_encoders\.clip_[hl]"
+        r"|cond_stage_model|conditioner\.embedders\.0"
+    ),
+}
+# (pattern, canonical form), one after the other, of names within a network with their dots made underscores: what
+# stands before a text tower's layers; attention in the UNet's words; the output layer of old attention processors,
+# which had no number; peft's fused attention.
+DIALECTS: dict[Network, list[tuple[str, str]]] = {
+    "unet": [(r"(.*_attn\d_to_out)", r"\1_0")],
+    "text_encoder": [
+        (r"(?:model_)?(?:transformer_)?(?:text_model_)?(.*)", r"\1"),
+        (r"(.*_self_attn)_to_(q|k|v|out)", r"\1_\2_proj"),
+        (r"(resblocks_\d+_attn)", r"\1_in_proj"),
+    ],
+}
 
 
-def canonical(name: str) -> str:
-    """A module's name in one of the three forms, whatever tool wrote it."""
-    for pattern, form in DIALECTS:
-        if match := re.fullmatch(pattern, name):
-            name = match.expand(form)
-    return name
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """The rules that fill a module: its kernel, scale or embedding, and its bias; several where they are fused.
+
+    None at all: nothing that is run reads it.
+    """
+
+    weight: tuple[Rule, ...] = ()
+    bias: tuple[Rule, ...] = ()
 
 
 def written(config: CheckpointConfig, form: Form) -> Modules:
-    """The modules of a checkpoint's UNet and text encoder that an adapter can change, as files of this form name them.
+    """The kernels of a checkpoint's UNet and text encoder by their modules' names in files of this form.
 
     In the original's form the text encoder's query, key and value come both fused and, split, by their own names.
     """
-    names = _dotted(config, "original" if form == "original" else "diffusers")
-    return {_flat(name): rules for name, rules in names.items()} if form == "kohya" else names
+    dotted = _dotted(config, "original" if form == "original" else "diffusers")
+    kernels = {
+        name: module.weight
+        for name, module in dotted.items()
+        if module.weight and module.weight[0].ours.endswith(".kernel")
+    }
+    return {_flat(name): rules for name, rules in kernels.items()} if form == "kohya" else kernels
 
 
-def read(config: CheckpointConfig) -> Modules:
-    """The modules by every name that a file may have for them.
+def read(config: CheckpointConfig) -> dict[str, Module]:
+    """The modules of a checkpoint's UNet and text encoder by the canonical names that `find` gives.
 
-    None are of the text encoder's last layer, of which Stable Diffusion 2 reads the layer before: no rules.
+    Each is there by diffusers' and by the original's name. Without rules are those that Stable Diffusion 2 does not
+    run: the text encoder's last layer, its projection.
     """
-    theirs, original = _dotted(config, "diffusers"), _dotted(config, "original")
-    # kohya's trainer of larger models names the UNet's modules after the original's, and the text encoder's never.
-    flat = {_flat(name): rules for name, rules in original.items() if name.startswith(ldm.UNET)}
-    flat |= {_flat(name): rules for name, rules in theirs.items()}
-    return _with_last_layer(theirs | original | flat, config.text_encoder.layers)
+    modules = {f"text_encoder.{name}": Module() for name in ("text_projection", "logit_scale")}
+    layouts: tuple[Literal["original", "diffusers"], ...] = ("original", "diffusers")
+    for layout in layouts:
+        for name, module in _dotted(config, layout).items():
+            network: Network = "unet" if name.startswith(("unet.", ldm.UNET)) else "text_encoder"
+            modules[f"{network}.{_canonical(name, network)}"] = module
+    last = config.text_encoder.layers
+    for name in list(modules):
+        if match := re.fullmatch(r"(text_encoder\.(?:encoder_layers|resblocks)_)0(_.*)", name):
+            modules.setdefault(f"{match[1]}{last}{match[2]}", Module())
+    return modules
 
 
-def _dotted(config: CheckpointConfig, layout: Literal["diffusers", "original"]) -> Modules:
-    module = diffusers if layout == "diffusers" else ldm
-    found: dict[str, list[Rule]] = defaultdict(list)
-    for rule in module.table(config, abstract_params(config)).rules:
-        if rule.ours.startswith(("unet.", "text_encoder.")) and rule.ours.endswith(".kernel"):
-            name = rule.foreign.replace("/", ".").removesuffix(".weight").removesuffix("_weight")
-            found[name].append(rule)
+def find(name: str, modules: Mapping[str, Module], network: Network | None = None) -> str | None:
+    """A module's canonical name, "unet.…" or "text_encoder.…", whatever tool wrote it; None where there is none.
+
+    network: of which it is known to be, where the file's place says so.
+    """
+    name = WRAPPERS.sub("", name).removeprefix(".")
+    for candidate in PREFIXES:
+        canonical = f"{candidate}.{_canonical(name, candidate)}"
+        if network in (None, candidate) and canonical in modules:
+            return canonical
+    return None
+
+
+def _canonical(name: str, network: Network) -> str:
+    """A module's name within its network, as the tables spell it, but with its dots made underscores."""
+    # The first releases of diffusers, and peft's folders, name no network.
+    flat = re.sub(rf"^(?:{PREFIXES[network]})[._]", "", name).replace(".", "_")
+    for pattern, form in DIALECTS[network]:
+        if match := re.fullmatch(pattern, flat):
+            flat = match.expand(form)
+    return flat
+
+
+def _dotted(config: CheckpointConfig, layout: Literal["diffusers", "original"]) -> dict[str, Module]:
+    table = (diffusers if layout == "diffusers" else ldm).table(config, abstract_params(config))
+    found: dict[str, dict[str, list[Rule]]] = defaultdict(lambda: {"weight": [], "bias": []})
+    for rule in table.rules:
+        if rule.ours.startswith(("unet.", "text_encoder.")):
+            name, leaf = _module(rule.foreign.replace("/", "."))
+            found[name][leaf].append(rule)
             if rule.parts > 1:
                 split = f"{name.removesuffix(FUSED)}attn.{rule.ours.split('.')[-2]}"
-                found[split].append(dataclasses.replace(rule, part=0, parts=1))
-    return {name: tuple(sorted(rules, key=lambda rule: rule.part)) for name, rules in found.items()}
+                found[split][leaf].append(dataclasses.replace(rule, part=0, parts=1))
+    return {
+        name: Module(*(tuple(sorted(rules, key=lambda rule: rule.part)) for rules in leaves.values()))
+        for name, leaves in found.items()
+    }
+
+
+def _module(tensor: str) -> tuple[str, str]:
+    """The name of a tensor's module, and whether it is its weight or its bias."""
+    match = re.fullmatch(r"(.*)[._](weight|bias)", tensor)
+    return (match[1], match[2]) if match else (tensor, "weight")
 
 
 def _flat(name: str) -> str:
-    for prefix, short in ((f"{ldm.UNET}.", "lora_unet_"), ("unet.", "lora_unet_"), ("text_encoder.", "lora_te_")):
-        if name.startswith(prefix):
-            return short + name.removeprefix(prefix).replace(".", "_")
-    return name
-
-
-def _with_last_layer(names: Modules, last: int) -> Modules:
-    first = [re.fullmatch(r"(.*[._](?:layers|resblocks)[._])0([._].*)", name) for name in names]
-    unread: Modules = {f"{match[1]}{last}{match[2]}": () for match in first if match}
-    return unread | names
+    prefix, short = ("unet.", "lora_unet_") if name.startswith("unet.") else ("text_encoder.", "lora_te_")
+    return short + name.removeprefix(prefix).replace(".", "_")

@@ -12,6 +12,7 @@ from convert.export.diffusers import save_diffusers
 from convert.export.lora import save_lora
 from convert.export.textual_inversion import save_textual_inversion
 from tests import small_models
+from unclip_jax.adapters.changes import Decomposed
 from unclip_jax.adapters.lora import merge_loras
 from unclip_jax.adapters.words import add_words, expand_words
 from unclip_jax.checkpoints.networks import abstract_networks, fill
@@ -99,14 +100,16 @@ def check(made, want, base):
         assert error < TOLERANCE, error
 
 
-def add_adapter(pipe, name, seed, rank, alpha, alphas=None, ranks=None):
+def add_adapter(pipe, name, seed, rank, alpha, alphas=None, ranks=None, **settings):
     """Random adapters in both networks of diffusers' pipeline, by peft."""
     import torch
     from peft import LoraConfig
 
     def config(targets):
         own = [{k: v for k, v in (given or {}).items() if k.endswith(tuple(targets))} for given in (alphas, ranks)]
-        return LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, alpha_pattern=own[0], rank_pattern=own[1])
+        return LoraConfig(
+            r=rank, lora_alpha=alpha, target_modules=targets, alpha_pattern=own[0], rank_pattern=own[1], **settings
+        )
 
     generator = torch.Generator().manual_seed(seed)
     for model, targets in ((pipe.unet, UNET_TARGETS + CONVOLUTIONS), (pipe.text_encoder, TEXT_TARGETS)):
@@ -144,6 +147,18 @@ def test_a_file_of_peft(both, tmp_path, metadata):
     save(pipe, "default", tmp_path, metadata=metadata)
     lora = read_lora(tmp_path, CONFIG)
     assert len({change.rank for change in lora.values()}) == (4 if metadata else 1)
+    check(predicted(merge_loras(networks, [lora], [1.0])), wanted(pipe), base)
+
+
+def test_a_file_of_dora(both, tmp_path):
+    """By diffusers' own means, with the magnitudes of the base, which the factors then change."""
+    networks, _, open_theirs = both
+    pipe = open_theirs()
+    base = wanted(pipe)
+    add_adapter(pipe, "default", 0, 4, 6, use_dora=True)
+    save(pipe, "default", tmp_path, metadata=True)
+    lora = read_lora(tmp_path, CONFIG)
+    assert {type(change) for change in lora.values()} == {Decomposed}
     check(predicted(merge_loras(networks, [lora], [1.0])), wanted(pipe), base)
 
 

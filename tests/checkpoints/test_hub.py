@@ -1,6 +1,7 @@
 """Downloads against a small hub on loopback."""
 
 import errno
+import json
 import os
 import socket
 import subprocess
@@ -221,6 +222,13 @@ def test_adapters_come_from_the_hub(server: Hub, tmp_path: Path) -> None:
     assert read_lora("a/several", CONFIG, "cat.safetensors").keys() == {name}
     with pytest.raises(ValueError, match="dog"):
         read_lora("a/several", CONFIG, "dog.safetensors")
+    settings = json.dumps({"peft_type": "LORA", "lora_alpha": 5}).encode()
+    peft = {"adapter_model.safetensors": file, "adapter_config.json": settings}
+    server.repos["a/peft"] = {"main": {**peft, "other.safetensors": b""}}
+    assert read_lora("a/peft", CONFIG).keys() == {name}
+    network = name.split(".")[0]
+    server.repos["a/folders"] = {"main": {f"{network}/{key}": value for key, value in peft.items()}}
+    assert read_lora("a/folders", CONFIG).keys() == {name}
     width = CONFIG.text_encoder.width
     server.repos["a/word"] = {"main": {"learned_embeds.safetensors": save({"<cat>": np.zeros((2, width), np.float32)})}}
     assert read_textual_inversion("a/word", CONFIG)["<cat>"].shape == (2, width)

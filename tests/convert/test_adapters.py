@@ -18,7 +18,7 @@ from convert.readers import CheckpointError
 from convert.rules import lora as names
 from tests import small_models
 from tests.convert.test_readers import HOSTILE, mapping, storage, tensor, text, torch_bytes
-from unclip_jax.adapters.lora import LowRank
+from unclip_jax.adapters.changes import LowRank
 from unclip_jax.checkpoints.networks import abstract_params
 
 CONFIG = dataclasses.replace(
@@ -159,10 +159,11 @@ def test_names_of_a_published_checkpoint():
         "lora_unet_input_blocks_3_0_op": "unet.down_blocks.0.resample.kernel",
         "lora_te_text_model_encoder_layers_22_mlp_fc2": "text_encoder.layers.22.fc2.kernel",
     }.items():
-        assert [parameter(rule) for rule in modules[name]] == [ours]
-    assert modules["lora_te_text_model_encoder_layers_23_mlp_fc2"] == ()  # of which the family reads no more
-    held = {parameter(rule) for rules in modules.values() for rule in rules}
-    assert len(held) == len(kernels(PRESETS["768-v"]))  # no name stands for two
+        assert [parameter(rule) for rule in modules[names.find(name, modules)].weight] == [ours]
+    # Of which the family reads no more.
+    assert modules[names.find("lora_te_text_model_encoder_layers_23_mlp_fc2", modules)] == names.Module()
+    held = {parameter(rule) for module in modules.values() for rule in module.weight}
+    assert len(held & kernels(PRESETS["768-v"]).keys()) == len(kernels(PRESETS["768-v"]))  # no name stands for two
 
 
 def test_the_last_text_layer_is_left_out_and_a_convolution_may_be_a_linear_layer(tmp_path):
@@ -181,6 +182,7 @@ def pair(module, inner=32, out=32, rank=2, ends=("lora_A.weight", "lora_B.weight
 
 
 GOOD = pair(f"unet.{TO_K}")
+FLAT = TO_K.replace(".", "_")
 DOWN = f"unet.{TO_K}.lora_A.weight"
 PEFT = {"unet.r": 2, "unet.lora_alpha": 2}
 BROKEN = {
@@ -202,6 +204,7 @@ BROKEN = {
     "alpha alone": ({f"unet.{TO_K}.alpha": np.float32(1)}, ["factor is missing"]),
     "unknown layers": (GOOD | pair("unet.down_blocks.7.x.to_k"), ["down_blocks.7", "and 1 more"]),
     "whole weights": ({f"{TO_K}.weight": GOOD[DOWN]}, ["not a name of a LoRA"]),
+    "no role": ({f"{TO_K}.kernel": GOOD[DOWN]}, ["not a name of a LoRA"]),
     "twice": (GOOD | pair(f"lora_unet_{TO_K.replace('.', '_')}"), ["there twice"]),
     "twice by two ends": (
         GOOD | pair(f"unet.{TO_K}", ends=("lora.down.weight", "lora.up.weight")),
@@ -210,11 +213,62 @@ BROKEN = {
     "integers": (GOOD | {DOWN: np.ones((2, 32), np.int32)}, ["int32", "floating"]),
     "two alphas": (GOOD | {f"unet.{TO_K}.alpha": np.ones(2, np.float32)}, ["alpha", "one number"]),
     "an infinite alpha": (GOOD | {f"unet.{TO_K}.alpha": np.float32(np.inf)}, ["alpha is inf"]),
-    "DoRA": (GOOD | {f"unet.{TO_K}.lora_magnitude_vector": np.ones(32, np.float32)}, ["DoRA"]),
-    "LoHa": ({"lora_unet_conv_in.hada_w1_a": GOOD[DOWN]}, ["LoHa"]),
-    "LoKr": ({"lora_unet_conv_in.lokr_w1": GOOD[DOWN]}, ["LoKr"]),
-    "Tucker": (GOOD | {"lora_unet_conv_in.lora_mid.weight": GOOD[DOWN]}, ["lora_mid"]),
-    "biases": (GOOD | {f"unet.{TO_K}.lora_B.bias": np.ones(32, np.float32)}, ["biases"]),
+    "DoRA of another model": (
+        GOOD | {f"unet.{TO_K}.lora_magnitude_vector": np.ones(48, np.float32)},
+        ["lora_magnitude_vector", "(48,)", "want 32"],
+    ),
+    "DoRA alone": ({f"unet.{TO_K}.lora_magnitude_vector": np.ones(32, np.float32)}, ["down factor is missing"]),
+    "DoRA without magnitudes": (GOOD, ["use_dora", "no magnitude"], json.dumps(PEFT | {"unet.use_dora": True})),
+    "a part of LoHa": ({"lora_unet_conv_in.hada_w1_a": GOOD[DOWN]}, ["LoHa", "hada_w1_b factor is missing"]),
+    "LoHa of another model": (
+        {
+            f"lora_unet_{FLAT}.hada_w{n}_{e}": np.ones((32, 2) if e == "a" else (2, 768), np.float32)
+            for n in "12"
+            for e in "ab"
+        },
+        ["hada_w1_b", "(2, 768)", "Stable Diffusion 1"],
+    ),
+    "a part of LoKr": ({"lora_unet_conv_in.lokr_w1": np.ones((2, 2), np.float32)}, ["lokr_w2_a factor is missing"]),
+    "LoKr of no factors": ({"lora_unet_conv_in.lokr_w1": np.ones((5, 2), np.float32)}, ["no multiple of (5, 2)"]),
+    "LoKr that is empty": ({"lora_unet_conv_in.lokr_w1": np.ones((0, 2), np.float32)}, ["(0, 2)"]),
+    "Tucker without factors": ({"lora_unet_conv_in.lora_mid.weight": GOOD[DOWN]}, ["down factor is missing"]),
+    "Tucker of another kernel": (
+        pair("lora_unet_conv_in", 4, 32, ends=("lora_down.weight", "lora_up.weight"))
+        | {"lora_unet_conv_in.lora_mid.weight": np.ones((2, 2, 5, 5), np.float32)},
+        ["lora_mid", "(2, 2, 5, 5)", "want (2, 2, 3, 3)"],
+    ),
+    "a bias of a layer without": (GOOD | {f"unet.{TO_K}.lora_B.bias": np.ones(32, np.float32)}, ["a bias", "none"]),
+    "two kinds at once": (GOOD | {f"unet.{TO_K}.diff": np.ones((32, 32), np.float32)}, ["diff", "stands beside LoRA"]),
+    "a difference of another shape": ({f"unet.{TO_K}.diff": np.ones((32, 48), np.float32)}, ["(32, 48)"]),
+    "(IA)^3 without its side": ({f"lora_unet_{FLAT}.weight": np.ones(32, np.float32)}, ["a whole weight"]),
+    "(IA)^3 of another size": (
+        {f"lora_unet_{FLAT}.weight": np.ones(48, np.float32), f"lora_unet_{FLAT}.on_input": np.int64(0)},
+        ["(48,)", "want 32"],
+    ),
+    "(IA)^3 of which side": (
+        {"unet.mid_block.resnets.0.conv1.ia3_l": np.ones((1, 32, 1, 1), np.float32)},
+        ["of the inputs or of the outputs"],
+    ),
+    "LoRA of a norm": (pair("unet.conv_norm_out"), ["LoRA of a layer that has no kernel"]),
+    "OFT": ({"lora_unet_conv_in.oft_blocks": np.ones((2, 4, 4), np.float32)}, ["OFT"]),
+    "BOFT": ({"base_model.model.conv_in.boft_R": np.ones((2, 4, 4), np.float32)}, ["BOFT"]),
+    "GLoRA": ({"lora_unet_conv_in.a1.weight": GOOD[DOWN]}, ["GLoRA"]),
+    "VeRA": ({"base_model.model.conv_in.vera_lambda_b": GOOD[DOWN]}, ["VeRA"]),
+    "AdaLoRA": ({"base_model.model.conv_in.lora_E": GOOD[DOWN]}, ["AdaLoRA"]),
+    "a bundled word of another model": (
+        GOOD | {"bundle_emb.cat.string_to_param.*": np.ones((1, 768), np.float32)},
+        ["'cat'", "Stable Diffusion 1"],
+    ),
+    "a bundled word twice": (
+        GOOD | {f"bundle_emb.cat.{end}": np.ones((1, 32), np.float32) for end in ("clip_h", "emb_params")},
+        ["twice", "bundle_emb.cat.clip_h"],
+    ),
+    "numbered, of another model": (
+        {f"unet:0:{end}": np.ones(shape, np.float32) for end, shape in (("up", (32, 2)), ("down", (2, 48)))},
+        ["1 pairs of factors", "do not fit"],
+    ),
+    "numbered with a gap": ({"unet:1:up": GOOD[DOWN], "unet:1:down": GOOD[DOWN]}, ["unet:0", "missing"]),
+    "numbered of another network": ({"vae:0:up": GOOD[DOWN], "vae:0:down": GOOD[DOWN]}, ["'vae'", "known: unet"]),
     "a long name": ({"x." * 400: GOOD[DOWN]}, ["800 characters"]),
     "line breaks": ({"a\nb.lora_A.weight": GOOD[DOWN], "a\nb.lora_B.weight": GOOD[DOWN]}, [r"a\nb"]),
     "metadata of no JSON": (GOOD, ["JSON"], "{"),
@@ -222,7 +276,6 @@ BROKEN = {
     "a pattern that is code": (GOOD, ["alpha_pattern"], json.dumps(PEFT | {"unet.alpha_pattern": {"(a+)+$": 1}})),
     "patterns that are none": (GOOD, ["alpha_pattern"], json.dumps(PEFT | {"unet.alpha_pattern": [1]})),
     "alpha that is text": (GOOD, ["lora_alpha", "number"], json.dumps(PEFT | {"unet.lora_alpha": "1"})),
-    "DoRA by metadata": (GOOD, ["use_dora"], json.dumps(PEFT | {"unet.use_dora": True})),
     "nothing that is run": (pair("text_encoder.text_model.encoder.layers.2.mlp.fc1"), ["no adapter"]),
 }
 

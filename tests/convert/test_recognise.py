@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from convert import layouts
 from convert.__main__ import main
+from convert.adapters import read_lora, read_textual_inversion
 from convert.architecture.presets import PRESETS, look_alikes
 from convert.architecture.recognise import TELLTALE, V_FROM, recognise, said_prediction
 from convert.engine import foreign_shape
@@ -319,6 +320,32 @@ def test_files_of_another_kind_are_named(name, tmp_path):
 @pytest.mark.parametrize("name", PRESETS)
 def test_whole_checkpoints_are_of_no_other_kind(name):
     assert kind_of(published(name)) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a learnt word", "is a textual inversion"),
+        ("a UNet", "is a UNet on its own"),
+        ("a VAE of diffusers", "is a VAE on its own"),
+        ("Stable Diffusion 1", "is of Stable Diffusion 1"),
+        ("whole", "is a whole checkpoint: give it as the source"),
+    ],
+)
+def test_what_is_no_lora_is_named(name, words, ambiguous, tmp_path):
+    tensors = ambiguous if name == "whole" else KINDS[name][0]
+    write_holes(tmp_path / "x.safetensors", {key: (info.shape, info.dtype) for key, info in tensors.items()})
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        read_lora(tmp_path / "x.safetensors", PRESETS["768-v"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "words"), [("a LoRA of diffusers", "is a LoRA"), ("a VAE", "is a VAE on its own")])
+def test_what_is_no_word_is_named(name, words, tmp_path):
+    tensors = KINDS[name][0]
+    write_holes(tmp_path / "x.safetensors", {key: (info.shape, info.dtype) for key, info in tensors.items()})
+    with pytest.raises(ValueError, match=re.escape(words)):
+        read_textual_inversion(tmp_path / "x.safetensors", PRESETS["768-v"])
 
 
 FOLDERS = {

@@ -7,6 +7,9 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import save
+
 from convert.adapters import read_lora, read_textual_inversion
 from convert.architecture.diffusers import from_folder
 from convert.architecture.original import from_yaml
@@ -135,6 +138,16 @@ def _lora(folder: Path, content: bytes) -> None:
     read_lora(folder / "a.safetensors", CONFIG)
 
 
+def _peft(folder: Path, content: bytes) -> None:
+    """Settings beside a file of peft's."""
+    module = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    pair = {f"{module}.lora_A.weight": np.zeros((1, 64), np.float32)}
+    pair |= {f"{module}.lora_B.weight": np.zeros((64, 1), np.float32)}
+    (folder / "adapter_model.safetensors").write_bytes(save(pair))
+    (folder / "adapter_config.json").write_bytes(content)
+    read_lora(folder, CONFIG)
+
+
 def _word(folder: Path, content: bytes) -> None:
     (folder / "a.pt").write_bytes(content)
     read_textual_inversion(folder / "a.pt", CONFIG)
@@ -160,5 +173,7 @@ READERS: dict[str, Callable[[Path, bytes], None]] = {
     **{name.replace("/", "-"): _prior(name) for name in PRIOR},
     "recipe.png": _recipe,
     "lora.safetensors": _lora,
+    "lora.pt": _lora,
+    "adapter_config.json": _peft,
     "textual-inversion": _word,
 }

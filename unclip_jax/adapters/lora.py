@@ -1,42 +1,28 @@
-"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) as pure functions of a network's parameters.
+"""Adapters as pure functions of a network's parameters, of which LoRA's are the most common.
 
-W + scale alpha / rank A B stands in the place of W. The parameters that an adapter is added to are never changed, so
-taking it away is to use them again, and its scale is an ordinary number: outside `jit` `with_lora` merges, inside a
-compiled program it applies the adapter on the fly, and another scale compiles nothing anew.
+W + scale delta(W) stands in the place of W, see `unclip_jax.adapters.changes`; several adapters are each of the W that
+was there before all of them, so that their order does not matter. The parameters that an adapter is added to are never
+changed: taking it away is to use them again. Its scale is an ordinary number: outside `jit` `with_lora` merges, inside
+a compiled program it applies the adapter on the fly, and another scale compiles nothing anew.
 """
 
 import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from unclip_jax.adapters.changes import Change, LowRank, fits
 from unclip_jax.checkpoints.networks import Network, part
-
-
-class LowRank(NamedTuple):
-    """The change of one kernel, alpha / rank times `down` @ `up`.
-
-    down: (in, rank), or (h, w, in, rank) of a convolution; up: (rank, out); alpha: (). Floating, of any dtype.
-    """
-
-    down: Any
-    up: Any
-    alpha: Any
-
-    @property
-    def rank(self) -> int:
-        return int(self.down.shape[-1])
-
 
 # By our parameter's name, with its network's before it where an adapter is of several: "unet.conv_in.kernel". Where a
 # parameter stacks a tower's layers, an adapter is of one: "text_encoder.layers.3.q_proj.kernel" is of the fourth
 # layer of "text_encoder.layers.q_proj.kernel".
-Lora = Mapping[str, LowRank]
-Term = tuple[Any, Any, Any]  # down, up, scale
+Lora = Mapping[str, Change]
+Term = tuple[Change, Any]  # and its scale
 
 
 def with_lora(params: Mapping[str, Any], loras: Sequence[Lora], scales: Sequence[jax.Array | float]) -> dict[str, Any]:
@@ -53,11 +39,11 @@ def with_lora(params: Mapping[str, Any], loras: Sequence[Lora], scales: Sequence
         for name, change in lora.items():
             target, layer = _target(name)
             _check(name, change, params.get(target), layer)
-            changes[target][layer].append((change.down, change.up, scale * change.alpha / change.rank))
+            changes[target][layer].append((change, scale))
     changed = {}
     for name, layers in changes.items():
         table = [layers[None]] if None in layers else [layers.get(i, []) for i in range(params[name].shape[0])]
-        changed[name] = _add(params[name], table, stacked=None not in layers)
+        changed[name] = _add_stacked(params[name], table) if None not in layers else _add(params[name], table[0])
     return {**params, **changed}
 
 
@@ -95,44 +81,23 @@ def _target(name: str) -> tuple[str, int | None]:
     return (match[1] + match[3], int(match[2])) if match else (name, None)
 
 
-def _check(name: str, change: LowRank, param: Any, layer: int | None) -> None:
+def _check(name: str, change: Change, param: Any, layer: int | None) -> None:
     want = None if param is None else param.shape if layer is None else param.shape[1:]
-    product = (*change.down.shape[:-1], change.up.shape[-1])
-    if want is None or product != want or (layer is not None and layer >= param.shape[0]):
+    if want is None or not fits(change, tuple(want)) or (layer is not None and layer >= param.shape[0]):
         have = "no such parameter" if want is None else f"shape {param.shape}"
-        raise ValueError(f"adapter of {name}, {product}: this network has {have}")
-    if change.up.ndim != 2 or change.up.shape[0] != change.rank:
+        raise ValueError(f"adapter of {name}, {change.shape}: this network has {have}")
+    if isinstance(change, LowRank) and (change.up.ndim != 2 or change.up.shape[0] != change.rank):
         raise ValueError(f"adapter of {name}: down {change.down.shape} and up {change.up.shape} are of different ranks")
 
 
-def _add(base: Any, layers: list[list[Term]], *, stacked: bool) -> jax.Array:
-    return _add_stacked(base, layers) if stacked else _add_one(base, layers[0])
-
-
 @jax.jit
-def _add_one(base: jax.Array, terms: list[Term]) -> jax.Array:
-    down, up = _joined(terms)
-    return _sum(base, down, up)
+def _add(base: jax.Array, terms: list[Term]) -> jax.Array:
+    """The sum in float32, rounded once to the base's dtype."""
+    deltas = [change.delta(base) * jnp.asarray(scale, jnp.float32) for change, scale in terms]
+    return sum(deltas, jnp.asarray(base, jnp.float32)).astype(base.dtype)
 
 
 @jax.jit
 def _add_stacked(base: jax.Array, layers: list[list[Term]]) -> jax.Array:
-    """Layers may be of different ranks, or without an adapter: factors are filled up with zeros, which add nothing."""
-    _, inner, out = base.shape
-    none = (jnp.zeros((inner, 0)), jnp.zeros((0, out)))
-    pairs = [_joined(terms) if terms else none for terms in layers]
-    rank = max(up.shape[0] for _, up in pairs)
-    downs = jnp.stack([jnp.pad(down, ((0, 0), (0, rank - down.shape[1]))) for down, _ in pairs])
-    ups = jnp.stack([jnp.pad(up, ((0, rank - up.shape[0]), (0, 0))) for _, up in pairs])
-    return _sum(base, downs, ups)
-
-
-def _joined(terms: list[Term]) -> tuple[jax.Array, jax.Array]:
-    """Several adapters of one kernel as one, of the sum of their ranks: scales in `down`, all in float32."""
-    downs = [jnp.asarray(down, jnp.float32) * jnp.asarray(scale, jnp.float32) for down, _, scale in terms]
-    return jnp.concatenate(downs, axis=-1), jnp.concatenate([jnp.asarray(up, jnp.float32) for _, up, _ in terms])
-
-
-def _sum(base: jax.Array, down: jax.Array, up: jax.Array) -> jax.Array:
-    change = jnp.matmul(down, up, precision="highest")
-    return (base.astype(jnp.float32) + change).astype(base.dtype)
+    """Layers may be of different changes, or of none."""
+    return jnp.stack([_add(layer, terms) if terms else layer for layer, terms in zip(base, layers, strict=True)])

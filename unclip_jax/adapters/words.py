@@ -49,18 +49,34 @@ def add_words(tokenizer: Tokenizer, text_encoder: Network, words: Mapping[str, A
     words: word -> rows (n, width), or (width,) of a word of one vector. Raises ValueError for a word that is none or is
     known already, and for rows of another width.
     """
+    encoder = with_rows(text_encoder, tokenizer.vocabulary_size, words)
+    for word, rows in words.items():
+        tokenizer, _ = with_placeholder(tokenizer, word, rows.size // rows.shape[-1])
+    return tokenizer, encoder
+
+
+def with_rows(text_encoder: Network, first: int, words: Mapping[str, Any]) -> Network:
+    """A text encoder with the rows of words, one after the other, for the ids from `first` on.
+
+    words: as of `add_words`. Raises ValueError for rows of another width, and for a first id beyond the table.
+    """
     table = text_encoder.params[EMBEDDING]
     width = table.shape[1]
+    if first > table.shape[0] and words:
+        raise ValueError(
+            f"word {next(iter(words))!r}: the tokenizer has {first} ids, the text encoder {table.shape[0]} rows"
+        )
+    # A table may have rows to spare, of ids that the tokenizer does not give.
+    pieces = [table[:first]]
     for word, rows in words.items():
         if rows.ndim not in (1, 2) or not rows.size or rows.shape[-1] != width:
             raise ValueError(f"word {word!r} has shape {rows.shape}; want (vectors, {width}) for this text encoder")
-        rows = jnp.asarray(rows).reshape(-1, width)
-        tokenizer, ids = with_placeholder(tokenizer, word, len(rows))
-        if ids[0] > table.shape[0]:
-            raise ValueError(f"word {word!r}: the tokenizer has {ids[0]} ids, the text encoder {table.shape[0]} rows")
-        # A table may have rows to spare, of ids that the tokenizer does not give.
-        table = jnp.concatenate([table[: ids[0]], rows.astype(table.dtype)])
-    return tokenizer, Network(text_encoder.graphdef, {**text_encoder.params, EMBEDDING: table})
+        pieces.append(jnp.asarray(rows).reshape(-1, width).astype(table.dtype))
+    return (
+        Network(text_encoder.graphdef, {**text_encoder.params, EMBEDDING: jnp.concatenate(pieces)})
+        if words
+        else text_encoder
+    )
 
 
 def expand_words(tokenizer: Tokenizer, prompt: str) -> str:

@@ -10,7 +10,6 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import jax
@@ -20,8 +19,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-from unclip_jax.adapters.lora import Lora, merge_loras
-from unclip_jax.adapters.words import EMBEDDING, add_words, expand_words
+from unclip_jax.adapters import loaded
+from unclip_jax.adapters.loaded import Adapters
+from unclip_jax.adapters.words import EMBEDDING, expand_words
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
 from unclip_jax.checkpoints.config import CheckpointConfig, Task
 from unclip_jax.checkpoints.loading import load_networks, return_freed_memory
@@ -168,8 +168,7 @@ class Pipeline:
         self.freeu: FreeU | None = None
         self.watermark: bytes | None = None
         self.safety_checker: SafetyChecker | None = None
-        self._adapters: dict[str, tuple[Lora, float]] = {}
-        self._unadapted = self.networks
+        self._adapters = Adapters((tokenizer, self.networks), tokenizer)
         self._checkpoint = checkpoint
         self._loaded: dict[str, Mapping[str, jax.Array]] = {}
         self._noising: Mapping[str, jax.Array] = {}
@@ -307,63 +306,64 @@ class Pipeline:
 
     def load_lora_weights(
         self,
-        source: str | os.PathLike[str],
+        source: loaded.Source,
         adapter_name: str | None = None,
         weight: float = 1.0,
         weight_name: str | None = None,
     ) -> None:
-        """Adds a LoRA to the UNet and the text encoder, beside those that are there already.
+        """Adds a LoRA, or one of its kin, to the UNet and the text encoder, beside those that are there already.
 
-        source: a file, or a folder or a hub id with diffusers' `pytorch_lora_weights`, or with the file `weight_name`;
-        see docs/adapters.md for the forms that are read. adapter_name: by which `set_adapters` knows it, default the
-        file's own (of a folder or a repository, that one's), without its suffix. weight: how much of it.
+        source: a file, or a folder or a hub id with diffusers' `pytorch_lora_weights`, peft's `adapter_model`, or with
+        the file `weight_name`; or a state dict of arrays. docs/adapters.md has the forms that are read. Learnt words
+        that are bundled with it come along. adapter_name: by which `set_adapters` knows it, default the file's own (of
+        a folder or a repository, that one's), without its suffix. weight: how much of it.
 
         Raises FileNotFoundError, ValueError in one line for a file that is not understood or of another model, and
         what `unclip_jax.checkpoints.hub.download` raises.
         """
-        from convert.adapters import read_lora
-
         self._check_adaptable()
-        name = Path(weight_name or source).stem if adapter_name is None else adapter_name
         weight = check_number("weight", weight, -MAX_SCALE, MAX_SCALE)
-        if name in self._adapters:
-            raise ValueError(f"adapter_name {name!r} is loaded already; want another, or unload_lora_weights first")
-        self._use_adapters({**self._adapters, name: (read_lora(os.fspath(source), self.config, weight_name), weight)})
+        self._adapt(loaded.load_lora(self._adapters, self.config, source, adapter_name, weight, weight_name))
 
     def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] = 1.0) -> None:
         """How much of each loaded LoRA is used; those that are not named get 0. Raises ValueError."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         weights = list(adapter_weights) if isinstance(adapter_weights, Sequence) else [adapter_weights] * len(names)
-        if unknown := [name for name in names if name not in self._adapters]:
-            loaded = ", ".join(map(repr, self._adapters)) or "none"
-            raise ValueError(f"adapter_names has {unknown[0]!r}; loaded: {loaded}")
+        self._adapters.check_loaded(names)
         if len(weights) != len(names):
             raise ValueError(f"adapter_weights has {len(weights)} numbers for {len(names)} names; want one for each")
         weights = [check_number("adapter_weights", weight, -MAX_SCALE, MAX_SCALE) for weight in weights]
-        given = dict(zip(names, weights, strict=True))
-        self._use_adapters({name: (lora, given.get(name, 0.0)) for name, (lora, _) in self._adapters.items()})
+        self._adapt(self._adapters.weighted(dict(zip(names, weights, strict=True))))
+
+    def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """Takes LoRAs away, with the words that came with them. Raises ValueError for one that is not loaded."""
+        self._adapt(self._adapters.without_loras([adapter_names] if isinstance(adapter_names, str) else adapter_names))
 
     def unload_lora_weights(self) -> None:
-        """Takes all LoRAs away: the networks are those that were loaded, bit for bit."""
-        self._use_adapters({})
+        """Takes all LoRAs away: the networks are those that were loaded, bit for bit, but for learnt words."""
+        self._adapt(self._adapters.without_loras(list(self._adapters.loras)))
 
     def load_textual_inversion(
-        self, source: str | os.PathLike[str], token: str | None = None, weight_name: str | None = None
+        self,
+        source: loaded.WordSource | Sequence[loaded.WordSource],
+        token: str | Sequence[str] | None = None,
+        weight_name: str | None = None,
     ) -> None:
-        """Adds a learnt word, of diffusers' or A1111's files, to the tokenizer and the text encoder.
+        """Adds learnt words, of diffusers', A1111's or the original's files, to the tokenizer and the text encoder.
 
-        source: a file, or a folder or a hub id with diffusers' `learned_embeds`, or with the file `weight_name`. token:
-        what to call it; None is the file's own name of it. Raises FileNotFoundError, ValueError in one line for a file
-        that is not understood or of another text encoder, and for a word that is there already, and what
-        `unclip_jax.checkpoints.hub.download` raises.
+        source: a file, or a folder or a hub id with diffusers' `learned_embeds`, or with the file `weight_name`; a
+        state dict of arrays, or an array of a word's vectors; or a list of these. token: what to call the word, a list
+        for a list; None is the file's own name of it. Of a list that is refused nothing is added.
+
+        Raises FileNotFoundError, ValueError in one line for a file that is not understood or of another text encoder,
+        and for a word that is there already, and what `unclip_jax.checkpoints.hub.download` raises.
         """
-        from convert.adapters import read_textual_inversion
-
         self._check_adaptable()
-        words = read_textual_inversion(os.fspath(source), self.config, token, weight_name)
-        self.tokenizer, encoder = add_words(self.tokenizer, self._unadapted["text_encoder"], words)
-        self._unadapted = {**self._unadapted, "text_encoder": encoder}
-        self._use_adapters(self._adapters)
+        self._adapt(loaded.load_words(self._adapters, self.config, source, token, weight_name))
+
+    def unload_textual_inversion(self, tokens: str | Sequence[str] | None = None) -> None:
+        """Takes these learnt words away, or all of them. Raises ValueError for one that is not loaded."""
+        self._adapt(self._adapters.without_words([tokens] if isinstance(tokens, str) else tokens))
 
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
         """Reweights the UNet's way up, see `unclip_jax.models.freeu`. Raises ValueError for what is no number."""
@@ -379,10 +379,8 @@ class Pipeline:
         if self._checkpoint is not None:
             raise ValueError("adapters need networks that stay in memory: open the pipeline without free_networks")
 
-    def _use_adapters(self, adapters: dict[str, tuple[Lora, float]]) -> None:
-        loras, weights = [lora for lora, _ in adapters.values()], [weight for _, weight in adapters.values()]
-        self.networks = merge_loras(self._unadapted, loras, weights)
-        self._adapters = adapters
+    def _adapt(self, adapters: Adapters) -> None:
+        self.networks, self.tokenizer, self._adapters = adapters.networks(), adapters.tokenizer, adapters
 
     # -- a call, step by step ------------------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unclip_jax.adapters.lora import LowRank, with_lora
+from unclip_jax.adapters.changes import LowRank
+from unclip_jax.adapters.lora import with_lora
 
 # What diffusers and peft adapt by default: the projections of attention.
 ATTENTION = r".*\.(to_q|to_k|to_v|to_out)\.kernel"
