@@ -106,15 +106,15 @@ def make_solver(
     name: one of `SCHEDULERS`. "ldm-*" are the original repository's procedures, which read only the betas and
     prediction_type; the others are diffusers', which take the place of the scheduler that `config` describes: they read
     it as `from_config` does (what the file says counts, what it leaves out is the new class's default, keys of other
-    classes are ignored), but never clip or threshold x0, whatever it says or leaves out. own: the solver is the one
-    that `config` describes: all it says counts, and the pictures are clipped where it, or its class's default, has it
-    so. A last part "karras", "exponential", "beta" or
-    "lu" spaces the noise levels so, and "sgm-uniform" makes `timestep_spacing` "trailing", as that spacing of other
-    programs is called here; without it they are as `timestep_spacing` says, whatever `use_karras_sigmas` and the like
-    are. num_inference_steps: 1 to the number of training timesteps ("lcm" and "tcd": original_inference_steps). eta: 0
-    to 1, read by "ddim", "tcd" and "ldm-ddim" and, as in diffusers, ignored by the others. begin: how many steps are
-    left out at the start, for runs that start from a picture (see `first_step`); multistep solvers have no history
-    there. All steps are counted as if none were left out: a step is the same step whatever `begin` is.
+    classes are ignored), but never clip or threshold x0, whatever it says or leaves out. A last part "karras",
+    "exponential", "beta" or "lu" spaces the noise levels so, and "sgm-uniform" makes `timestep_spacing` "trailing", as
+    that spacing of other programs is called here; without it they are as `timestep_spacing` says, whatever
+    `use_karras_sigmas` and the like are. num_inference_steps: 1 to the number of training timesteps ("lcm" and "tcd":
+    original_inference_steps). eta: 0 to 1, read by "ddim", "tcd" and "ldm-ddim" and, as in diffusers, ignored by the
+    others. begin: how many steps are left out at the start, for runs that start from a picture (see `first_step`);
+    multistep solvers have no history there. All steps are counted as if none were left out: a step is the same step
+    whatever `begin` is. own: the solver is the one that `config` describes, and x0 is limited where the file, or the
+    class's default, has it so.
 
     Raises ValueError, before anything is computed, for what is unknown, out of range or not supported.
     """
