@@ -150,6 +150,7 @@ def test_an_original_repository_gives_its_file(server: Hub) -> None:
             ("a.ckpt", "b.safetensors"),
             r"2 original checkpoints, a\.ckpt, b\.safetensors: name the one .*, as in a/b/a\.ckpt",
         ),
+        ((), r"no checkpoint that can be read.*it has no files"),
         (("README.md", "model.onnx"), r"no checkpoint that can be read.*it has README\.md, model\.onnx"),
         (("model_index.json", "unet/config.json"), r"no weights in \.safetensors or \.bin"),
         (

@@ -149,7 +149,7 @@ def _download(
         problem = error
         names = _cached_names(repo_id, revision)
     failure: BaseException | None = problem
-    if names:
+    if names or problem is None:
         target, wanted = choose(names, repo_id)
         try:
             folder = _fetch(repo_id, revision, wanted, local=problem is not None)
