@@ -69,14 +69,14 @@ class Handler(BaseHTTPRequestHandler):
             status, headers = self.server.refusal
             self.reply(status, b"", headers)
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
-            if files := self.find(match[1], match[2] or "main"):
+            if (files := self.find(match[1], match[2] or "main")) is not None:
                 siblings = [{"rfilename": name} for name in files]
                 self.reply_json({"id": match[1], "sha": commit(files), "siblings": siblings})
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
-            if files := self.find(match[1], match[2]):
+            if (files := self.find(match[1], match[2])) is not None:
                 self.reply_json([{"type": "file", "path": n, "size": len(b), "oid": n} for n, b in files.items()])
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            if files := self.find(match[1], match[2]):
+            if (files := self.find(match[1], match[2])) is not None:
                 self.reply_file(match[3], files)
         else:
             self.reply(404, b"", {})

@@ -143,13 +143,14 @@ def test_a_converted_checkpoint_comes_whole(server: Hub) -> None:
 
 
 def test_an_original_repository_gives_its_file(server: Hub) -> None:
-    files = {"x.ckpt": b"pickle", "x.safetensors": b"tensors", "x.yaml": b"model:", "y/z.ckpt": b""}
+    yamls = {"x.yaml": b"model:", "x.safetensors.yaml": b"model: ", "x.ckpt.yaml": b"model:  "}
+    files = {"x.ckpt": b"pickle", "x.safetensors": b"tensors", "y/z.ckpt": b"", **yamls}
     server.repos["a/original"] = {"main": files}
     path = download("a/original")
     assert path.name == "x.safetensors"
     assert path.read_bytes() == b"tensors"
     assert (path.parent / "x.yaml").is_file()
-    assert server.bodies() == {"x.safetensors", "x.yaml"}
+    assert server.bodies() == {"x.safetensors", "x.yaml", "x.safetensors.yaml"}
 
 
 @pytest.mark.parametrize(
@@ -159,6 +160,7 @@ def test_an_original_repository_gives_its_file(server: Hub) -> None:
             ("a.ckpt", "b.safetensors"),
             r"2 original checkpoints, a\.ckpt, b\.safetensors: name the one .*, as in a/b/a\.ckpt",
         ),
+        ((), r"no checkpoint that can be read.*it has no files"),
         (("README.md", "model.onnx"), r"no checkpoint that can be read.*it has README\.md, model\.onnx"),
         (("model_index.json", "unet/config.json"), r"no weights in \.safetensors, \.bin or \.msgpack"),
         (
@@ -474,9 +476,10 @@ def test_a_part_is_a_repository_of_its_own(server: Hub) -> None:
         download("a/vae", variant="fp16")
 
 
-def test_an_index_comes_with_its_shards(server: Hub) -> None:
-    shards = {f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors": bytes([i]) for i in (1, 2)}
-    index = "unet/diffusion_pytorch_model.safetensors.index.json"
+@pytest.mark.parametrize(("stem", "kind"), [("diffusion_pytorch_model", "safetensors"), ("flax_model", "msgpack")])
+def test_an_index_comes_with_its_shards(server: Hub, stem: str, kind: str) -> None:
+    shards = {f"unet/{stem}-0000{i}-of-00002.{kind}": bytes([i]) for i in (1, 2)}
+    index = f"unet/{stem}.{kind}.index.json"
     server.repos["a/b"] = {"main": {index: b"{}", "unet/config.json": b"{ }", "unet/other.safetensors": b"", **shards}}
     assert download("a/b", index).name == Path(index).name
     assert server.bodies() == {index, "unet/config.json", *shards}

@@ -150,7 +150,7 @@ def _download(
         problem = error
         names = _cached_names(repo_id, revision)
     failure: BaseException | None = problem
-    if names:
+    if names or problem is None:
         target, wanted = choose(names, repo_id)
         try:
             folder = _fetch(repo_id, revision, wanted, local=problem is not None)
@@ -243,8 +243,8 @@ def _choose_at(path: str, names: Collection[str], repo_id: str, variant: str | N
 def _beside(file: str, names: Collection[str]) -> list[str]:
     """What says of a single file what it is: a yaml of its name, a part's config.json; and an index's shards."""
     folder, slash, name = file.rpartition("/")
-    beside = [f"{file.rpartition('.')[0]}.yaml", f"{folder}{slash}config.json"]
-    if index := re.fullmatch(r"(.*)\.(safetensors|bin)\.index(\..*)?\.json", name):
+    beside = [f"{file.rpartition('.')[0]}.yaml", f"{file}.yaml", f"{folder}{slash}config.json"]
+    if index := re.fullmatch(r"(.*)\.(safetensors|bin|msgpack)\.index(\..*)?\.json", name):
         shard = re.compile(re.escape(f"{folder}{slash}{index[1]}") + r"[\w.]*-\d{5}-of-\d{5}[\w.]*\." + index[2])
         beside += [name for name in names if shard.fullmatch(name)]
     return [name for name in beside if name in names and name != file]

@@ -160,7 +160,13 @@ def local_path(
             raise ValueError(f"revision is {revision!r}, but {shown(os.fspath(source))} names {place.revision!r}")
         path = "/".join(part for part in (place.path, subfolder) if part)
         revision = place.revision if revision is None else revision
-        return download(place.repo_id, path, revision=revision, variant=variant, mirrors=mirrors)
+        try:
+            return download(place.repo_id, path, revision=revision, variant=variant, mirrors=mirrors)
+        except (FileNotFoundError, ConnectionError) as error:
+            if place.path and str(place) == os.fspath(source):  # most often a path that is mistaken
+                text = f"source: no such file or folder: {source}; nor is it had from the hub: {error}"
+                raise type(error)(text) from error
+            raise
     if revision is not None:
         raise ValueError(f"revision is {revision!r}, but {source} is a local path: only hub ids have revisions")
     whole = Path(source)
