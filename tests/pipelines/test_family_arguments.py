@@ -107,7 +107,6 @@ BY_KIND = {
         ({"image_embeds": zeros(1, 7)}, ["image_embeds", "(1, 7)"]),
     ],
     "depth": [
-        ({"depth_map": zeros(20, 24)}, ["depth_map", "constant"]),
         ({"depth_map": photo()}, ["depth_map", "(20, 24, 3)"]),
         ({"depth_map": np.full((20, 24), np.inf)}, ["depth_map", "infinite"]),
         ({"depth_map": [hole()] * 2}, ["depth_map", "2 maps", "1 pictures"]),
