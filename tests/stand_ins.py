@@ -67,7 +67,7 @@ TELLING, SPREAD = "unet.up_blocks.3.attentions.2.norm1.bias", {"v_prediction": 0
 
 
 def small_architectures(monkeypatch):
-    """Puts the small architectures in the place of the published ones, by whose shapes original files are recognised."""
+    """Puts the small architectures in the place of the published ones, by whose shapes files are recognised."""
     for name, config in ARCHITECTURES.items():
         monkeypatch.setitem(PRESETS, name, config)
     monkeypatch.setattr(convert.prior, "PriorConfig", lambda: small_prior.CONFIG.prior)
@@ -77,9 +77,7 @@ def write_original(name, path, seed=0):
     """A file in the original's layout, safetensors or torch's by its suffix. name: of `ARCHITECTURES`."""
     config = ARCHITECTURES[name]
     params = {
-        key: _random(key, spec.shape, seed)
-        for key, spec in abstract_params(config).items()
-        if key not in STATISTICS
+        key: _random(key, spec.shape, seed) for key, spec in abstract_params(config).items() if key not in STATISTICS
     }
     tensors = export_tensors(ldm.table(config, params).rules, params)
     if TELLING in params:
@@ -90,7 +88,7 @@ def write_original(name, path, seed=0):
     if path.suffix == ".safetensors":
         write_safetensors(path, tensors, metadata={"format": "pt"})
     else:
-        write_torch(path, {key: np.ascontiguousarray(value.read()) for key, value in tensors.items()})
+        write_torch(path, {key: value.read() for key, value in tensors.items()})
     return path
 
 
@@ -98,10 +96,10 @@ def write_torch(path, arrays):
     """What torch.save writes of {"state_dict": ...}, float32."""
     values = {}
     for number, (name, array) in enumerate(arrays.items()):
-        strides = [stride // 4 for stride in array.strides]
+        strides = [stride // 4 for stride in np.empty(array.shape, np.float32).strides]
         held = storage(str(number), "torch.FloatStorage", array.size)
         values[name] = tensor(held, shape=array.shape, strides=strides)
-    data = {str(number): array.tobytes() for number, array in enumerate(arrays.values())}
+    data = {str(number): array.astype(np.float32).tobytes() for number, array in enumerate(arrays.values())}
     path.write_bytes(torch_bytes(mapping({"state_dict": mapping(values)}), data))
     return path
 
@@ -122,10 +120,11 @@ def write_karlo(folder):
     params = {name: p for name, p in checkpoint.params.items() if name not in STATISTICS}
     config = checkpoint.config
     files = {KARLO_FILE: {}, KARLO_TEXT: {}}
-    for name, value in export_tensors(prior_rules.karlo(config.prior, config.text_encoder, params).rules, params).items():
+    for name, value in export_tensors(
+        prior_rules.karlo(config.prior, config.text_encoder, params).rules, params
+    ).items():
         apart = name.startswith(f"{prior_rules.TEXT}/")
-        array = np.ascontiguousarray(value.read())
-        files[KARLO_TEXT if apart else KARLO_FILE][name.removeprefix(f"{prior_rules.TEXT}/")] = array
+        files[KARLO_TEXT if apart else KARLO_FILE][name.removeprefix(f"{prior_rules.TEXT}/")] = value.read()
     for name, arrays in files.items():
         write_torch(folder / name, arrays)
     write_statistics(folder / KARLO_STATISTICS)
