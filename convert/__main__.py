@@ -1,11 +1,14 @@
-"""python -m convert SRC DST: a PyTorch checkpoint becomes a directory that unclip_jax opens at once."""
+"""python -m convert SRC DST: a PyTorch checkpoint becomes a directory that unclip_jax opens at once.
+
+python -m convert add-difference A B C DST: a checkpoint is made of three, A + scale (B - C).
+"""
 
 import argparse
 import functools
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +18,16 @@ from unclip_jax.conditioning.address import shown
 from unclip_jax.interruption import termination_interrupts
 from unclip_jax.progress import Progress
 
+ADD_DIFFERENCE = "add-difference"
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line. Built without importing JAX, so that --help answers at once."""
     p = argparse.ArgumentParser(
         prog="python -m convert",
         description="Converts Stable Diffusion 2 checkpoints between PyTorch's formats and ours, without PyTorch.",
+        epilog=f"python -m convert {ADD_DIFFERENCE} A B C DST makes a checkpoint of three: see its own --help. A file "
+        f"or folder of that name is ./{ADD_DIFFERENCE}.",
     )
     p.add_argument(
         "source",
@@ -29,14 +36,38 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("destination", nargs="?", help="what to write: a folder, or NAME.safetensors; it must not exist")
     p.add_argument(
+        "--check", action="store_true", help="prove the mapping from names, shapes and dtypes; write nothing"
+    )
+    p.add_argument("--sha256", metavar="HEX", help="refuse the source file unless this is its SHA-256")
+    _add_options(p)
+    return p
+
+
+def difference_parser() -> argparse.ArgumentParser:
+    """The command line of `add-difference`, without that word."""
+    p = argparse.ArgumentParser(
+        prog=f"python -m convert {ADD_DIFFERENCE}",
+        description="Writes A + scale (B - C): A with what the fine-tune B has learnt since its base C. Each may be of "
+        "any layout. Whatever B and C do not both have stays A's. The options without a letter are A's and the "
+        "result's, as for a conversion; B or C that needs others is converted first.",
+    )
+    for name, what in {"a": "the checkpoint to change", "b": "a fine-tune of C", "c": "the base of B"}.items():
+        p.add_argument(name, metavar=name.upper(), help=what)
+    p.add_argument("destination", metavar="DST", help="what to write: a folder, or NAME.safetensors; it must not exist")
+    p.add_argument("--scale", type=float, default=1.0, metavar="S", help="of the difference; default 1")
+    p.add_argument("--config-b", metavar="YAML", help="as --config, of B")
+    p.add_argument("--config-c", metavar="YAML", help="as --config, of C")
+    _add_options(p)
+    return p
+
+
+def _add_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
         "--to",
         choices=("jax", "orbax", "diffusers", "original"),
         default="jax",
         help="our own directory (default), the same with the parameters in orbax's format, a diffusers folder, or one "
         ".safetensors file with the original's names",
-    )
-    p.add_argument(
-        "--check", action="store_true", help="prove the mapping from names, shapes and dtypes; write nothing"
     )
     p.add_argument("--config", metavar="YAML", help="the original's yaml, or a published checkpoint's name")
     p.add_argument("--prediction-type", metavar="P", help="what the UNet predicts: epsilon or v_prediction")
@@ -54,20 +85,23 @@ def parser() -> argparse.ArgumentParser:
         "--dtype", choices=("float32", "float16", "bfloat16"), help="of the written weights; default: as read"
     )
     p.add_argument("--ema", action="store_true", help="take the moving averages of an original file's UNet")
-    p.add_argument("--sha256", metavar="HEX", help="refuse the source file unless this is its SHA-256")
-    return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0 done, 2 for what is refused (one line on stderr), 1 for anything else."""
-    args = parser().parse_args(argv)
-    if args.check == (args.destination is not None):
-        print("convert: give a destination, or --check and none", file=sys.stderr)
-        return 2
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == [ADD_DIFFERENCE]:
+        args, run = difference_parser().parse_args(arguments[1:]), merge
+    else:
+        args = parser().parse_args(arguments)
+        if args.check == (args.destination is not None):
+            print("convert: give a destination, or --check and none", file=sys.stderr)
+            return 2
+        run = check if args.check else convert
     with warnings.catch_warnings(), termination_interrupts():
         warnings.showwarning = lambda text, *_, **__: print(f"convert: warning: {message(text)}", file=sys.stderr)
         try:
-            return check(args) if args.check else convert(args)
+            return run(args)
         except (ValueError, OSError, ImportError) as error:  # the last for an extra that is not installed
             print(f"convert: {message(error)}", file=sys.stderr)
             return 2
@@ -106,42 +140,54 @@ def check(args: argparse.Namespace) -> int:
 
 def convert(args: argparse.Namespace) -> int:
     """Opens the source and writes it in the layout asked for."""
-    import ml_dtypes
-    import numpy as np
-
-    from convert.export.diffusers import save_diffusers
-    from convert.export.original import save_original
     from unclip_jax.checkpoints.atomic import require_absent
-    from unclip_jax.checkpoints.directory import save, sha256
     from unclip_jax.checkpoints.source import open_checkpoint
 
     require_absent(Path(args.destination))
-    digests, path, source = {}, _path(args), shown(args.source)
+    digests: dict[str, str] = {}
+    path, source = _path(args), shown(args.source)
     if args.sha256 is not None:
         if path is None or not path.is_file():
-            raise ValueError(f"--sha256 is for a single file, and {source} is none")
-        digests = _digests([path], Progress, sha256)
+            raise ValueError(f"--sha256 is for a single file, and {source} is not one")
+        digests = _digests([path])
         if digests[path.name] != args.sha256.lower():
             raise ValueError(f"{source}: SHA-256 is {digests[path.name]}, not {args.sha256}")
-    names = ("config", "prediction_type", "clip_stats", "text_encoder", "vae", "unet", "variant", "preprocess", "ema")
-    options = {name: getattr(args, name) for name in names}
-    dtype = {None: None, "bfloat16": np.dtype(ml_dtypes.bfloat16)}.get(args.dtype, args.dtype and np.dtype(args.dtype))
-    with open_checkpoint(args.source if path is None else path, **options) as checkpoint:
-        parameters = sum(int(np.prod(p.shape, dtype=np.int64)) for p in checkpoint.params.values())
-        print(
-            f"{source}: {len(checkpoint.params)} parameters, {parameters / 1e6:,.1f} million numbers, "
-            f"{checkpoint.nbytes / 1e9:.2f} GB"
-        )
-        save_as: dict[str, Callable[..., list[Path]]] = {"original": save_original, "diffusers": save_diffusers}
-        if args.to in ("jax", "orbax"):
-            digests = digests or _digests([p for p in checkpoint.files if Path(p).is_file()], Progress, sha256)
-            recorded = {"source": Path(source).name, "sha256": digests, "dtype": args.dtype or "as in the source"}
-            layout: Literal["safetensors", "orbax"] = "orbax" if args.to == "orbax" else "safetensors"
-            save_as[args.to] = functools.partial(save, layout=layout, provenance=recorded)
-        with Progress("writing", checkpoint.nbytes, unit="B", bytes_=True) as bar:
-            written = save_as[args.to](checkpoint, Path(args.destination), dtype=dtype, progress=bar.update)
-    for path in written:
-        print(f"wrote {path}")
+    with open_checkpoint(args.source if path is None else path, **_options(args)) as checkpoint:
+        print(f"{source}: {_size(checkpoint)}")
+
+        def provenance() -> dict[str, Any]:
+            return {"source": Path(source).name, "sha256": digests or _digests(checkpoint.files)}
+
+        _write(args, checkpoint, provenance)
+    return 0
+
+
+def merge(args: argparse.Namespace) -> int:
+    """Opens three sources and writes A + scale (B - C) in the layout asked for."""
+    from convert.merge import add_difference, open_weights, require_scale, shared
+    from unclip_jax.checkpoints.atomic import require_absent
+    from unclip_jax.checkpoints.source import open_checkpoint
+
+    require_scale(args.scale)
+    require_absent(Path(args.destination))
+    with (
+        open_checkpoint(args.a, **_options(args), revision=args.revision, subfolder=args.subfolder) as a,
+        open_weights(args.b, args.config_b) as b,
+        open_weights(args.c, args.config_c) as c,
+    ):
+        merged = add_difference(a, b, c, args.scale, _dtype(args.dtype))
+        changed = len(shared(a, b, c))
+        print(f"{shown(args.a)}: {_size(a)}; a difference is added to {changed}, {len(a.params) - changed} are kept")
+
+        def provenance() -> dict[str, Any]:
+            sources = {"a": (args.a, a), "b": (args.b, b), "c": (args.c, c)}
+            recorded = {
+                letter: {"source": Path(shown(source)).name, "sha256": _digests(checkpoint.files)}
+                for letter, (source, checkpoint) in sources.items()
+            }
+            return {"method": ADD_DIFFERENCE, "scale": args.scale, **recorded}
+
+        _write(args, merged, provenance)
     return 0
 
 
@@ -154,11 +200,54 @@ def _path(args: argparse.Namespace) -> Path | None:
     return local_path(args.source, revision=args.revision, variant=args.variant, subfolder=args.subfolder)
 
 
-def _digests(files: list[Path], progress: Any, sha256: Any) -> dict[str, str]:
-    """SHA-256 of each file by its name (and folder's name, for files of a diffusers folder)."""
-    with progress("hashing the source", sum(Path(f).stat().st_size for f in files), unit="B", bytes_=True) as bar:
-        names = [Path(f).name if len(files) == 1 else f"{Path(f).parent.name}/{Path(f).name}" for f in files]
-        return {name: sha256(Path(f), bar.update) for name, f in zip(names, files, strict=True)}
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `open_checkpoint` takes beside a source on this machine."""
+    names = ("config", "prediction_type", "clip_stats", "text_encoder", "vae", "unet", "variant", "preprocess", "ema")
+    return {name: getattr(args, name) for name in names}
+
+
+def _dtype(name: str | None) -> Any:
+    import ml_dtypes
+    import numpy as np
+
+    return {None: None, "bfloat16": np.dtype(ml_dtypes.bfloat16)}.get(name, name and np.dtype(name))
+
+
+def _size(checkpoint: Any) -> str:
+    import numpy as np
+
+    numbers = sum(int(np.prod(p.shape, dtype=np.int64)) for p in checkpoint.params.values())
+    return (
+        f"{len(checkpoint.params)} parameters, {numbers / 1e6:,.1f} million numbers, {checkpoint.nbytes / 1e9:.2f} GB"
+    )
+
+
+def _write(args: argparse.Namespace, checkpoint: Any, provenance: Callable[[], Mapping[str, Any]]) -> None:
+    """Writes a checkpoint as the options say, and prints what was written. provenance: of our own layouts alone."""
+    from convert.export.diffusers import save_diffusers
+    from convert.export.original import save_original
+    from unclip_jax.checkpoints.directory import save
+
+    save_as: dict[str, Callable[..., list[Path]]] = {"original": save_original, "diffusers": save_diffusers}
+    if args.to in ("jax", "orbax"):
+        recorded = {**provenance(), "dtype": args.dtype or "as in the source"}
+        layout: Literal["safetensors", "orbax"] = "orbax" if args.to == "orbax" else "safetensors"
+        save_as[args.to] = functools.partial(save, layout=layout, provenance=recorded)
+    with Progress("writing", checkpoint.nbytes, unit="B", bytes_=True) as bar:
+        written = save_as[args.to](checkpoint, Path(args.destination), dtype=_dtype(args.dtype), progress=bar.update)
+    for path in written:
+        print(f"wrote {path}")
+
+
+def _digests(sources: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 of each file by its name (and folder's name, for files of a folder)."""
+    from unclip_jax.checkpoints.directory import sha256
+
+    inside = [path for source in sources for path in (source, *sorted(Path(source).rglob("*")))]
+    files = [Path(path) for path in inside if Path(path).is_file()]
+    with Progress("hashing the source", sum(f.stat().st_size for f in files), unit="B", bytes_=True) as bar:
+        names = [f.name if len(files) == 1 else f"{f.parent.name}/{f.name}" for f in files]
+        return {name: sha256(f, bar.update) for name, f in zip(names, files, strict=True)}
 
 
 if __name__ == "__main__":

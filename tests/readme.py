@@ -1,4 +1,4 @@
-"""The README's code blocks, and checkpoints of small random networks under the names that it opens."""
+"""The blocks of code in the README and on the pages in docs, how they are run, and what the README's are run with."""
 
 import dataclasses
 import functools
@@ -9,26 +9,17 @@ import sys
 from pathlib import Path
 
 from convert.__main__ import main as convert
-from tests import small_models
-from tests.pipelines import small_family
+from tests import small_models, stand_ins
 from unclip_jax import cli
 from unclip_jax.models.vae import VAEConfig
 
 ROOT = Path(__file__).parents[1]
-PUBLISHED = {
-    "stable-diffusion-2-1-unclip": small_models.SMALL,
-    "stable-diffusion-2-1": small_models.TEXT_TO_IMAGE,
-    "stable-diffusion-2-1-base": small_models.TEXT_TO_IMAGE,
-    "stable-diffusion-2-depth": small_models.DEPTH,
-    "stable-diffusion-2-inpainting": small_models.INPAINT,
-    "stable-diffusion-x4-upscaler": small_models.UPSCALE,
-}
 
 
 @functools.cache
-def blocks() -> list[tuple[str, str]]:
-    """The language ("" where there is none) and text of every block, in order."""
-    return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
+def blocks(page: str = "README.md") -> list[tuple[str, str]]:
+    """The language ("" where there is none) and text of every block of a page, in order."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def needs_torch(text: str) -> bool:
@@ -36,27 +27,28 @@ def needs_torch(text: str) -> bool:
 
 
 def like_a_clone(folder: Path) -> Path:
-    """A folder to run the blocks in: what they read of a clone, the checkpoints, and a place for what they write."""
+    """A folder to run blocks in: what they read of a clone, and a place for what they write."""
     for name in ("docs", "unclip_jax", "scripts"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "outputs").mkdir()
-    # Eight pixels a latent as in the published ones: the pictures are theirs, the networks are small.
-    vae = VAEConfig(block_out_channels=(16, 16, 16, 16), layers_per_block=1, norm_groups=4)
-    text = dataclasses.replace(small_models.TEXT, context_length=77)
-    for name, config in PUBLISHED.items():
-        config = dataclasses.replace(small_family.one_level(config), vae=vae, text_encoder=text)
-        owner = "stabilityai" if "upscaler" in name else "sd2-community"
-        small_models.write(config, folder / owner / name)
     return folder
 
 
-def run(language: str, text: str) -> None:
-    """Executes a block, in the present folder."""
+def published(folder: Path) -> dict[str, dict[str, bytes]]:
+    """What the hub has under the README's ids, small: id -> its files."""
+    # Eight pixels a latent as in the published ones: the pictures are theirs, the networks are small.
+    vae = VAEConfig(block_out_channels=(16, 16, 16, 16), layers_per_block=1, norm_groups=4)
+    text = dataclasses.replace(small_models.TEXT, context_length=77)
+    return stand_ins.repositories(folder, stand_ins.HUB, vae=vae, text_encoder=text)
+
+
+def run(language: str, text: str, names: dict | None = None, page: str = "README.md", options: str = "") -> None:
+    """Executes a block, in the present folder. names: those that Python finds and leaves; options: of every command."""
     if language == "python":
-        exec(compile(text, "README.md", "exec"), {"__name__": "readme"})
+        exec(compile(text, page, "exec"), {"__name__": "readme"} if names is None else names)
         return
-    for line in text.strip().splitlines():
-        match shlex.split(line):
+    for line in text.replace("\\\n", " ").strip().splitlines():
+        match [*shlex.split(line), *options.split()]:
             case ["unclip-jax", *arguments]:
                 status = cli.main(arguments)
             case ["python", "-m", "convert", *arguments]:

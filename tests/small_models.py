@@ -39,9 +39,9 @@ SMALL = dataclasses.replace(
 )
 
 
-def write(config, folder):
+def write(config, folder, seed=0):
     """A checkpoint of random weights."""
-    params = {name: _random(name, spec.shape, 0) for name, spec in abstract_params(config).items()}
+    params = {name: _random(name, spec.shape, seed) for name, spec in abstract_params(config).items()}
     length = config.text_encoder.context_length
     dialect = "open_clip" if isinstance(config, ClipConfig) else config.tokenizer_dialect
     tokenizer = Tokenizer.from_json(open_clip_tokenizer_json([]), dialect, length)

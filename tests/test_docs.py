@@ -1,21 +1,144 @@
-"""Blocks of the pages in docs that need something around them; devices.md is run by distributed/test_recipes.py."""
+"""Every block of code on the pages in docs runs as it is written, with small checkpoints of the kinds that it names.
 
+The README's are run by test_readme.py and test_readme_parity.py, docs/devices.md's by distributed/test_recipes.py, the
+settings in docs/training.md are read by training/test_settings.py, and what takes longer is in test_docs_parity.py.
+"""
+
+import json
 import re
+import shutil
+import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from PIL import Image
 
-from tests.readme import ROOT
+import unclip_jax
+from convert.__main__ import difference_parser
+from convert.__main__ import parser as convert_parser
+from convert.export.lora import save_lora
+from convert.export.textual_inversion import save_textual_inversion
+from tests import readme, small_models, stand_ins
+from tests.checkpoints.test_hub import server  # noqa: F401
+from tests.convert.safety_folder import PREPROCESSOR, write_safety_checker
+from tests.convert.test_adapters import random_lora
+from tests.convert.test_readers import mapping, storage, tensor, torch_bytes
+from tests.pipelines.small_family import one_level
+from tests.watermarked import natural
 from unclip_jax import UnCLIPPipeline
+from unclip_jax.cli import parser as cli_parser
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.sampling import Branch, draw, image_keys, make_solver
 
+PAGES = [path.relative_to(readme.ROOT).as_posix() for path in sorted((readme.ROOT / "docs").glob("*.md"))]
+DEMO = readme.ROOT / "unclip_jax" / "demo" / "pictures"
+# Lines of shell blocks that nothing here can run, and why.
+NOT_RUN = {
+    r"pip install .*": "an installation",
+    r"apt-get install .*|npm install .*": "an installation, of the material that the demo model is made from",
+    r"scripts/(demo_drawings|train_demo|demo_report) .*": "hours, with that material; tests/demo has the parts",
+}
+# Blocks whose file has the tensors of two published checkpoints, which it takes a guess to tell apart.
+TO_BE_TOLD_APART = ("v2-1_768-ema-pruned.safetensors", "512-base-ema.ckpt")
+ELSEWHERE = {
+    "docs/demo-model.md": "test_docs_parity.py",
+    "docs/devices.md": "distributed/test_recipes.py",
+    "docs/editing.md": "test_docs_parity.py",
+    "docs/evaluation.md": "test_docs_parity.py",
+    "docs/guidance.md": "test_docs_parity.py",
+    "docs/training.md": "test_docs_parity.py",
+}
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """The folder in which a page's blocks are run."""
+    readme.like_a_clone(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    # A reader has one device; four would make three copies of every picture to be thrown away.
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    stand_ins.small_architectures(monkeypatch)
+    return tmp_path
+
+
+def photo(path, size=32, mode="RGB"):
+    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+def mask(path, size=32):
+    Image.fromarray(np.pad(np.full((size // 2, size // 2), 255, np.uint8), size // 4)).save(path)
+
+
+def without_installations(text):
+    """A shell block's lines that are run."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return "\n".join(line for line in lines if not any(re.fullmatch(pattern, line) for pattern in NOT_RUN))
+
+
+def run(page, names=None, only=None, options=""):
+    """Runs a page's blocks in order, or one of them; returns what Python's leave behind."""
+    names = {} if names is None else names
+    for index, (language, text) in enumerate(readme.blocks(f"docs/{page}.md")):
+        if only in (None, index):
+            language = "python" if language == "python" else "shell"
+            text = text if language == "python" else without_installations(text)
+            readme.run(language, text, names, f"docs/{page}.md", options)
+    return names
+
+
+def test_every_block_is_run_somewhere():
+    """A page with blocks has a test of its name, here or where `ELSEWHERE` says."""
+    pages = [page for page in PAGES if readme.blocks(page)]
+    for page in pages:
+        name = f"test_{page.removeprefix('docs/').removesuffix('.md').replace('-', '_')}"
+        assert page in ELSEWHERE or name in globals(), page
+    for page, where in ELSEWHERE.items():
+        assert page in pages
+        assert page.removeprefix("docs/") in (readme.ROOT / "tests" / where).read_text("utf-8")
+    languages = {language for page in pages for language, _ in readme.blocks(page)}
+    assert languages == {"python", "shell", "sh", "bash", "yaml"}
+    lines = "\n".join(text for page in pages for _, text in readme.blocks(page))
+    assert all(re.search(pattern, lines) for pattern in NOT_RUN)
+
+
+def test_adapters(desk, server, tmp_path_factory):  # noqa: F811
+    (name,) = [name for name in stand_ins.HUB if name.endswith("stable-diffusion-2-1")]
+    made = tmp_path_factory.mktemp("hub")
+    server.repos[name] = {"main": stand_ins.repositories(made, [name])[name]}
+    shutil.copytree(made / "0-theirs", "sd21")
+    config = one_level(stand_ins.HUB[name])
+    save_lora(config, random_lora(0, config=config), "cat.safetensors", "kohya")
+    save_lora(config, random_lora(1, config=config), "ink_folder")
+    rows = np.random.default_rng(0).standard_normal((3, 32), np.float32)
+    save_textual_inversion("<cat>", rows, "learned_embeds.safetensors")
+    style = mapping({"string_to_param": mapping({"*": tensor(storage(size=96), shape=(3, 32), strides=(32, 1))})})
+    (desk / "style.pt").write_bytes(torch_bytes(style, {"0": rows.tobytes()}))
+    names = {}
+    for index, (_, text) in enumerate(readme.blocks("docs/adapters.md")):
+        if "denoise(x, emb, text" in text:  # which are as in the README
+            model = names["unet"].merge()
+            context = model.encode_context(names["pipe"].encode_prompts(["a cat"]))
+            emb = model.embed_time(jnp.zeros(1))
+            names |= {"params": names["unet"].params, "x": jnp.ones((1, 8, 8, 4)), "emb": emb, "text": context}
+        run("adapters", names, only=index)
+    assert names["both"]["unet"] is not names["base"]["unet"]
+    assert names["ids"].shape[0] == 1
+    assert np.isfinite(names["out"]).all()
+    assert {"cat-kohya.safetensors", "folder"} <= {path.name for path in desk.iterdir()}
+    assert list((desk / "text-to-image").glob("*-sheet.png"))
+
 
 def test_guidance_from_the_parts(small_model):
-    page = (ROOT / "docs" / "guidance.md").read_text("utf-8")
+    page = (readme.ROOT / "docs" / "guidance.md").read_text("utf-8")
     (section,) = re.findall(r"^## From the parts$(.*?)^## ", page, re.DOTALL | re.MULTILINE)
     (block,) = re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    assert [block] == [text for _, text in readme.blocks("docs/guidance.md")[1:]]  # the first: test_docs_parity.py
     pipe = UnCLIPPipeline.from_pretrained(small_model, "float32", local_mesh(jax.local_devices()[:1]))
     network = pipe.networks["unet"]
     model, keys = network.merge(network.params), image_keys(0, jnp.arange(2))
@@ -42,3 +165,91 @@ def test_guidance_from_the_parts(small_model):
     exec(compile(block, "docs/guidance.md", "exec"), names)
     assert names["latents"].shape == (2, 8, 8, 4)
     assert np.isfinite(names["latents"]).all()
+
+
+def test_memory(desk, capsys):
+    small_models.write(one_level(small_models.TEXT_TO_IMAGE), desk / "SRC")
+    run("memory")
+    assert "peak" in capsys.readouterr().out
+
+
+def test_merging(desk):
+    stand_ins.write_original("sd21-unclip-h", desk / "sd21-unclip-h.ckpt")
+    stand_ins.write_original("768-v", desk / "my-finetune.safetensors", seed=1)
+    stand_ins.write_original("768-v", desk / "v2-1_768-ema-pruned.safetensors", seed=2)
+    run("merging")
+    assert list((desk / "outputs" / "variations").glob("*-sheet.png"))
+    assert (desk / "outputs" / "my-unclip-diffusers" / "model_index.json").is_file()
+
+
+PIPELINES = readme.blocks("docs/pipelines.md")
+
+
+@pytest.mark.parametrize("index", range(len(PIPELINES)), ids=[re.findall(r"(\w+)\.from_", b)[0] for _, b in PIPELINES])
+def test_pipelines(index, desk):
+    (_, text) = PIPELINES[index]
+    small_models.write(one_level(small_models.SMALL), desk / "outputs" / "tiny")
+    for name in ("giraffe.png", "red-apple.png"):
+        shutil.copy(DEMO / name, desk)
+    for name in ("sketch.png", "room.jpg", "street.png", "small.png"):
+        photo(desk / name)
+    photo(desk / "depth.png", 40, "L")
+    mask(desk / "mask.png")
+    files = {
+        "v2-1_768-ema-pruned.safetensors": "768-v",
+        "512-base-ema.ckpt": "512-base",
+        "512-depth-ema.ckpt": "512-depth",
+        "512-inpainting-ema.ckpt": "512-inpainting",
+        "x4-upscaler-ema.ckpt": "x4-upscaler",
+        "sd21-unclip-l.ckpt": "sd21-unclip-l",
+    }
+    for file, name in files.items():
+        if f'"{file}"' in text:
+            stand_ins.write_original(name, desk / file)
+    if '"karlo"' in text:
+        stand_ins.write_statistics(desk / "ViT-L-14_stats.th")
+        stand_ins.write_karlo(desk / "karlo")
+    names = {"unclip_jax": unclip_jax}
+    if any(file in text for file in TO_BE_TOLD_APART):
+        with pytest.raises(ValueError, match="its tensors are the same in 768-v and 512-base"):
+            run("pipelines", names, only=index)
+        return
+    run("pipelines", names, only=index)
+    assert isinstance(names["pipe"], unclip_jax.UnCLIPPipeline) or names["out"].images
+
+
+def test_use_restrictions(desk):
+    assert len(readme.blocks("docs/use-restrictions.md")) == 2
+    picture = natural(256, 256, seed=0)
+    names = run("use-restrictions", {"image": picture}, only=0)
+    assert names["read_watermark"](names["marked"]) == b"SDV2"
+    folder = desk / "stable-diffusion-v1-5"
+    write_safety_checker(folder / "safety_checker")
+    (folder / "feature_extractor").mkdir()
+    (folder / "feature_extractor" / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    (folder / "model_index.json").write_text("{}")
+    names = run("use-restrictions", {"images": np.stack([picture, picture])}, only=1)
+    assert len(names["flags"]) == 2
+    assert names["images"].shape == (2, 256, 256, 3)
+
+
+def options_of(parser):
+    """Every option of a command line and of its commands."""
+    found = set(parser._option_string_actions)
+    for action in parser._actions:
+        for command in (getattr(action, "choices", None) or {}).values() if hasattr(action, "add_parser") else ():
+            found |= options_of(command)
+    return found
+
+
+def test_options_and_scripts_between_the_lines_are_there():
+    parsers = (cli_parser(), convert_parser(), difference_parser())
+    scripts = {path.name: path.read_text("utf-8") for path in (readme.ROOT / "scripts").iterdir() if path.is_file()}
+    known = set.union(*map(options_of, parsers), *(re.findall(r"--[a-z][\w-]*", text) for text in scripts.values()))
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```$", "", (readme.ROOT / page).read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for code in re.findall(r"`([^`\n]+)`", text):
+            for script in re.findall(r"scripts/(\w+)", code):
+                assert script in scripts, (page, code)
+            for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):
+                assert option in known or option.startswith("--xla"), (page, code)

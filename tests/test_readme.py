@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests import readme
+from tests.checkpoints.test_hub import server  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +18,14 @@ def clone(tmp_path_factory):
     return readme.like_a_clone(tmp_path_factory.mktemp("clone"))
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    return readme.published(tmp_path_factory.mktemp("published"))
+
+
 @pytest.fixture
-def restored(monkeypatch, clone):
+def restored(monkeypatch, clone, published, server):  # noqa: F811
+    server.repos |= {name: {"main": files} for name, files in published.items()}
     monkeypatch.chdir(clone)
     monkeypatch.setattr(sys, "argv", sys.argv)
     # A reader has one device; four would make three copies of every picture to be thrown away.

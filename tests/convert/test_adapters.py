@@ -41,7 +41,7 @@ def kernels(config=CONFIG):
     }
 
 
-def random_lora(seed, share=1.0, dtype=np.float32):
+def random_lora(seed, share=1.0, dtype=np.float32, config=CONFIG):
     """An adapter of some of the kernels, of ranks and alphas of their own."""
     rng = np.random.default_rng(seed)
 
@@ -49,7 +49,7 @@ def random_lora(seed, share=1.0, dtype=np.float32):
         return rng.standard_normal(shape, np.float32).astype(dtype)
 
     lora = {}
-    for name, (*inner, out) in kernels().items():
+    for name, (*inner, out) in kernels(config).items():
         if rng.random() < share or not lora:
             rank = int(rng.integers(1, 4))
             alpha = np.float32(rng.choice([rank, 0.3, 7, 1e-3]))

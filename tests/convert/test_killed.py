@@ -22,7 +22,8 @@ LAYOUTS = ("jax", "orbax", "diffusers", "original")
 NURSERY = """
 import json, os, sys
 from convert.__main__ import main
-import convert.export.diffusers, convert.export.original, convert.source, unclip_jax.checkpoints.source
+import convert.export.diffusers, convert.export.original, convert.merge, convert.source
+import unclip_jax.checkpoints.source
 import orbax.checkpoint, tensorstore
 
 for line in sys.stdin:
@@ -79,13 +80,17 @@ def remains(folder):
     return {path.name for path in folder.iterdir()}
 
 
-def kill_at_random_points(points, layout, source, nursery, folder, seed):
-    """Kills runs for one destination one after the other. Returns how many had written it by then."""
+def kill_at_random_points(points, layout, command, source, nursery, folder, seed):
+    """Kills runs for one destination one after the other. Returns how many had written it by then.
+
+    command: () for a conversion; or what adds the difference between the source and itself, which is none.
+    """
     file, config, wanted = source
     chance = random.Random(seed)
     name = "x.safetensors" if layout == "original" else "x"
     destination, beside = folder / name, folder / "x.safetensors.yaml"
-    arguments = (file, destination, "--to", layout, "--config", config)
+    others = ("--config-b", config, "--config-c", config) if command else ()
+    arguments = (*command, *[file] * (3 if command else 1), destination, "--to", layout, "--config", config, *others)
     options = {"config": beside} if layout == "original" else {}
 
     def require_whole():
@@ -135,10 +140,11 @@ def kill_at_random_points(points, layout, source, nursery, folder, seed):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_conversion_killed_at_random_points(layout, source, nursery, tmp_path):
-    kill_at_random_points(6, layout, source, nursery, tmp_path, seed=0)
+    kill_at_random_points(6, layout, (), source, nursery, tmp_path, seed=0)
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_conversion_killed_at_many_random_points(layout, source, nursery, tmp_path):
-    kill_at_random_points(60, layout, source, nursery, tmp_path, seed=time.time_ns())
+@pytest.mark.parametrize("command", [(), ("add-difference",)], ids=["convert", "add-difference"])
+def test_a_conversion_killed_at_many_random_points(layout, command, source, nursery, tmp_path):
+    kill_at_random_points(60, layout, command, source, nursery, tmp_path, seed=time.time_ns())

@@ -1,5 +1,7 @@
 """What all pipelines promise: a picture is its seed's, index's and inputs' alone; scalars compile nothing; streams."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -213,6 +215,25 @@ def test_depth_maps(run, family):
     pair = run("depth", image=TWO_PICTURES, depth_map=[slope, slope[::-1]]).latents
     assert_close(pair[:1], made[0])
     assert_differ(pair[1], run("depth", image=TWO_PICTURES, depth_map=slope).latents[1])
+
+
+def test_constant_depth_maps(run, family, monkeypatch):
+    """Given or estimated, they say nothing: one picture, that of the depth -1 everywhere."""
+    pipe, own = family("depth"), run("depth").latents
+    flat = [np.zeros((20, 24)), np.full((7, 5), 3.3), np.full((20, 24), 200, np.uint8), Image.new("L", (24, 20), 9)]
+    made = [run("depth", depth_map=depth).latents for depth in flat]
+    estimator = pipe.networks["depth_estimator"]
+    blind = dataclasses.replace(estimator, params={name: 0 * array for name, array in estimator.params.items()})
+    monkeypatch.setitem(pipe.networks, "depth_estimator", blind)
+    made.append(run("depth").latents)
+    for latents in made:
+        np.testing.assert_array_equal(latents, made[0])
+    assert np.isfinite(made[0]).all()
+    assert_differ(own, made[0])
+    asked = pipe.check(**arguments("depth"))
+    np.testing.assert_array_equal(pipe._encode(asked)["depth"], np.full((1, *asked.latent_shape[:2], 1), -1))
+    (picture,) = run("depth", depth_map=flat[0], output_type="pil").images
+    assert picture.size == (WIDTH, HEIGHT)
 
 
 def test_noise_levels_of_the_upscaler(run):

@@ -89,6 +89,7 @@ PAINTING = [
     ({"paste_back": 1}, ["paste_back", "1"]),
     ({"paste_back": True, "output_type": "latent"}, ["output_type", "'latent'", "pasted back"]),
     ({"noise": zeros(*LATENTS)}, ["noise is given", "strength 1", "'latents'"]),
+    ({"posterior_noise": zeros(2, *LATENTS)}, ["posterior_noise", f"(2, {str(LATENTS)[1:]}; want {LATENTS}"]),
     ({"strength": 0.7, "latents": zeros(*LATENTS)}, ["latents is given", "strength 0.7", "'noise'"]),
     ({"latents": zeros(1, 2, 2, 4)}, ["latents", "(1, 2, 2, 4)"]),
 ]
@@ -107,7 +108,6 @@ BY_KIND = {
         ({"image_embeds": zeros(1, 7)}, ["image_embeds", "(1, 7)"]),
     ],
     "depth": [
-        ({"depth_map": zeros(20, 24)}, ["depth_map", "constant"]),
         ({"depth_map": photo()}, ["depth_map", "(20, 24, 3)"]),
         ({"depth_map": np.full((20, 24), np.inf)}, ["depth_map", "infinite"]),
         ({"depth_map": [hole()] * 2}, ["depth_map", "2 maps", "1 pictures"]),

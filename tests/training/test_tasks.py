@@ -76,9 +76,8 @@ def changed(before, after):
 
 
 def test_denoising(make, small_model, pictures, tmp_path):
-    settings = make(
-        "denoise", small_model, f"data.validation_folder={pictures}", "run.sample_every=12", "run.total_steps=24"
-    )
+    changes = (f"data.validation_folder={pictures}", "run.sample_every=12", "run.total_steps=24", "remat=true")
+    settings = make("denoise", small_model, *changes)
     made = run_training(settings, progress=False)
     before, _ = weights(small_model)
     after, config = weights(made)

@@ -83,16 +83,16 @@ def load_depth_map(source: PictureSource) -> NDArray[np.float32]:
     source: an array (H, W) or (H, W, 1) of floats or integers, or a gray picture of 8 or 16 bits or of floats: a PIL
         image, a path or address, or a file's bytes. Any size is taken: `depth_condition` resizes it.
 
+    A map that is constant is one, too: `depth_condition` says what becomes of it.
+
     Raises FileNotFoundError for a file that is not there, ValueError for anything else: other shapes, a colour picture,
-    values that are not finite or beyond 1e30, and a map that is constant.
+    values that are not finite or beyond 1e30.
     """
     depth = _values(source)
     if not np.isfinite(depth).all():
         raise ValueError("depth_map has values that are NaN or infinite; want finite numbers")
     if np.abs(depth).max() > LARGEST:
         raise ValueError(f"depth_map has values beyond {LARGEST:g}; want smaller ones: their range is stretched anyway")
-    if np.ptp(depth) <= CONSTANT * np.abs(depth).max():
-        raise ValueError(f"depth_map is constant ({depth.flat[0]:g} everywhere); want one that says what is near")
     return depth
 
 

@@ -59,7 +59,8 @@ def sample_latents(
         emb = model.embed_time(jnp.full(2 * count, row["timestep"]))
         emb = emb if labels is None else emb + model.embed_class(labels)
         x = x if added is None else jnp.concatenate([x, added], axis=-1)
-        return guide(model.denoise(double(x), emb, text), guidance_scale)
+        # Merged within the loop: one that recomputes activations must not come from outside of it.
+        return guide(unet.merge(params).denoise(double(x), emb, text), guidance_scale)
 
     return sample(denoise, solver, draw(keys, Branch.LATENTS, shape), keys=keys)
 
