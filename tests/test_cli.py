@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -329,12 +330,14 @@ def test_convert(random_file: tuple[Path, Path], converted: Path, tmp_path: Path
     assert convert([str(converted), "--check"]) == 0
 
 
-def test_convert_refuses(random_file: tuple[Path, Path], converted: Path, tmp_path: Path, capsys):
+def test_convert_refuses(random_file, converted: Path, tmp_path: Path, tmp_path_factory, capsys):
     file, config = random_file
+    alone = tmp_path_factory.mktemp("alone") / "tiny.safetensors"  # without the yaml beside it
+    shutil.copy(file, alone)
     capsys.readouterr()
     cases = [
         ([str(file), str(converted), "--config", str(config)], "exists"),
-        ([str(file), str(tmp_path / "a")], "--config"),
+        ([str(alone), str(tmp_path / "a")], "--config"),
         ([str(file), str(tmp_path / "b"), "--config", str(config), "--sha256", "00"], "SHA-256"),
         ([str(tmp_path / "none.ckpt"), str(tmp_path / "c")], "none.ckpt"),
         ([str(file)], "--check"),
