@@ -129,7 +129,8 @@ def check(args: argparse.Namespace) -> int:
         if place_of(value) is not None:
             files[name] = file_beside(name, value)
     options = {name: getattr(args, name) for name in ("prediction_type", "variant", "ema")}
-    report = check_source(path, **files, **options)
+    elsewhere = [part for part in ("unet", "vae") if getattr(args, part) is not None]
+    report = check_source(path, **files, **options, without=elsewhere)
     print(f"complete: {len(report.used)} tensors are used, each there with its shape")
     for note in report.notes:
         print(message(note))

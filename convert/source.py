@@ -88,6 +88,7 @@ def check_source(
     text_encoder: Path | str | None = None,
     variant: str | None = None,
     ema: bool = False,
+    without: Collection[str] = (),
 ) -> engine.Report:
     """Proves a file or diffusers folder complete from names, shapes and dtypes; reads no tensor data.
 
@@ -98,8 +99,8 @@ def check_source(
         return check_prior(path, variant=variant, **{name: Path(p) for name, p in given.items() if p is not None})
     with contextlib.ExitStack() as stack:
         if path.is_dir():
-            return _plan_diffusers(stack, path, variant, ()).report
-        return _plan_original(stack, path, config, prediction_type, ema, (), reads_data=False).report
+            return _plan_diffusers(stack, path, variant, without).report
+        return _plan_original(stack, path, config, prediction_type, ema, without, reads_data=False).report
 
 
 @dataclasses.dataclass(frozen=True)

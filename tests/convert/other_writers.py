@@ -16,27 +16,16 @@ from convert.rules import ldm
 from tests.convert.test_readers import integer, mapping, storage, tensor, torch_bytes
 from unclip_jax.checkpoints.checkpoint import Parameter
 from unclip_jax.models.clip import VisionConfig
-from unclip_jax.models.unet import UNetConfig
 
 VISION = VisionConfig(56, 14, width=32, layers=2, heads=2, mlp_width=64, projection_dim=16)
+TEXT_TO_IMAGE = SMALL["tiny-text-to-image"]
 # Two levels, so that there is one of everything that has a number.
 UNCLIP = dataclasses.replace(
     TINY,
-    unet=UNetConfig(
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        attention_levels=(False, True),
-        num_heads=(2, 4),
-        cross_attention_dim=64,
-        only_cross_attention=(False, False),
-        class_embedding="projection",
-        class_embedding_size=32,
-        sample_size=8,
-    ),
-    vae=SMALL["tiny-text-to-image"].vae,
+    unet=dataclasses.replace(TEXT_TO_IMAGE.unet, class_embedding="projection", class_embedding_size=32, sample_size=8),
+    vae=TEXT_TO_IMAGE.vae,
     image_encoder=VISION,
 )
-TEXT_TO_IMAGE = SMALL["tiny-text-to-image"]
 
 KINDS = {"float32": "torch.FloatStorage", "float16": "torch.HalfStorage", "bfloat16": "torch.BFloat16Storage"}
 KINDS |= {"float64": "torch.DoubleStorage", "int64": "torch.LongStorage"}

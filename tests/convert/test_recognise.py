@@ -450,5 +450,7 @@ def test_converting_with_another_vae(parts, tmp_path, capsys):
     assert main(arguments) == 2
     assert capsys.readouterr().err == "convert: no-vae.safetensors: is a checkpoint without its VAE: give --vae\n"
     assert main([*arguments, "--vae", str(parts["vae"][1])]) == 0
+    assert main([arguments[0], "--check", *arguments[2:]]) == 2
+    assert main([arguments[0], "--check", *arguments[2:], "--vae", str(parts["vae"][1])]) == 0
     digests = json.loads((tmp_path / "out" / "provenance.json").read_text())["sha256"]
     assert any("vae-bare.safetensors" in name for name in digests)
