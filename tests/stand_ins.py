@@ -136,7 +136,10 @@ def repositories(folder, ids, **changes):
     found = {}
     for number, name in enumerate(ids):
         ours, theirs = folder / f"{number}-ours", folder / f"{number}-theirs"
-        small_models.write(dataclasses.replace(one_level(HUB[name]), **changes), ours)
+        config = dataclasses.replace(one_level(HUB[name]), **changes)
+        if config.task == "upscale":
+            config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scaling_factor=0.08333))
+        small_models.write(config, ours)
         with open_checkpoint(ours) as checkpoint:
             save_diffusers(checkpoint, theirs)
         found[name] = {p.relative_to(theirs).as_posix(): p.read_bytes() for p in theirs.rglob("*") if p.is_file()}

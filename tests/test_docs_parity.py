@@ -13,7 +13,7 @@ import pytest
 
 from convert.engine import export_tensors
 from convert.inception import abstract_inception, inception_rules
-from convert.rules import open_clip
+from convert.rules.clip import open_clip_model
 from tests import readme, small_models, stand_ins
 from tests.checkpoints.test_hub import server  # noqa: F401
 from tests.convert.test_clip import CONFIG, DESCRIPTION
@@ -86,7 +86,7 @@ def test_evaluation(desk, monkeypatch):  # noqa: F811
         described["annotations"].append({"id": number, "image_id": number, "caption": "a thing"})
     (desk / "captions_val2017.json").write_text(json.dumps(described))
     clip = random(abstract_params(CONFIG))
-    stand_ins.write_torch(desk / "clip.bin", foreign(open_clip.table(CONFIG, clip).rules, clip))
+    stand_ins.write_torch(desk / "clip.bin", foreign(open_clip_model(CONFIG, clip).rules, clip))
     network = abstract_inception()
     weights = foreign(inception_rules(network.params), random(network.params))
     stand_ins.write_torch(desk / "pt_inception-2015-12-05-6726825d.pth", weights)
