@@ -130,6 +130,10 @@ def test_adapters(desk, server, tmp_path_factory):  # noqa: F811
         run("adapters", names, only=index)
     assert names["both"]["unet"] is not names["base"]["unet"]
     assert names["ids"].shape[0] == 1
+    assert "<tom>_2 in <style>" in names["expand_words"](names["tokenizer"], "a <tom> in <style>")
+    context = names["pipe"].encode_prompts(["a cat"])
+    predicted = names["predict"](names["unet"].params, names["lora"], 0.5, names["x"], np.array([5]), context)
+    assert predicted.shape == (1, 8, 8, 4)
     assert np.isfinite(names["out"]).all()
     assert {"cat-kohya.safetensors", "folder"} <= {path.name for path in desk.iterdir()}
     assert list((desk / "text-to-image").glob("*-sheet.png"))
