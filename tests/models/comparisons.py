@@ -21,7 +21,7 @@ from transformers import (
 from convert import engine
 from convert.export import diffusers_configs
 from convert.readers import TensorInfo
-from convert.rules import depth, diffusers
+from convert.rules import clip, depth, diffusers, unet, vae
 from tests.references import disturbed
 from unclip_jax.checkpoints.networks import NETWORKS, abstract_network, fill
 from unclip_jax.models.clip import TextConfig, VisionConfig
@@ -120,7 +120,7 @@ def unet_error(name="unclip", height=16, width=24, batch=2):
         num_class_embeds=config.class_embedding_size if config.class_embedding == "table" else None,
     )
     quiet(disturbed(reference))
-    ours = converted("unet", config, lambda t: diffusers._unet(t, config), reference)
+    ours = converted("unet", config, lambda t: unet.diffusers(t, "unet/", config), reference)
     x, context = normal(batch, height, width, config.in_channels), normal(batch, 77, 40)
     timesteps = np.linspace(1, 987, batch, dtype=np.float32)
     labels = {
@@ -152,7 +152,7 @@ def vae_errors(name="factor 8", height=48, width=64):
         ),
         size=0.02,
     )
-    ours = converted("vae", config, lambda t: diffusers._vae(t, config), reference)
+    ours = converted("vae", config, lambda t: vae.diffusers(t, "vae/", config), reference)
     picture, latents = normal(2, height, width, 3), normal(2, height // config.factor, width // config.factor, 4)
     wanted, made = reference.encode(channels_first(picture)).latent_dist, ours.encode(picture)
     decoded = reference.decode(channels_first(latents)).sample
@@ -179,7 +179,7 @@ def tiling_errors(height, width, tile):
         size=0.02,
     )
     reference.enable_tiling()
-    ours = converted("vae", config, lambda t: diffusers._vae(t, config), reference)
+    ours = converted("vae", config, lambda t: vae.diffusers(t, "vae/", config), reference)
     latents, picture = normal(2, height, width, 4), normal(1, 4 * height, 4 * width, 3)
     decoded = reference.decode(channels_first(latents)).sample
     encoded = reference.encode(channels_first(picture)).latent_dist.mean
@@ -206,7 +206,7 @@ def text_error(name="H"):
         )
     )
     tokens = np.random.default_rng(0).integers(0, 1000, (2, 77))
-    table = lambda t: diffusers.transformers.text_tower(t, "text_encoder/text_model", 3)  # noqa: E731
+    table = lambda t: clip.transformers_text(t, "text_encoder/", config)  # noqa: E731
     ours = converted("text_encoder", config, table, reference)
     return relative_error(ours(tokens), reference(torch.from_numpy(tokens)).last_hidden_state)
 
@@ -231,7 +231,7 @@ def vision_error(name="H"):
         )
     )
     pixels = normal(2, 56, 56, 3)
-    table = lambda t: diffusers.transformers.vision_tower(t, "image_encoder/", 3)  # noqa: E731
+    table = lambda t: clip.transformers_vision(t, "image_encoder/", config)  # noqa: E731
     ours = converted("image_encoder", config, table, reference)
     return relative_error(ours(pixels), reference(channels_first(pixels)).image_embeds)
 

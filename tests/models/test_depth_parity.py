@@ -38,7 +38,7 @@ def test_backbone():
     ours = fill(network, arrays.__getitem__, lambda _, array: jax.device_put(array)).merge()
 
     table = engine.Table({f"depth_estimator.{name}": spec for name, spec in network.params.items()})
-    depth.midas(table, "depth_model.model", CONFIG)
+    depth.midas(table, "depth_model.model.", CONFIG)
     params = {f"depth_estimator.{name}": Parameter.of(array) for name, array in arrays.items()}
     prefix = "depth_model.model.pretrained.model."
     exported = engine.export_tensors(table.rules, params)

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, StableDiffusionPAGPipeline, UNet2DCondition
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 from diffusers.guiders.guider_utils import rescale_noise_cfg
 
-from convert.rules import diffusers
+from convert.rules import unet
 from tests.models.comparisons import channels_first, converted, relative_error
 from tests.references import disturbed
 from unclip_jax.models.unet import UNetConfig
@@ -76,7 +76,7 @@ def unets():
         use_linear_projection=True,
     )
     disturbed(reference, size=0.1)
-    return reference, converted("unet", CONFIG, lambda t: diffusers._unet(t, CONFIG), reference)
+    return reference, converted("unet", CONFIG, lambda t: unet.diffusers(t, "unet/", CONFIG), reference)
 
 
 @pytest.mark.parametrize(
