@@ -109,16 +109,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def from_folder(folder: Path) -> CheckpointConfig:
     """The architecture a diffusers folder describes. Raises CheckpointError in one line, naming file and key."""
-    kind = kind_of_folder(folder)
     if not (folder / "model_index.json").is_file():
-        kind = (
-            kind or "neither a converted checkpoint (config.json) nor a diffusers folder: model_index.json is missing"
+        kind = kind_of_folder(folder) or (
+            "neither a converted checkpoint (config.json) nor a diffusers folder: model_index.json is missing"
         )
         raise CheckpointError(f"{folder.name}: {kind}")
     index = read_json(folder / "model_index.json")
     pipeline = torch_class(index.get("_class_name"))
     if not isinstance(pipeline, str) or pipeline not in CLASSES:
-        if kind:
+        if kind := kind_of_folder(folder):
             raise CheckpointError(f"{folder.name}: {kind}")
         raise CheckpointError(f"model_index.json: _class_name is {pipeline!r}; accepted: {', '.join(CLASSES)}")
     for component in CLASSES[pipeline]:
@@ -164,8 +163,8 @@ def from_folder(folder: Path) -> CheckpointConfig:
             f"text_encoder/config.json has hidden_size {text.width}"
         )
     # As in diffusers the index says which class the settings are read by, whatever they say of it themselves.
-    kind = str(torch_class(index["scheduler"][1]))
-    scheduler = given(read_json(folder / "scheduler" / "scheduler_config.json")) | {"_class_name": kind}
+    scheduler_class = str(torch_class(index["scheduler"][1]))
+    scheduler = given(read_json(folder / "scheduler" / "scheduler_config.json")) | {"_class_name": scheduler_class}
     try:
         name = scheduler_name(scheduler)
     except ValueError as error:
