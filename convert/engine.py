@@ -15,7 +15,7 @@ import numpy as np
 from convert.readers import CheckpointError, TensorInfo
 from convert.tensor_file import quoted
 from unclip_jax.checkpoints.checkpoint import Parameter
-from unclip_jax.checkpoints.finite import warn_unless_finite
+from unclip_jax.checkpoints.nonfinite import warn_unless_finite
 
 Shape = tuple[int, ...]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from convert.statistics import STATISTICS
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
-from unclip_jax.checkpoints.finite import cast, warn_unless_finite
+from unclip_jax.checkpoints.nonfinite import cast, warn_unless_finite
 from unclip_jax.checkpoints.source import open_checkpoint
 
 # A UNet's first convolution reads the latents first, whatever it reads beside them: a mask, a depth map.

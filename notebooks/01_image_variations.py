@@ -64,7 +64,7 @@ from IPython.display import display
 
 import unclip_jax
 from unclip_jax.demo import demo_pictures
-from unclip_jax.pictures import contact_sheet
+from unclip_jax.image_files import contact_sheet
 
 PHOTO = demo_pictures() / "fire-engine.png"
 demo = CHECKPOINT is None

@@ -70,7 +70,7 @@ from PIL import Image
 import unclip_jax
 from unclip_jax.demo import demo_pictures
 
-PICTURES = {name: demo_pictures() / f"{name}.png" for name in ("red-apple", "fire-engine", "giraffe")}
+IMAGES = {name: demo_pictures() / f"{name}.png" for name in ("red-apple", "fire-engine", "giraffe")}
 demo = CHECKPOINT is None
 settings = {"num_inference_steps": 20, "guidance_scale": 3.0 if demo else 10.0, "num_images_per_prompt": 4, "seed": 0}
 
@@ -119,14 +119,13 @@ def open_rgb(path):
 # %%
 levels = (0, 200, 400, 600, 800, 1000)
 made = {
-    name: [pipe(image=path, noise_level=level, **settings).images for level in levels]
-    for name, path in PICTURES.items()
+    name: [pipe(image=path, noise_level=level, **settings).images for level in levels] for name, path in IMAGES.items()
 }
 
 # %%
 name = "fire-engine"
 rows = [[None, *images] for images in made[name]]
-rows[0][0] = open_rgb(PICTURES[name])
+rows[0][0] = open_rgb(IMAGES[name])
 draw_grid(rows, [f"level {level}" for level in levels], [name, *(f"image {i}" for i in range(4))])
 
 # %% [markdown]
@@ -146,8 +145,10 @@ draw_grid(rows, [f"level {level}" for level in levels], [name, *(f"image {i}" fo
 # %%
 from unclip_jax.evaluation.similarity import cosines, diversity
 
-sources = pipe.encode_images([np.asarray(open_rgb(path)) for path in PICTURES.values()])
-embeds = np.stack([[pipe.encode_images([np.asarray(i) for i in images]) for images in runs] for runs in made.values()])
+sources = pipe.encode_image_embeds([np.asarray(open_rgb(path)) for path in IMAGES.values()])
+embeds = np.stack(
+    [[pipe.encode_image_embeds([np.asarray(i) for i in images]) for images in runs] for runs in made.values()]
+)
 print("pictures, levels, images, width:", embeds.shape)
 
 # %%
@@ -167,7 +168,7 @@ from unclip_jax.sampling.schedule import alphas_cumprod
 
 left = np.sqrt(alphas_cumprod(pipe.config.image_noising, "diffusers"))
 figure, (first, second) = plt.subplots(1, 2, figsize=(10, 3.4), dpi=72, layout="constrained")
-for name, line, amount in zip(PICTURES, kept, spread, strict=True):
+for name, line, amount in zip(IMAGES, kept, spread, strict=True):
     first.plot(levels, line, lw=1, marker=".", label=name)
     second.plot(levels, amount, lw=1, marker=".", label=name)
 first.plot(levels, kept.mean(0), "k", lw=2.5, label="mean: retention")
@@ -191,8 +192,8 @@ plt.show()
 # %%
 pair = ["giraffe", "fire-engine"]
 shares = (0, 0.25, 0.5, 0.75, 1)
-mixed = [pipe(image=[PICTURES[n] for n in pair], image_weights=[1 - w, w], **settings).images for w in shares]
-rows = [[open_rgb(PICTURES[pair[w > 0.5]]), *images] for w, images in zip(shares, mixed, strict=True)]
+mixed = [pipe(image=[IMAGES[n] for n in pair], image_weights=[1 - w, w], **settings).images for w in shares]
+rows = [[open_rgb(IMAGES[pair[w > 0.5]]), *images] for w, images in zip(shares, mixed, strict=True)]
 draw_grid(rows, [f"{1 - w:g} : {w:g}" for w in shares], ["the nearer one", *(f"image {i}" for i in range(4))])
 
 # %% [markdown]
@@ -204,10 +205,10 @@ draw_grid(rows, [f"{1 - w:g} : {w:g}" for w in shares], ["the nearer one", *(f"i
 # The same as a plot: what the variations have of each source, by the second one's weight.
 
 # %%
-of_mix = np.stack([pipe.encode_images([np.asarray(image) for image in images]) for images in mixed])
+of_mix = np.stack([pipe.encode_image_embeds([np.asarray(image) for image in images]) for images in mixed])
 figure, axes = plt.subplots(figsize=(5.5, 3.2), dpi=72, layout="constrained")
 for name in pair:
-    source = sources[list(PICTURES).index(name)][None]
+    source = sources[list(IMAGES).index(name)][None]
     by_image = np.array([cosines(images, source) for images in of_mix])  # (weights, images)
     axes.plot(shares, by_image.mean(1), marker="o", label=f"to {name}")
     axes.fill_between(shares, by_image.min(1), by_image.max(1), alpha=0.2)

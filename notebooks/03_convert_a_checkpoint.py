@@ -64,7 +64,7 @@ from convert.__main__ import main as convert  # what `python -m convert` runs
 from convert.random import write_random_checkpoint
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.demo import demo_model, demo_pictures
-from unclip_jax.pictures import contact_sheet
+from unclip_jax.image_files import contact_sheet
 
 demo = CHECKPOINT is None
 settings = {"num_inference_steps": 20, "guidance_scale": 3.0 if demo else 10.0}

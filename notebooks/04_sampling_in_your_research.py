@@ -73,9 +73,9 @@ from PIL import Image
 import unclip_jax
 from unclip_jax.demo import demo_pictures
 from unclip_jax.distributed.mesh import local_mesh
-from unclip_jax.pictures import contact_sheet
+from unclip_jax.image_files import contact_sheet
 
-PICTURES = [demo_pictures() / f"{name}.png" for name in ("fire-engine", "red-apple", "giraffe")]
+IMAGES = [demo_pictures() / f"{name}.png" for name in ("fire-engine", "red-apple", "giraffe")]
 demo = CHECKPOINT is None
 settings = {"steps": 8, "guidance_scale": 3.0 if demo else 10.0, "recompute": not demo}
 cell = 96 if demo else 192  # pixels of a picture on the sheets below
@@ -85,8 +85,8 @@ config, networks = pipe.config, pipe.networks
 params = {name: networks[name].params for name in ("unet", "vae")}
 
 side = config.unet.sample_size * config.vae.factor
-drawings = [np.asarray(Image.open(path).convert("RGB").resize((side, side))) for path in PICTURES]
-embeds = pipe.encode_images(drawings)  # (3, D), one a picture
+drawings = [np.asarray(Image.open(path).convert("RGB").resize((side, side))) for path in IMAGES]
+embeds = pipe.encode_image_embeds(drawings)  # (3, D), one a picture
 text = pipe.encode_prompts([""])  # (1, S, C)
 
 
@@ -143,7 +143,7 @@ run = jax.jit(jax.vmap(run_one, in_axes=(None, None, 0, 0)))
 keys = image_keys(0, jnp.arange(3))
 ddim = make_solver("ddim", config.scheduler_config, settings["steps"])
 by_ddim = run(params, ddim, keys, embeds)
-show(by_ddim, [path.stem for path in PICTURES])
+show(by_ddim, [path.stem for path in IMAGES])
 
 # %% [markdown]
 # ## A solver of your own
@@ -226,7 +226,7 @@ out = pipe(
     output_type="latent",
 )
 print(f"the pipeline against run: {np.abs(out.latents - by_run).max():.1g} of {np.abs(by_run).max():.2g}")
-labels = [name for name in ("DDIM, 8 steps", "ours, 8 steps", "DDIM, 40 steps") for _ in PICTURES]
+labels = [name for name in ("DDIM, 8 steps", "ours, 8 steps", "DDIM, 40 steps") for _ in IMAGES]
 show(jnp.concatenate([by_ddim, by_run, exact]), labels)
 
 # %% [markdown]

@@ -73,11 +73,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import unclip_jax
-from unclip_jax.conditioning.image import load_image
+from unclip_jax.conditioning.clip_image import load_image
 from unclip_jax.demo import demo_pictures
 from unclip_jax.distributed.mesh import local_mesh
+from unclip_jax.image_files import contact_sheet
 from unclip_jax.models.timestep import timestep_embedding
-from unclip_jax.pictures import contact_sheet
 from unclip_jax.sampling import Branch, double, draw, guide, image_keys, interleave, make_solver, sample
 
 PHOTO = demo_pictures() / "fire-engine.png"  # any picture for a real checkpoint
@@ -109,7 +109,7 @@ def latents(params, seed, indices, text, labels):
 
 # %%
 images, seed = 8, 3
-embedding = pipe.encode_images([load_image(PHOTO)])
+embedding = pipe.encode_image_embeds([load_image(PHOTO)])
 level = timestep_embedding(np.zeros(1, np.int32), embedding.shape[-1])
 indices = np.arange(images)
 labels = np.repeat(np.concatenate([embedding, level], axis=-1), images, axis=0)

@@ -66,8 +66,8 @@ from unclip_jax.checkpoints import directory
 from unclip_jax.checkpoints.checkpoint import Parameter
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.demo import demo_model, demo_pictures
+from unclip_jax.image_files import contact_sheet
 from unclip_jax.models.unet import UNet
-from unclip_jax.pictures import contact_sheet
 from unclip_jax.training.initial import initial_network
 from unclip_jax.training.settings import read_settings
 from unclip_jax.training.tasks import run_training

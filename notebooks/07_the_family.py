@@ -72,7 +72,7 @@ from PIL import Image, ImageDraw
 import unclip_jax
 from convert.random import write_random_checkpoint
 from unclip_jax.demo import demo_pictures
-from unclip_jax.pictures import contact_sheet
+from unclip_jax.image_files import contact_sheet
 
 demo = CHECKPOINT is None
 settings = {"num_inference_steps": 20, "guidance_scale": 3.0 if demo else 10.0}
@@ -119,7 +119,7 @@ show([], [(out.images[0], "a lighthouse"), (out.images[1], "a fox")])
 
 # %%
 pipe = unclip_jax.ImageToImagePipeline.from_pretrained(CHECKPOINT)
-embeds = pipe.encode_images([np.asarray(PHOTO), np.asarray(APPLE)])
+embeds = pipe.encode_image_embeds([np.asarray(PHOTO), np.asarray(APPLE)])
 strengths = {0.3: 40, 0.5: 24, 0.7: 18, 0.9: 14}  # the share that is run, and of how many steps
 started = []
 for guide in (0, 1):

@@ -14,11 +14,11 @@ from PIL import Image
 from convert.__main__ import main as convert
 from convert.random import write_random_checkpoint
 from tests import small_models, small_prior
-from tests.picture_server import serving
+from tests.image_server import serving
 from tests.pipelines import small_family
 from unclip_jax import cli
 from unclip_jax.checkpoints.directory import save
-from unclip_jax.pictures import read_recipe
+from unclip_jax.image_files import read_recipe
 
 PHOTO = Path(__file__).parents[1] / "docs" / "images" / "coffee.jpg"
 
@@ -56,7 +56,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return error
 
 
-def test_variations_writes_pictures_with_recipes(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_variations_writes_images_with_recipes(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
     arguments = (PHOTO, "--model", converted, "--num-images", 2, "--seed", 7, "--prompt", "a cat", "--out", out)
     assert variations(*arguments) == 0
@@ -79,7 +79,7 @@ def test_variations_writes_pictures_with_recipes(converted: Path, tmp_path: Path
     assert np.array_equal(np.asarray(Image.open(out / "0002-001.png")), second)
 
 
-def test_variations_mixes_pictures(converted: Path, tmp_path: Path):
+def test_variations_mixes_images(converted: Path, tmp_path: Path):
     other = tmp_path / "other.png"
     Image.new("RGB", (80, 96), (10, 200, 90)).save(other)
     mix = ("--weights", 1.5, -0.5, "--noise-level", 10, 20, "--mix-noise-level", 50)
@@ -219,7 +219,7 @@ def test_every_command(command: str, family_folder, inputs: dict[str, str], tmp_
         np.testing.assert_array_equal(picture[kept], np.asarray(Image.open(inputs["photo"]))[kept])
 
 
-def test_pictures_at_addresses(family_folder, inputs: dict[str, str], tmp_path: Path, capsys, monkeypatch):
+def test_images_at_addresses(family_folder, inputs: dict[str, str], tmp_path: Path, capsys, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     uri = "data:image/png;base64," + base64.b64encode(Path(inputs["mask"]).read_bytes()).decode()
     options = ["--model", str(family_folder("INPAINT")), "--steps", "3", "--devices", "1", "--batch-size", "1"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.golden_weights import GOLDEN
-from unclip_jax.conditioning.image import preprocess
+from unclip_jax.conditioning.clip_image import preprocess
 from unclip_jax.conditioning.noise_augmentation import noise_image_embeddings
 from unclip_jax.models.timestep import timestep_embedding
 from unclip_jax.sampling.schedule import alphas_cumprod
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("fully_compiled")
 
 RECORDED = np.load(GOLDEN / "components.npz")
 PROMPTS = json.loads((GOLDEN / "components.json").read_text("utf-8"))["prompts"]
-PICTURES = np.load(GOLDEN / "preprocess.npz")
+IMAGES = np.load(GOLDEN / "preprocess.npz")
 MODELS = {"h": "unclip_h", "l": "unclip_l"}
 
 
@@ -54,17 +54,17 @@ def test_image_encoder(model):
 
 
 @pytest.mark.parametrize("dialect", ["original", "original-kornia-0.6.0"])
-def test_pictures_to_embeddings(model, dialect):
+def test_images_to_embeddings(model, dialect):
     pipe, which = model
     network = pipe.networks["image_encoder"]
-    pixels = np.stack([preprocess(PICTURES[f"{name}_picture"], dialect) for name in ("landscape", "small", "square")])
+    pixels = np.stack([preprocess(IMAGES[f"{name}_picture"], dialect) for name in ("landscape", "small", "square")])
     embeds = jax.jit(lambda params, x: network.merge(params)(x))(network.params, pixels)
     want = RECORDED[f"{which}_image_embeds" + ("_kornia060" if "kornia" in dialect else "")]
     assert relative_error(embeds, want) < 1e-5  # 5e-7
 
 
-def test_preprocessing_of_one_picture_in_full():
-    pixels = preprocess(PICTURES["landscape_picture"], "original")
+def test_preprocessing_of_one_image_in_full():
+    pixels = preprocess(IMAGES["landscape_picture"], "original")
     np.testing.assert_allclose(pixels, RECORDED["pixels"][0], rtol=0, atol=1e-5)  # 1.4e-6
 
 

@@ -18,7 +18,7 @@ from convert.architecture.presets import PRESETS
 from convert.rules import ldm
 from tests.golden_weights import GOLDEN, inventory, weight
 from unclip_jax.checkpoints.networks import abstract_networks, fill
-from unclip_jax.conditioning.image import preprocess
+from unclip_jax.conditioning.clip_image import preprocess
 
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("fully_compiled")]
 

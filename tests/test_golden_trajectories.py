@@ -31,7 +31,7 @@ def arguments(name):
     }
 
 
-def from_pictures(name):
+def from_images(name):
     case = CASES[name]
     pictures = [RECORDED[picture] for picture in case["pictures"]]
     return {"image": pictures, "prompt": case["prompt"], "negative_prompt": case["negative_prompt"]}
@@ -46,7 +46,7 @@ def from_embeds(name):
     }
 
 
-@pytest.mark.parametrize("form", [from_embeds, from_pictures])
+@pytest.mark.parametrize("form", [from_embeds, from_images])
 @pytest.mark.parametrize("name", CASES)
 def test_latents(golden_pipeline, name, form):
     pipe = golden_pipeline(CASES[name]["model"])
@@ -55,15 +55,15 @@ def test_latents(golden_pipeline, name, form):
     assert np.linalg.norm(got - want) < 5e-5 * np.linalg.norm(want)  # 3e-6
 
 
-def test_embeddings_of_pictures(golden_pipeline):
+def test_embeddings_of_images(golden_pipeline):
     for name, case in CASES.items():
-        got = golden_pipeline(case["model"]).encode_images([RECORDED[picture] for picture in case["pictures"]])
+        got = golden_pipeline(case["model"]).encode_image_embeds([RECORDED[picture] for picture in case["pictures"]])
         want = RECORDED[f"{name}_image_embeds"]
         assert np.linalg.norm(got - want) < 1e-5 * np.linalg.norm(want)  # 5e-7
 
 
 @pytest.mark.parametrize("name", ["unclip_h_ddim_defaults", "unclip_h_mix"])
-def test_pictures(golden_pipeline, name):
-    got = golden_pipeline(CASES[name]["model"])(**arguments(name), **from_pictures(name), output_type="np").images
+def test_images(golden_pipeline, name):
+    got = golden_pipeline(CASES[name]["model"])(**arguments(name), **from_images(name), output_type="np").images
     want = np.clip(RECORDED[f"{name}_decoded"] / 2 + 0.5, 0, 1)
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-4)  # 7e-6

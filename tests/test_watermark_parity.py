@@ -16,7 +16,7 @@ from unclip_jax.watermark import _from_yuv, _to_yuv, embed_watermark, read_water
 
 pytestmark = pytest.mark.parity
 
-PICTURES = {
+IMAGES = {
     "noise": lambda height, width, seed: noise(height, width),
     "gradients": lambda height, width, seed: gradients(height, width),
     "photograph": natural,
@@ -45,7 +45,7 @@ def test_colours_are_opencvs():
 
 
 @given(
-    kind=st.sampled_from(sorted(PICTURES)),
+    kind=st.sampled_from(sorted(IMAGES)),
     height=st.integers(256, 330),
     width=st.integers(256, 330),
     seed=st.integers(0, 99),
@@ -53,7 +53,7 @@ def test_colours_are_opencvs():
 )
 @settings(max_examples=40)
 def test_bit_for_bit(kind, height, width, seed, mark):
-    image = PICTURES[kind](height, width, seed)
+    image = IMAGES[kind](height, width, seed)
     marked = embed_watermark(image, mark)
     np.testing.assert_array_equal(marked, library_embeds(image, mark))
     for picture in (image, marked):  # what the vote says of a picture without a mark is equal too

@@ -39,7 +39,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from unclip_jax.pipelines.arguments import ProjectedGuidance
-    from unclip_jax.pipelines.choose import from_pretrained
+    from unclip_jax.pipelines.auto import from_pretrained
     from unclip_jax.pipelines.depth_to_image import DepthToImagePipeline
     from unclip_jax.pipelines.image_to_image import ImageToImagePipeline
     from unclip_jax.pipelines.inpaint import InpaintPipeline

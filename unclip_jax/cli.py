@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from unclip_jax import __version__
+from unclip_jax.cli_generate import COMMANDS, OPENING, add_commands, add_memory, make, memory_of, mesh_of, model_name
 from unclip_jax.cli_messages import message
-from unclip_jax.cli_pictures import COMMANDS, OPENING, add_commands, add_memory, make, memory_of, mesh_of, model_name
 from unclip_jax.conditioning.address import is_address, shown
 from unclip_jax.interruption import termination_interrupts
 
@@ -108,8 +108,8 @@ def info(args: argparse.Namespace) -> None:
     if args.plan and args.source is None:
         raise ValueError("--plan: of which checkpoint? give SRC")
     facts: dict[str, Any] = {}
-    if args.source is not None and _named_like_a_picture(args.source):
-        from unclip_jax.pictures import read_recipe
+    if args.source is not None and _named_like_a_image(args.source):
+        from unclip_jax.image_files import read_recipe
 
         facts["recipe"] = read_recipe(args.source)
     elif args.source is not None:
@@ -123,7 +123,7 @@ def info(args: argparse.Namespace) -> None:
     print(json.dumps(facts, indent=2, default=str) if args.json else "\n".join(_lines(facts)))
 
 
-def _named_like_a_picture(source: str) -> bool:
+def _named_like_a_image(source: str) -> bool:
     name = shown(source) if is_address(source) else source
     return name.lower().startswith("data:") or name.lower().endswith((".png", ".jpg", ".jpeg", ".webp"))
 

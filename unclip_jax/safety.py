@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unclip_jax.checkpoints.networks import Network
-from unclip_jax.conditioning.image import preprocess
+from unclip_jax.conditioning.clip_image import preprocess
 
 CONCEPTS = 17
 SPECIAL_CARE = 3
@@ -45,8 +45,8 @@ def check(checker: SafetyChecker, images: Sequence[NDArray[np.uint8]] | NDArray[
 
     Pictures go through the network one by one, so that no picture's verdict depends on the others of its batch.
 
-    Raises ValueError as `unclip_jax.conditioning.image.preprocess` does; FloatingPointError when a score is NaN, which
-    would otherwise pass for a harmless picture.
+    Raises ValueError as `unclip_jax.conditioning.clip_image.preprocess` does; FloatingPointError when a score is NaN,
+    which would otherwise pass for a harmless picture.
     """
     return [is_flagged(checker, embed(checker, image)) for image in images]
 

@@ -8,7 +8,7 @@ from convert.adapters.changes import parameter
 from convert.adapters.lora import Adapter, read_adapter, read_lora
 from convert.adapters.peft import METADATA
 from convert.adapters.sources import LORA_FILES, WORD_FILES, Source
-from convert.adapters.words import read_textual_inversion
+from convert.adapters.textual_inversion import read_textual_inversion
 
 __all__ = [
     "LORA_FILES",

@@ -24,7 +24,7 @@ from unclip_jax.adapters.changes import (
     LowRank,
     Replacement,
 )
-from unclip_jax.checkpoints.finite import warn_unless_finite
+from unclip_jax.checkpoints.nonfinite import warn_unless_finite
 
 FAMILIES = {768: "Stable Diffusion 1", 2048: "Stable Diffusion XL"}
 

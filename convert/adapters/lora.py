@@ -13,7 +13,7 @@ from convert.adapters.numbered import NUMBERED, from_list, numbered_modules
 from convert.adapters.peft import Settings, folder_settings, metadata_settings
 from convert.adapters.roles import modules_of
 from convert.adapters.sources import PEFT_FILES, Source, find_lora_files, in_memory
-from convert.adapters.words import bundled_words
+from convert.adapters.textual_inversion import bundled_words
 from convert.kinds import LORA, other_than
 from convert.readers import CheckpointError, TensorFile, load_pickle, open_tensors, recognise
 from convert.rules import lora as rules

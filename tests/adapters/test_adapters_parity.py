@@ -14,7 +14,7 @@ from convert.export.textual_inversion import save_textual_inversion
 from tests import small_models
 from unclip_jax.adapters.changes import Decomposed
 from unclip_jax.adapters.lora import merge_loras
-from unclip_jax.adapters.words import add_words, expand_words
+from unclip_jax.adapters.textual_inversion import add_words, expand_words
 from unclip_jax.checkpoints.networks import abstract_networks, fill
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.models.freeu import FreeU

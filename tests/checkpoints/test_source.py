@@ -23,7 +23,7 @@ def ours(original, tmp_path_factory):
     return path
 
 
-def test_the_way_pictures_are_read_can_be_chosen(original):
+def test_the_way_images_are_read_can_be_chosen(original):
     with open_checkpoint(original[0], config=original[1], preprocess="diffusers") as checkpoint:
         assert checkpoint.config.preprocess == "diffusers"
     with pytest.raises(ValueError, match="preprocess is 'mine'; accepted: "):

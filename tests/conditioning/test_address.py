@@ -13,25 +13,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.picture_server import PictureServer, serving
+from tests.image_server import ImageServer, serving
 from unclip_jax.conditioning import address
 from unclip_jax.conditioning.address import fetch, is_address, shown
+from unclip_jax.conditioning.clip_image import load_image
 from unclip_jax.conditioning.depth import load_depth_map
-from unclip_jax.conditioning.image import load_image
 from unclip_jax.conditioning.masks import load_mask
-from unclip_jax.pictures import contact_sheet, read_recipe, save_png
+from unclip_jax.image_files import contact_sheet, read_recipe, save_png
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
 
 
-def png(array: np.ndarray = PICTURE) -> bytes:
+def png(array: np.ndarray = IMAGE) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[PictureServer]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ImageServer]:
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1")
     with serving() as pictures:
@@ -51,33 +51,33 @@ def refused(source: str, kind: type[Exception], *words: str) -> None:
         assert word in text, text
 
 
-def test_a_picture_is_fetched(server: PictureServer) -> None:
+def test_a_image_is_fetched(server: ImageServer) -> None:
     where = f"{server.address}/a.png?token=secret"
-    np.testing.assert_array_equal(load_image(where), PICTURE)
+    np.testing.assert_array_equal(load_image(where), IMAGE)
     assert server.asked == ["/a.png?token=secret"]
     assert fetch(where) == png()
-    np.testing.assert_array_equal(load_image(where.replace("http", "HTTP", 1)), PICTURE)
+    np.testing.assert_array_equal(load_image(where.replace("http", "HTTP", 1)), IMAGE)
 
 
-def test_wherever_a_picture_is_taken(server: PictureServer, tmp_path) -> None:
+def test_wherever_a_image_is_taken(server: ImageServer, tmp_path) -> None:
     where = f"{server.address}/a.png"
-    assert np.array_equal(np.asarray(load_mask(where)), PICTURE)
-    server.files["/gray.png"] = png(PICTURE[..., 0])
-    np.testing.assert_array_equal(load_depth_map(f"{server.address}/gray.png"), PICTURE[..., 0])
-    assert contact_sheet([(where, "a")], [(PICTURE, "b")], cell=32) == contact_sheet(
-        [(PICTURE, "a")], [(PICTURE, "b")], cell=32
+    assert np.array_equal(np.asarray(load_mask(where)), IMAGE)
+    server.files["/gray.png"] = png(IMAGE[..., 0])
+    np.testing.assert_array_equal(load_depth_map(f"{server.address}/gray.png"), IMAGE[..., 0])
+    assert contact_sheet([(where, "a")], [(IMAGE, "b")], cell=32) == contact_sheet(
+        [(IMAGE, "a")], [(IMAGE, "b")], cell=32
     )
-    save_png(tmp_path / "made.png", Image.fromarray(PICTURE), {"seed": 3})
+    save_png(tmp_path / "made.png", Image.fromarray(IMAGE), {"seed": 3})
     server.files["/made.png"] = (tmp_path / "made.png").read_bytes()
     assert read_recipe(f"{server.address}/made.png") == {"seed": 3}
     with pytest.raises(ValueError, match=r"^'http://127.0.0.1:\d+/a.png': a PNG file without a recipe"):
         read_recipe(f"{where}?secret")
 
 
-def test_redirects_are_followed_to_http_alone_and_not_for_ever(server: PictureServer) -> None:
+def test_redirects_are_followed_to_http_alone_and_not_for_ever(server: ImageServer) -> None:
     server.moved |= {"/there": "/a.png", "/round": "/round", "/file": "file:///etc/hostname", "/ftp": "ftp://x/y.png"}
     server.moved |= {"/data": "data:image/png;base64,AAAA", "/broken": "http://[secret"}
-    np.testing.assert_array_equal(load_image(f"{server.address}/there"), PICTURE)
+    np.testing.assert_array_equal(load_image(f"{server.address}/there"), IMAGE)
     refused(f"{server.address}/round?secret", OSError, "redirected more than 5 times")
     assert len(server.asked) == 2 + 6
     for path in ("/file", "/ftp"):
@@ -89,18 +89,18 @@ def test_redirects_are_followed_to_http_alone_and_not_for_ever(server: PictureSe
 @pytest.mark.parametrize(
     ("status", "kind"), [(404, FileNotFoundError), (410, FileNotFoundError), (403, OSError), (500, OSError)]
 )
-def test_what_a_server_refuses(server: PictureServer, status: int, kind: type[OSError]) -> None:
+def test_what_a_server_refuses(server: ImageServer, status: int, kind: type[OSError]) -> None:
     server.statuses["/b.png"] = status
     refused(f"{server.address}/b.png?secret", kind, f"{server.address}/b.png'", f"the server answers {status} ")
 
 
-def test_what_is_no_picture(server: PictureServer) -> None:
+def test_what_is_no_image(server: ImageServer) -> None:
     for content in (b"", b"<html>Log in</html>", png()[:60]):
         server.files["/b.png"] = content
         refused(f"{server.address}/b.png?secret", ValueError, "/b.png'")
 
 
-def test_what_breaks_off(server: PictureServer) -> None:
+def test_what_breaks_off(server: ImageServer) -> None:
     server.cut.add("/a.png")
     refused(f"{server.address}/a.png?secret", ConnectionError, "cannot be fetched: ")
 
@@ -112,7 +112,7 @@ def test_a_server_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize("slow", ["head", "body"])
-def test_the_whole_transfer_has_a_time_limit(server: PictureServer, monkeypatch: pytest.MonkeyPatch, slow: str) -> None:
+def test_the_whole_transfer_has_a_time_limit(server: ImageServer, monkeypatch: pytest.MonkeyPatch, slow: str) -> None:
     """Each byte comes soon after the last, so that no limit on silence would end it."""
     monkeypatch.setattr(address, "LONGEST", 0.3)
     server.slow["/a.png"] = slow
@@ -121,7 +121,7 @@ def test_the_whole_transfer_has_a_time_limit(server: PictureServer, monkeypatch:
     assert time.monotonic() - began < 5
 
 
-def test_size_limit(server: PictureServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_size_limit(server: ImageServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server.endless.add("/endless.png")
     monkeypatch.setattr(address, "LARGEST", len(png()))
     assert fetch(f"{server.address}/a.png") == png()
@@ -156,9 +156,9 @@ def test_data_uris(content: bytes, kind: str) -> None:
     assert fetch(f"data:{kind},{quote_from_bytes(content)}") == content
 
 
-def test_pictures_in_data_uris() -> None:
+def test_images_in_data_uris() -> None:
     where = "data:image/png;base64," + base64.b64encode(png()).decode()
-    np.testing.assert_array_equal(load_image(where), PICTURE)
+    np.testing.assert_array_equal(load_image(where), IMAGE)
     refused("data:image/png;base64,iVBORw0KGgo=", ValueError, "image 'data:image/png': not a picture")
     refused("data:image/png;base64,secret*", ValueError, "its base64 is broken")
     refused("data:image/png;base64", ValueError, "without a comma")

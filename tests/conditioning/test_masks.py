@@ -14,7 +14,7 @@ from unclip_jax.conditioning.masks import (
     latent_mask,
     load_mask,
     mask_size,
-    masked_picture,
+    masked_image,
 )
 
 side = st.integers(4, 90)
@@ -37,7 +37,7 @@ def test_the_originals_recording():
     np.testing.assert_array_equal(mask[..., 0], golden["mask"])
     np.testing.assert_array_equal(latent_mask(mask, 8)[..., 0], golden["latent_mask"])
     pixels, (top, left) = np.moveaxis(golden["image"], 0, -1), golden["place"]
-    got = masked_picture(pixels, mask[top : top + pixels.shape[0], left : left + pixels.shape[1]])
+    got = masked_image(pixels, mask[top : top + pixels.shape[0], left : left + pixels.shape[1]])
     np.testing.assert_array_equal(got, np.moveaxis(golden["masked_image"], 0, -1))
 
 
@@ -57,7 +57,7 @@ def test_every_form_of_a_mask(tmp_path):
         np.testing.assert_array_equal(binary_mask(mask, 20, 30), want)
 
 
-def test_a_picture_of_a_camera_lies_as_its_mask_does(tmp_path):
+def test_a_image_of_a_camera_lies_as_its_mask_does(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     for array in (noise(20, 30), noise(20, 30)[..., 0].astype(np.uint16) * 257):

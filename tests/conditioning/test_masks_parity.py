@@ -13,7 +13,7 @@ from unclip_jax.conditioning.masks import binary_mask, latent_mask, load_mask
 
 pytestmark = pytest.mark.parity
 
-PICTURES = VaeImageProcessor()
+IMAGES = VaeImageProcessor()
 MASKS = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
 side = st.integers(8, 120)
 cells = st.integers(1, 12)
@@ -79,13 +79,13 @@ def test_crops_and_pastes_are_equal(height, width, down, across, padding, blur, 
     except ValueError:  # a part so thin that its shorter side comes to no pixel there; here it is one
         assert cropped_pixels(image, box, *size).shape == (*size, 3)
         return
-    wanted_pixels = PICTURES.preprocess(Image.fromarray(image), *size, **fill)
+    wanted_pixels = IMAGES.preprocess(Image.fromarray(image), *size, **fill)
     assume(wanted_mask.any())
     np.testing.assert_array_equal(cropped_mask(mask, box, *size), last(wanted_mask))
     np.testing.assert_array_equal(cropped_pixels(image, box, *size), last(wanted_pixels))
     painted = noise(*size, seed=1)
-    want = PICTURES.apply_overlay(mask, Image.fromarray(image), Image.fromarray(painted), box)
+    want = IMAGES.apply_overlay(mask, Image.fromarray(image), Image.fromarray(painted), box)
     np.testing.assert_array_equal(paste_back(painted, image, mask, box), np.asarray(want))
     painted = noise(height, width, seed=1)
-    want = PICTURES.apply_overlay(mask, Image.fromarray(image), Image.fromarray(painted))
+    want = IMAGES.apply_overlay(mask, Image.fromarray(image), Image.fromarray(painted))
     np.testing.assert_array_equal(paste_back(painted, image, mask), np.asarray(want))

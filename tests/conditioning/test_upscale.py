@@ -25,7 +25,7 @@ def test_the_originals_recording():
     np.testing.assert_allclose(pair[0].ravel(), [0.99864973, 0.05194921], atol=1e-7)
 
 
-def test_each_picture_has_its_level():
+def test_each_image_has_its_level():
     table = alphas_cumprod(SCHEDULE, "diffusers")
     pixels, noise = jnp.ones((2, 4, 4, 3)), jnp.zeros((2, 4, 4, 3))
     out = noise_low_res(pixels, jnp.array([0, 350]), noise, alphas_cumprod=table)

@@ -121,18 +121,18 @@ def picture(description, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def plain_pictures(picture):
+def plain_images(picture):
     """Of the plain file of each dtype."""
     return {dtype: picture(other_writers.plain(UNCLIP, dtype)) for dtype in {w.dtype for w in WRITERS.values()}}
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_the_same_parameters_and_picture(name, description, picture, plain_pictures, tmp_path):
+def test_the_same_parameters_and_image(name, description, picture, plain_images, tmp_path):
     writer = WRITERS[name]
     with open_checkpoint(other_writers.write(tmp_path, UNCLIP, writer), config=description) as checkpoint:
         for key, parameter in other_writers.plain(UNCLIP, writer.dtype).items():
             np.testing.assert_array_equal(checkpoint.params[key].read(), parameter.read(), strict=True)
-        np.testing.assert_array_equal(picture(checkpoint.params), plain_pictures[writer.dtype])
+        np.testing.assert_array_equal(picture(checkpoint.params), plain_images[writer.dtype])
 
 
 def test_there_are_thirty_of_them():

@@ -62,7 +62,7 @@ def folders(tmp_path_factory):
     return path / "ours", path / "diffusers"
 
 
-def test_diffusers_makes_the_same_picture(folders, monkeypatch):
+def test_diffusers_makes_the_same_image(folders, monkeypatch):
     ours, theirs = folders
     reference = DiffusionPipeline.from_pretrained(theirs)
     reference.set_progress_bar_config(disable=True)

@@ -43,7 +43,7 @@ def test_seeds(tmp_path):
     assert first == second != other
 
 
-def test_a_small_model_makes_a_picture_that_is_not_blank(tmp_path):
+def test_a_small_model_makes_a_image_that_is_not_blank(tmp_path):
     file, settings = write_random_checkpoint(tmp_path / "x.safetensors", "tiny-upscaler")
     pipe = unclip_jax.UpscalePipeline.from_pretrained(file, config=settings)
     small = np.asarray(Image.open(demo_pictures() / "giraffe.png").convert("RGB"))[::4, ::4]

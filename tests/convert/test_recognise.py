@@ -102,7 +102,7 @@ def test_metadata_is_believed(ambiguous, metadata, prediction):
 @pytest.mark.parametrize(
     ("resolution", "size"), [("768x768", 96), ("512x512", 64), ("640", 80), ("512x768", 96), ("500x500", 96), ("", 96)]
 )
-def test_the_size_of_pictures_is_read_from_metadata(ambiguous, resolution, size):
+def test_the_size_of_images_is_read_from_metadata(ambiguous, resolution, size):
     metadata = {"modelspec.prediction_type": "v", "modelspec.resolution": resolution}
     assert recognised(ambiguous, metadata=metadata)[0].unet.sample_size == size
 

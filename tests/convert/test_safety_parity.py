@@ -84,7 +84,7 @@ def test_embeddings_and_verdicts(model, pictures, tmp_path):
 
 
 @pytest.mark.parametrize("concept", range(17))
-def test_thresholds_near_every_picture(model, pictures, tmp_path, concept):
+def test_thresholds_near_every_image(model, pictures, tmp_path, concept):
     """A concept's threshold on both sides of rounding for each picture in turn, with and without adjustment."""
     model = copy.deepcopy(model)
     unit = torch.nn.functional.normalize

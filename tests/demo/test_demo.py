@@ -14,7 +14,7 @@ from unclip_jax.evaluation.similarity import cosines, retrieval
 
 pytestmark = pytest.mark.usefixtures("fully_compiled")
 
-PICTURES = sorted((demo_model().parent / "pictures").glob("*.png"))
+IMAGES = sorted((demo_model().parent / "pictures").glob("*.png"))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def sources():
-    return [np.asarray(Image.open(path).convert("RGB")) for path in PICTURES]
+    return [np.asarray(Image.open(path).convert("RGB")) for path in IMAGES]
 
 
 @pytest.fixture(scope="module")
@@ -43,28 +43,28 @@ def test_it_is_small_and_says_where_it_comes_from():
     for owner in ("Google", "Twitter", "Microsoft", "Unicode", "Miles Johnson"):
         assert owner in notices
     assert "held out" in (demo_model().parent / "MODEL_CARD.md").read_text("utf-8")
-    assert len(PICTURES) == 48
+    assert len(IMAGES) == 48
 
 
 def test_variations_are_found_again(pipe, sources, by_level):
     """Among all 48, by the model's own embedding and by plain colour and shape; chance is one in 48."""
-    embeds, described = pipe.encode_images(sources), color_and_shape(np.stack(sources))
+    embeds, described = pipe.encode_image_embeds(sources), color_and_shape(np.stack(sources))
     own = np.arange(0, len(sources), 2)
-    by_clip = retrieval(pipe.encode_images(by_level[0]), embeds, own) == 0
+    by_clip = retrieval(pipe.encode_image_embeds(by_level[0]), embeds, own) == 0
     by_eye = retrieval(color_and_shape(np.stack(by_level[0])), described, own) == 0
     assert by_clip.mean() >= 0.8, by_clip.mean()
     assert by_eye.mean() >= 0.3, by_eye.mean()
 
 
 def test_noise_takes_the_source_away(pipe, sources, by_level):
-    embeds = pipe.encode_images(sources[::2])
-    kept = [cosines(pipe.encode_images(by_level[level]), embeds).mean() for level in (0, 600, 1000)]
+    embeds = pipe.encode_image_embeds(sources[::2])
+    kept = [cosines(pipe.encode_image_embeds(by_level[level]), embeds).mean() for level in (0, 600, 1000)]
     assert kept[0] > kept[1] + 0.05 > kept[2] + 0.15
-    last = retrieval(pipe.encode_images(by_level[1000]), embeds, np.arange(len(embeds))) == 0
+    last = retrieval(pipe.encode_image_embeds(by_level[1000]), embeds, np.arange(len(embeds))) == 0
     assert last.mean() <= 0.1
 
 
-def test_prompts_steer_where_the_picture_says_nothing(pipe, sources):
+def test_prompts_steer_where_the_image_says_nothing(pipe, sources):
     colours = {"red": (214, 57, 57), "green": (92, 176, 92), "blue": (60, 110, 206), "black": (24, 24, 24)}
     prompts = [f"tomato, {name} background" for name in colours for _ in range(3)]
     made = pipe(image=[sources[0]] * len(prompts), prompt=prompts, noise_level=1000, guidance_scale=3.0).images
@@ -75,7 +75,7 @@ def test_prompts_steer_where_the_picture_says_nothing(pipe, sources):
 
 
 def test_the_command_uses_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert cli.main(["variations", str(PICTURES[0]), "--steps", "4", "--out", str(tmp_path), "--devices", "1"]) == 0
+    assert cli.main(["variations", str(IMAGES[0]), "--steps", "4", "--out", str(tmp_path), "--devices", "1"]) == 0
     assert "0001-sheet.png" in capsys.readouterr().out
     with Image.open(tmp_path / "0001-000.png") as made:
         assert made.size == (64, 64)

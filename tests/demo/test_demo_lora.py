@@ -25,7 +25,7 @@ pytestmark = pytest.mark.heavy
 NAME = "pretzel"
 
 
-def ten_pictures(folder):
+def ten_images(folder):
     """One held-out drawing, on ten backgrounds and places."""
     whole = Image.open(demo_model().parent / "pictures" / f"{NAME}.png").convert("RGB")
     rng = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def test_an_adapter_learns_a_thing_in_three_minutes(tmp_path):
         "task": "lora",
         "model": str(demo_model()),
         "out": str(tmp_path / "run"),
-        "data": {"image_folder": str(ten_pictures(tmp_path / "pictures")), "flip": True},
+        "data": {"image_folder": str(ten_images(tmp_path / "pictures")), "flip": True},
         "batch_size": 8,
         "devices": 1,
         "optimizer": {"learning_rate": 3e-3, "warmup_steps": 20},
@@ -64,12 +64,16 @@ def test_an_adapter_learns_a_thing_in_three_minutes(tmp_path):
     source = np.full((64, 64, 3), 255, np.uint8)
     options = {"prompt": NAME, "noise_level": 1000, "guidance_scale": 3.0, "num_images_per_prompt": 12}
     pictures = [np.asarray(Image.open(p)) for p in sorted((tmp_path / "pictures").glob("*.png"))]
-    wanted = pipe.encode_images(pictures).mean(0)[None].repeat(12, 0)
-    before = cosines(pipe.encode_images([np.asarray(i) for i in pipe(image=source, **options).images]), wanted).mean()
+    wanted = pipe.encode_image_embeds(pictures).mean(0)[None].repeat(12, 0)
+    before = cosines(
+        pipe.encode_image_embeds([np.asarray(i) for i in pipe(image=source, **options).images]), wanted
+    ).mean()
     unet = pipe.networks["unet"]
     adapter = adapter_of(path, pipe)
     pipe.networks["unet"] = Network(unet.graphdef, merge_lora(unet.params, adapter))
-    after = cosines(pipe.encode_images([np.asarray(i) for i in pipe(image=source, **options).images]), wanted).mean()
+    after = cosines(
+        pipe.encode_image_embeds([np.asarray(i) for i in pipe(image=source, **options).images]), wanted
+    ).mean()
     print(f"{seconds:.0f} s; similarity {before:.2f} before, {after:.2f} after")
     assert after > before + 0.2
     assert seconds < 180

@@ -60,7 +60,7 @@ def test_images_split_over_devices_need_no_communication(names):
     assert COLLECTIVES.search(split)
 
 
-def test_a_mesh_with_a_model_axis_makes_the_same_pictures(names, source):
+def test_a_mesh_with_a_model_axis_makes_the_same_images(names, source):
     from unclip_jax import UnCLIPPipeline
     from unclip_jax.distributed.mesh import local_mesh
 

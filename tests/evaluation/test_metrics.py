@@ -112,6 +112,6 @@ def test_descriptors_tell_colour_and_shape():
     np.testing.assert_allclose(larger, described, atol=1e-12)
 
 
-def test_a_blank_picture_is_like_none():
+def test_a_blank_image_is_like_none():
     described = color_and_shape(np.full((1, 64, 64, 3), 255, np.uint8))
     assert np.isfinite(described).all()

@@ -61,7 +61,7 @@ def test_seamless_needs_less_memory(vae):
     assert temporaries(lambda vae, z: decode_tiled(vae, z, 32)) < 0.7 * whole
 
 
-def test_one_tile_is_the_whole_picture(vae):
+def test_one_tile_is_the_whole_image(vae):
     z = latents(1, 16, 12)
     np.testing.assert_array_equal(decode_tiled(vae, z, 16), vae.decode(z))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 32, 48, 3), np.float32))

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
 HEAD = "# ---\n# jupyter:\n#   jupytext:\n#     formats: ipynb,py:percent\n# ---\n\n"
-PICTURE = """# %%
+IMAGE = """# %%
 import numpy as np
 from IPython.display import display
 from PIL import Image
@@ -34,7 +34,7 @@ def test_all_seven_are_there():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_committed_has_the_cells_of_its_text_and_pictures(name, runner, monkeypatch):
+def test_what_is_committed_has_the_cells_of_its_text_and_images(name, runner, monkeypatch):
     monkeypatch.setattr(runner, "FOLDER", ROOT / "notebooks")
     assert runner.cells_differ(name, jupytext.read(ROOT / "notebooks" / f"{name}.py")) == []
     kept = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -45,10 +45,10 @@ def test_what_is_committed_has_the_cells_of_its_text_and_pictures(name, runner, 
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        (PICTURE.format(values="eye(64, dtype=np.uint8) * 255"), None),
-        (PICTURE.format(values="full((64, 64), 127, np.uint8)"), "a blank picture"),
+        (IMAGE.format(values="eye(64, dtype=np.uint8) * 255"), None),
+        (IMAGE.format(values="full((64, 64), 127, np.uint8)"), "a blank picture"),
         ("# %%\nraise ValueError('of its own')\n", "of its own"),
-        ("# %%\nprint('\\n' * 99)\n" + PICTURE.format(values="eye(64, dtype=np.uint8) * 255"), "prints 100 lines"),
+        ("# %%\nprint('\\n' * 99)\n" + IMAGE.format(values="eye(64, dtype=np.uint8) * 255"), "prints 100 lines"),
         ("# %%\n1 + 1\n", "there is no picture"),
     ],
 )

@@ -172,9 +172,9 @@ def compare(kind, theirs, ours, scheduler, steps, *, guidance_scale=5.0, repeats
     shape = (repeats, side, side, 4)
     strength = STRENGTH if kind.begins else None
     name = ours.config.scheduler if scheduler is None else scheduler
-    begin = first_step(name, steps, strength) if kind.begins else 0
+    start_step = first_step(name, steps, strength) if kind.begins else 0
     eta = settings.get("eta", 0.0)
-    solver = make_solver(name, ours.config.scheduler_config, steps, eta, begin, own=scheduler is None)
+    solver = make_solver(name, ours.config.scheduler_config, steps, eta, start_step, own=scheduler is None)
     start = rng.standard_normal(shape, np.float32)
     # A picture is encoded, or noised, once there for all that is made of it.
     encoding = np.repeat(rng.standard_normal((2, 1, *shape[1:]), np.float32), repeats, axis=1)

@@ -110,7 +110,7 @@ def test_bad_arguments(change, words, pipe, compilations):
     assert compilations == []
 
 
-def test_not_a_picture(pipe, tmp_path):
+def test_not_a_image(pipe, tmp_path):
     (tmp_path / "notes.png").write_text("not a picture")
     with pytest.raises(ValueError, match=r"notes\.png"):
         pipe(image=tmp_path / "notes.png")

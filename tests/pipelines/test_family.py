@@ -27,7 +27,7 @@ RUN = [name for name in KINDS if name not in ("image to image", "inpainting, fou
 EVERY = pytest.mark.parametrize("name", RUN)
 BEGINNING = ["image to image", "variation of latents", "depth", "inpainting", "inpainting, four channels"]
 PAINTING = [name for name in RUN if name.startswith("inpainting")]
-TWO_PICTURES = [photo(), photo(1)]
+TWO_IMAGES = [photo(), photo(1)]
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ def test_an_image_does_not_depend_on_what_is_made_beside_it(name, run):
     alone = run(name).latents
     assert_close(alone, two[:1])
     assert_close(run(name, num_images_per_prompt=2, batch_size=1).latents, two)
-    beside = {"image": TWO_PICTURES} if "image" in KINDS[name].settings else {"prompt": ["a cat", "two dogs"]}
+    beside = {"image": TWO_IMAGES} if "image" in KINDS[name].settings else {"prompt": ["a cat", "two dogs"]}
     if "condition_image" in KINDS[name].settings:
-        beside["condition_image"] = TWO_PICTURES
+        beside["condition_image"] = TWO_IMAGES
         alone = run(name, condition_image=photo()).latents
     pair = run(name, **beside).latents
     assert_close(pair[:1], alone)
@@ -115,7 +115,7 @@ def test_a_stream_is_the_same_run_and_can_be_closed(name, family, run):
 
 
 @EVERY
-def test_constant_pictures_and_output_types(name, run):
+def test_constant_images_and_output_types(name, run):
     """Of a flat picture neither a depth map nor anything else is NaN."""
     flat = {"image": np.full((HEIGHT, WIDTH, 3), 127, np.uint8)} if "image" in KINDS[name].settings else {}
     arrays, pictures = (run(name, output_type=kind, **flat) for kind in ("np", "pil"))
@@ -129,18 +129,18 @@ def test_constant_pictures_and_output_types(name, run):
 
 
 @pytest.mark.parametrize("name", [name for name in RUN if "image" in KINDS[name].settings])
-def test_prompts_and_pictures(name, run, family):
+def test_prompts_and_images(name, run, family):
     """Several prompts for one picture; one a picture; other numbers, and pictures of several sizes, are refused."""
     prompts = ["a cat", "two dogs"]
     alone = run(name).latents
     for image in (photo(), [photo()]):
         both = run(name, image=image, prompt=prompts).latents
         assert_close(both[:1], alone)
-    pair = run(name, image=TWO_PICTURES, prompt=prompts).latents
+    pair = run(name, image=TWO_IMAGES, prompt=prompts).latents
     assert_close(pair[:1], alone)
     assert_differ(both[1], pair[1])
     with pytest.raises(ValueError, match="prompt has 3 strings; there are 2 pictures"):
-        run(name, image=TWO_PICTURES, prompt=["a", "b", "c"])
+        run(name, image=TWO_IMAGES, prompt=["a", "b", "c"])
     several = [photo(), photo(1, 32, 28)]
     with pytest.raises(ValueError, match="image: the pictures are of several sizes"):
         run(name, image=several)
@@ -160,7 +160,7 @@ def test_strength(name, family, run):
     assert pipe.check(**arguments(name, strength=0.34)).solver.calls == 1
     if name == "variation of latents":
         near, far = (run(name, strength=strength).latents for strength in (0.34, 0.8))
-        encoded = pipe.encode_pictures(pipe.check(**arguments(name, strength=0.5)).start.pixels)[..., :4]
+        encoded = pipe.vae_encode(pipe.check(**arguments(name, strength=0.5)).start.pixels)[..., :4]
         encoded *= pipe.config.vae.scaling_factor
         assert np.linalg.norm(near - encoded) < np.linalg.norm(far - encoded)
 
@@ -180,18 +180,18 @@ def test_what_is_black_in_the_mask_is_kept(name, run, family):
         pipe = family(name)
         made = run(name, sample_posterior=False).latents
         request = pipe.check(**arguments(name))
-        encoded = pipe.encode_pictures(request.start.pixels)[..., :4] * pipe.config.vae.scaling_factor
+        encoded = pipe.vae_encode(request.start.pixels)[..., :4] * pipe.config.vae.scaling_factor
         outside = np.broadcast_to(request.mask == 0, made.shape)
         assert 0.5 < outside.mean() < 1
         np.testing.assert_allclose(made[outside], encoded[outside], rtol=0, atol=1e-5)
 
 
-def test_a_hole_is_filled_by_a_picture(run, family):
+def test_a_hole_is_filled_by_a_image(run, family):
     name = "inpainting by a picture"
     inside = family(name).check(**arguments(name)).mask[0, ..., 0] == 1
     own, other = (run(name, condition_image=picture).latents[0][inside] for picture in (None, photo(9)))
     assert_differ(own, other)
-    embeds = family(name).encode_images([photo(9)])
+    embeds = family(name).encode_image_embeds([photo(9)])
     given = run(name, condition_image=None, image_embeds=embeds).latents[0][inside]
     assert_close(given, other)
     both = run(name, condition_image=None, image_embeds=embeds, prompt=["a cat", "two dogs"])
@@ -212,9 +212,9 @@ def test_depth_maps(run, family):
     for other in made[1:]:
         np.testing.assert_array_equal(other, made[0])
     assert_differ(own, made[0], run("depth", depth_map=slope[::-1]).latents)
-    pair = run("depth", image=TWO_PICTURES, depth_map=[slope, slope[::-1]]).latents
+    pair = run("depth", image=TWO_IMAGES, depth_map=[slope, slope[::-1]]).latents
     assert_close(pair[:1], made[0])
-    assert_differ(pair[1], run("depth", image=TWO_PICTURES, depth_map=slope).latents[1])
+    assert_differ(pair[1], run("depth", image=TWO_IMAGES, depth_map=slope).latents[1])
 
 
 def test_constant_depth_maps(run, family, monkeypatch):
@@ -264,7 +264,7 @@ def test_the_right_pipeline_is_opened_and_others_are_refused(model, family_folde
         assert "\n" not in str(caught.value)
 
 
-def test_a_converted_directory_makes_the_same_pictures(family_folder, run, tmp_path):
+def test_a_converted_directory_makes_the_same_images(family_folder, run, tmp_path):
     """From our directory to diffusers' folder and back, and with networks that are read for their stage alone."""
     with open_checkpoint(family_folder("DEPTH")) as checkpoint:
         save_diffusers(checkpoint, tmp_path / "folder")

@@ -18,8 +18,8 @@ from tests.pipelines.small_family import HEIGHT, WIDTH, Compilations, arguments,
 from tests.watermarked import natural
 from unclip_jax import Memory
 from unclip_jax.adapters.changes import LowRank
-from unclip_jax.adapters.words import EMBEDDING
-from unclip_jax.cli_pictures import _adapt as adapt
+from unclip_jax.adapters.textual_inversion import EMBEDDING
+from unclip_jax.cli_generate import _adapt as adapt
 from unclip_jax.safety import Concepts, SafetyChecker
 from unclip_jax.watermark import MARK, read_watermark
 
@@ -57,7 +57,7 @@ def files(pipe, tmp_path):
     ]
 
 
-def test_loras_change_the_picture_and_go_again(pipe, files):
+def test_loras_change_the_image_and_go_again(pipe, files):
     plain = run(pipe)
     pipe.load_lora_weights(files[0])
     one = run(pipe)

@@ -47,7 +47,7 @@ def test_a_tile_has_to_fit_the_vae(opened):
         opened(memory=Memory("tiled", 10))
 
 
-def test_the_same_pictures_in_less_memory(opened, plain):
+def test_the_same_images_in_less_memory(opened, plain):
     want = plain(photo(), "a cat", **SETTINGS).images
     pipe = opened(memory=Memory("seamless", attention_chunk=16, free_networks=True))
     for _ in range(2):  # the networks come back for the second run
@@ -56,7 +56,7 @@ def test_the_same_pictures_in_less_memory(opened, plain):
     assert all(isinstance(p, jax.ShapeDtypeStruct) for n in pipe.networks.values() for p in n.params.values())
 
 
-def test_tiles_change_a_picture_a_little(opened, plain):
+def test_tiles_change_a_image_a_little(opened, plain):
     want = plain(photo(), **SETTINGS).images
     made = opened(memory=Memory("tiled", 8))(photo(), **SETTINGS).images
     assert made.shape == want.shape

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.picture_server import serving
+from tests.image_server import serving
 from tests.pipelines.small_family import KINDS, arguments, hole, photo
 
-PICTURES = ("image", "mask_image", "condition_image", "depth_map")
+IMAGES = ("image", "mask_image", "condition_image", "depth_map")
 FORMS = {"path", "text", "bytes", "PIL", "address"}
 
 
@@ -64,7 +64,7 @@ def test_a_call_takes_every_form(name, family, server, tmp_path):
     assert not same(pipe.check(**changed), want)
     for form in FORMS:
         server.asked.clear()
-        pictures = {key: formed(given[key], form, server, tmp_path) for key in PICTURES if given.get(key) is not None}
+        pictures = {key: formed(given[key], form, server, tmp_path) for key in IMAGES if given.get(key) is not None}
         assert same(pipe.check(**given | pictures), want), form
         assert len(server.asked) == (len(pictures) if form == "address" else 0)
     several = np.stack([photo(), photo(1)])
@@ -72,7 +72,7 @@ def test_a_call_takes_every_form(name, family, server, tmp_path):
     assert same(pipe.check(**one | {"image": several}), pipe.check(**one | {"image": list(several)}))
 
 
-def test_masks_and_maps_for_several_pictures_are_asked_for_once(family, server, tmp_path):
+def test_masks_and_maps_for_several_images_are_asked_for_once(family, server, tmp_path):
     for name, key, array in (("inpainting", "mask_image", hole()), ("depth", "depth_map", photo(5)[..., 0])):
         server.asked.clear()
         where = formed(array, "address", server, tmp_path)
@@ -80,26 +80,28 @@ def test_masks_and_maps_for_several_pictures_are_asked_for_once(family, server, 
         assert len(server.asked) == 1
 
 
-def test_the_picture_that_guides_is_asked_for_once(family, server, tmp_path):
+def test_the_image_that_guides_is_asked_for_once(family, server, tmp_path):
     where = formed(photo(), "address", server, tmp_path)
     family("variation of latents").check(**arguments("variation of latents", image=where, prompt=["a", "b"]))
     assert len(server.asked) == 1
 
 
-def test_embeddings_are_of_pictures_in_every_form(family, server, tmp_path):
+def test_embeddings_are_of_images_in_every_form(family, server, tmp_path):
     pipe = family("variation of latents")
-    want = pipe.encode_images([photo()])
+    want = pipe.encode_image_embeds([photo()])
     for form in FORMS:
         given = formed(photo(), form, server, tmp_path)
         for images in (given, [given], (given,)):
-            np.testing.assert_array_equal(pipe.encode_images(images), want)
-    np.testing.assert_array_equal(pipe.encode_images(photo()), want)
-    np.testing.assert_array_equal(pipe.encode_images(photo() / 255), want)
+            np.testing.assert_array_equal(pipe.encode_image_embeds(images), want)
+    np.testing.assert_array_equal(pipe.encode_image_embeds(photo()), want)
+    np.testing.assert_array_equal(pipe.encode_image_embeds(photo() / 255), want)
     gray = photo()[..., 0]
     for array in (gray, gray[..., None], np.repeat(gray[..., None], 3, 2), gray / 255):
-        np.testing.assert_array_equal(pipe.encode_images(array), pipe.encode_images([Image.fromarray(gray)]))
-    both = pipe.encode_images([photo(1), photo()])
-    np.testing.assert_array_equal(pipe.encode_images(np.stack([photo(1), photo()])), both)
+        np.testing.assert_array_equal(
+            pipe.encode_image_embeds(array), pipe.encode_image_embeds([Image.fromarray(gray)])
+        )
+    both = pipe.encode_image_embeds([photo(1), photo()])
+    np.testing.assert_array_equal(pipe.encode_image_embeds(np.stack([photo(1), photo()])), both)
     np.testing.assert_array_equal(both[1:], want)
 
 
@@ -114,9 +116,9 @@ def test_embeddings_are_of_pictures_in_every_form(family, server, tmp_path):
 )
 def test_what_has_no_embedding(family, images, kind, message):
     with pytest.raises(kind, match=message):
-        family("variation of latents").encode_images(images)
+        family("variation of latents").encode_image_embeds(images)
 
 
 def test_a_checkpoint_without_an_image_encoder(family):
     with pytest.raises(ValueError, match="this checkpoint has no image encoder"):
-        family("upscaling").encode_images([photo()])
+        family("upscaling").encode_image_embeds([photo()])

@@ -57,7 +57,7 @@ def pipe(sources):
     )
 
 
-def test_pictures_of_prompts(pipe):
+def test_images_of_prompts(pipe):
     """Each of its own embedding, alone or beside others; and a stream is the same run."""
     prompts = ["a red fox", "two dogs"]
     made = pipe(prompts, num_images_per_prompt=2, batch_size=1, **SETTINGS)

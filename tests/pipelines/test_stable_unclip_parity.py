@@ -109,7 +109,7 @@ def both(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("scheduler", "noise_level", "prior_steps"), [("pndm", 0, 25), ("ddim", 300, 6)])
-def test_final_pictures(both, scheduler, noise_level, prior_steps, monkeypatch):
+def test_final_images(both, scheduler, noise_level, prior_steps, monkeypatch):
     """Measured: 2e-5."""
     theirs, ours = both
     rng = np.random.default_rng(prior_steps)

@@ -116,8 +116,8 @@ def test_output_types(opened, dialect):
     np.testing.assert_allclose(pipe.decode_latents(latents.latents), arrays.images, atol=1e-5)
 
 
-def test_embeddings_of_a_picture_stand_for_it(pipe):
-    embeds = pipe.encode_images([photo()])
+def test_embeddings_of_a_image_stand_for_it(pipe):
+    embeds = pipe.encode_image_embeds([photo()])
     assert_close(run(pipe, image=None, image_embeds=embeds), run(pipe))
     states = pipe.encode_prompts(["a cat", ""])
     given = {"prompt_embeds": states[:1], "negative_prompt_embeds": states[1:]}

@@ -213,7 +213,7 @@ CASES = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", CASES)
-def test_final_pictures(case, form, pipelines, monkeypatch):
+def test_final_images(case, form, pipelines, monkeypatch):
     theirs, ours = pipelines(form)
     settings = {"num_inference_steps": 20, "guidance_scale": 10.0, "noise_level": 0, "prompt": "a photo", **CASES[case]}
     images = [photo(seed) for seed in range(settings.get("pictures", 1))]
@@ -225,7 +225,7 @@ def test_final_pictures(case, form, pipelines, monkeypatch):
     assert np.abs(made - wanted).max() <= TOLERANCE
 
 
-def test_embeddings_instead_of_a_picture(pipelines, monkeypatch):
+def test_embeddings_instead_of_a_image(pipelines, monkeypatch):
     embeds = np.random.default_rng(2).standard_normal((1, 24), np.float32)
     settings = {"num_inference_steps": 5, "noise_level": 100, "prompt": "a photo"}
     wanted, made = both(monkeypatch, *pipelines("l"), image_embeds=embeds, **settings)

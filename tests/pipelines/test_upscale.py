@@ -9,7 +9,7 @@ from unclip_jax.models.tiling import decode_tiled
 from unclip_jax.pipelines.upscale import LARGEST_SIDE, LARGEST_WHOLE_SIDE
 
 HEIGHT, WIDTH, TILE = 16, 24, 16
-PICTURE = photo(0, HEIGHT, WIDTH)
+IMAGE = photo(0, HEIGHT, WIDTH)
 NOISE = {
     name: np.random.default_rng(channels).standard_normal((1, HEIGHT, WIDTH, channels), np.float32)
     for name, channels in (("latents", 4), ("low_res_noise", 3))
@@ -24,10 +24,10 @@ def pipe(family_folder):
 def once(pipe, columns=slice(None), **changes):
     """One step of DDIM for some columns of the picture: each place of it is the network's output there alone."""
     given = {"num_inference_steps": 1, "eta": 0.0} | {name: noise[:, :, columns] for name, noise in NOISE.items()}
-    return pipe(**arguments("upscaling", image=PICTURE[:, columns], **given | changes))
+    return pipe(**arguments("upscaling", image=IMAGE[:, columns], **given | changes))
 
 
-def test_where_one_tile_is_alone_it_is_a_picture_of_its_own(pipe):
+def test_where_one_tile_is_alone_it_is_a_image_of_its_own(pipe):
     """Tiles at columns 0..16 and 8..24."""
     tiled = once(pipe, tile=TILE).latents
     left, right = (once(pipe, columns).latents for columns in (slice(0, TILE), slice(WIDTH - TILE, WIDTH)))
@@ -60,14 +60,14 @@ def test_it_is_decoded_in_tiles(pipe, family_folder):
 @pytest.mark.parametrize(
     ("side", "tile"), [(LARGEST_WHOLE_SIDE, None), (LARGEST_WHOLE_SIDE + 8, (8, 2)), (LARGEST_SIDE, (8, 2))]
 )
-def test_tiles_begin_with_large_pictures(side, tile, pipe):
+def test_tiles_begin_with_large_images(side, tile, pipe):
     """Of the side that the network was trained at, 8 here."""
     image = np.zeros((8, side, 3), np.uint8)
     assert pipe.check(image=image).tile == tile
     assert pipe.check(image=np.swapaxes(image, 0, 1)).tile == tile
 
 
-def test_too_large_a_picture_is_refused(pipe):
+def test_too_large_a_image_is_refused(pipe):
     with pytest.raises(ValueError, match=f"image has a side of {LARGEST_SIDE + 8} pixels; want at most {LARGEST_SIDE}"):
         pipe.check(image=np.zeros((8, LARGEST_SIDE + 8, 3), np.uint8))
 
@@ -75,4 +75,4 @@ def test_too_large_a_picture_is_refused(pipe):
 @pytest.mark.parametrize("tile", [0, -8, 3, 7.5, "16", True])
 def test_a_tile_that_does_not_fit_is_refused(tile, pipe):
     with pytest.raises(ValueError, match=r"tile is .*; want (a multiple of 2|an integer from 1)"):
-        pipe.check(image=PICTURE, tile=tile)
+        pipe.check(image=IMAGE, tile=tile)

@@ -8,15 +8,15 @@ import pytest
 from unclip_jax.sampling import (
     PUBLISHED_UNCLIP_SCHEDULER,
     Guidance,
-    advance_remembering,
     double,
-    guidance_memory,
     guidance_rows,
+    guidance_state,
     guide,
     guided,
     interleave,
     limit_interval,
     make_solver,
+    run_stateful_steps,
     sample,
     start,
 )
@@ -140,7 +140,7 @@ def test_everything_at_once(kind, a):
     guidance = Guidance(projected=True, perturbed=True, rescaled=True)
     denoise = jax.jit(guided(predictions, guidance, kind))
     x, (u, c, p) = jnp.asarray(X), (part.astype(np.float64) for part in (UNCONDITIONAL, CONDITIONAL, PERTURBED))
-    got, memory = denoise(x, row, guidance_memory(guidance, x))
+    got, memory = denoise(x, row, guidance_state(guidance, x))
     update, average = plain_projection(to_x0(kind, c, a), to_x0(kind, u, a), 0, APG)
     out = from_x0(kind, to_x0(kind, c, a) + (column(SCALE) - 1) * update, a)
     want = plain_rescale(out + column(PAG_SCALE) * (c - p), c, 0.7)
@@ -148,7 +148,7 @@ def test_everything_at_once(kind, a):
     np.testing.assert_allclose(memory, average, rtol=1e-4, atol=1e-4)
 
     neutral = {**row, **NEUTRAL, "pag_scale": 0.0, "guidance_rescale": 0.0}
-    got, _ = denoise(x, neutral, guidance_memory(guidance, x))
+    got, _ = denoise(x, neutral, guidance_state(guidance, x))
     plain, _ = guided(predictions, Guidance(), kind)(x, row, ())
     np.testing.assert_array_equal(plain, guide(predictions(jnp.zeros(6), row, None), SCALE))
     np.testing.assert_allclose(got, plain, rtol=1e-4, atol=1e-4)
@@ -206,7 +206,7 @@ def test_in_the_loop(name):
     @jax.jit
     def run(carry, rows, keys):
         traces.append(1)
-        return advance_remembering(guided(network, guidance, solver.prediction_type), solver, carry, rows, keys)
+        return run_stateful_steps(guided(network, guidance, solver.prediction_type), solver, carry, rows, keys)
 
     def rows(momentum=-0.5, pag_scale=1.5):
         strengths = {"guidance_scale": 5, "apg_eta": 0.5, "apg_threshold": 9, "apg_momentum": momentum}
@@ -214,17 +214,17 @@ def test_in_the_loop(name):
         columns = {k: jnp.full(solver.calls, v, jnp.float32) for k, v in strengths.items()}
         return columns | {k: jnp.asarray(v) for k, v in solver.grid.items()}
 
-    begin = lambda x: start(solver, x, memory=guidance_memory(guidance, x))  # noqa: E731
-    whole = run(begin(noise), rows(), keys)
+    start_step = lambda x: start(solver, x, guidance_state=guidance_state(guidance, x))  # noqa: E731
+    whole = run(start_step(noise), rows(), keys)
     for other in (rows(momentum=0), rows(pag_scale=0)):
-        assert np.abs(run(begin(noise), other, keys).latents - whole.latents).max() > 1e-2
+        assert np.abs(run(start_step(noise), other, keys).latents - whole.latents).max() > 1e-2
     assert len(traces) == 1
 
-    carry = begin(noise)
+    carry = start_step(noise)
     for call in range(solver.calls):
         carry = run(carry, {k: v[call : call + 1] for k, v in rows().items()}, keys)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), carry, whole)
-    alone = run(begin(noise[1:2]), rows(), keys[1:2])
+    alone = run(start_step(noise[1:2]), rows(), keys[1:2])
     np.testing.assert_allclose(alone.latents, whole.latents[1:2], rtol=1e-5, atol=1e-5)
 
 
@@ -238,6 +238,6 @@ def test_plain_guidance_is_the_run_without_memory():
         return jnp.tanh(0.8 * x + jnp.tile(jnp.array([-0.4, 0.3]), 3)[:, None, None, None])
 
     plain = guided(two, Guidance(), solver.prediction_type)
-    got = advance_remembering(plain, solver, start(solver, noise), columns).latents
+    got = run_stateful_steps(plain, solver, start(solver, noise), columns).latents
     want = sample(lambda x, row: guide(two(double(x), row, None), jnp.float32(4)), solver, noise)
     np.testing.assert_array_equal(got, want)

@@ -15,11 +15,11 @@ from tests.references import disturbed
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.sampling import (
     Guidance,
-    advance_remembering,
-    guidance_memory,
     guidance_rows,
+    guidance_state,
     guided,
     make_solver,
+    run_stateful_steps,
     start,
 )
 from unclip_jax.sampling.guidance import project, rescale
@@ -126,10 +126,10 @@ def test_pipeline_with_perturbed_attention(unets, kind, scale, amount, theirs, o
     rows = {name: jnp.asarray(column) for name, column in solver.grid.items()}
     for name, value in {"guidance_scale": scale, "pag_scale": pag_scale, "guidance_rescale": amount}.items():
         rows[name] = jnp.full(solver.calls, value, jnp.float32)
-    carry = start(solver, jnp.asarray(latents), memory=guidance_memory(guidance, latents))
+    carry = start(solver, jnp.asarray(latents), guidance_state=guidance_state(guidance, latents))
     denoise = guided(network, guidance, kind)
     got = jax.jit(
-        lambda carry: advance_remembering(denoise, solver, carry, rows, jax.random.split(jax.random.key(0), 3))
+        lambda carry: run_stateful_steps(denoise, solver, carry, rows, jax.random.split(jax.random.key(0), 3))
     )
     got = np.moveaxis(np.asarray(got(carry).latents), -1, 1)
     assert relative_error(got, want) < 2e-5  # measured: 6e-6, 4e-6, 3e-6

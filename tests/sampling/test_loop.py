@@ -8,10 +8,10 @@ import pytest
 from unclip_jax.sampling import (
     PUBLISHED_UNCLIP_SCHEDULER,
     Branch,
-    advance,
     draw,
     image_keys,
     make_solver,
+    run_steps,
     sample,
     start,
 )
@@ -62,7 +62,7 @@ def test_steps_one_by_one_are_the_same_run(name):
     carry = start(solver, latents())
     for call in range(solver.calls):
         rows = {key: jnp.asarray(column[call : call + 1]) for key, column in solver.grid.items()}
-        carry = advance(denoise, solver, carry, rows, keys)
+        carry = run_steps(denoise, solver, carry, rows, keys)
     np.testing.assert_allclose(carry.latents, sample(denoise, solver, latents(), keys=keys), rtol=1e-5, atol=1e-5)
 
 
@@ -84,7 +84,7 @@ def test_stochastic_step_by_hand():
     noise = jax.random.normal(jax.random.key(3), (2, *SHAPE))
     carry = start(solver, latents())
     row = {key: jnp.asarray(column[:1]) for key, column in solver.grid.items()} | {"step_noise": noise[:1]}
-    got = advance(denoise, solver, carry, row).latents
+    got = run_steps(denoise, solver, carry, row).latents
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     table = np.cumprod(1 - betas)
     here, there = table[501], table[1]

@@ -154,9 +154,9 @@ def test_order_of_convergence_over_noise_levels(name, order, counts):
     x, errors = np.linspace(-2, 2, 9, dtype=np.float32).reshape(1, 3, 3, 1), []
     for count in counts:
         solver = make_solver(name, {**PUBLISHED, "prediction_type": "epsilon", "timestep_spacing": "linspace"}, count)
-        begin, end = (np.float64(solver.grid["alpha_cumprod"][i]) for i in (0, -1))
+        start_step, end = (np.float64(solver.grid["alpha_cumprod"][i]) for i in (0, -1))
         solver = dataclasses.replace(solver, grid={key: column[:-1] for key, column in solver.grid.items()})
-        exact = _flow(x.astype(np.float64) * solver.scale, begin, end)
+        exact = _flow(x.astype(np.float64) * solver.scale, start_step, end)
         errors.append(np.abs(run(solver, x, predict=_perfect_noise) - exact).max())
     assert _slope(errors, counts) == pytest.approx(order, abs=0.15)
 
@@ -397,10 +397,10 @@ def test_what_is_left_of_a_run_is_the_runs_end(name):
     """Same timesteps, noise levels falling from the start's; step counts and indices as for a run of its own."""
     whole = make_solver(name, config_of(name), 10)
     if name in ("ldm-dpm", "ldm-plms"):
-        with pytest.raises(ValueError, match=f"begin is 4; '{name}' has no start part-way"):
-            make_solver(name, config_of(name), 10, begin=4)
+        with pytest.raises(ValueError, match=f"start_step is 4; '{name}' has no start part-way"):
+            make_solver(name, config_of(name), 10, start_step=4)
         return
-    part = make_solver(name, config_of(name), 10, begin=4)
+    part = make_solver(name, config_of(name), 10, start_step=4)
     np.testing.assert_array_equal(part.grid["timestep"], whole.grid["timestep"][whole.calls - part.calls :])
     np.testing.assert_array_equal(part.grid["index"], np.arange(part.calls))
     above = whole.grid["alpha_cumprod"][whole.calls - part.calls - (name == "ldm-ddim")]
@@ -408,22 +408,22 @@ def test_what_is_left_of_a_run_is_the_runs_end(name):
     if name != "ldm-ddim":
         assert part.calls == whole.calls - 4 * (2 if name.startswith(("heun", "dpm2")) else 1)
         assert whole.start_alpha_cumprod == whole.grid["alpha_cumprod"][0]
-    for begin in (-1, 10, 1.0, True):
-        with pytest.raises(ValueError, match="begin is"):
-            make_solver(name, config_of(name), 10, begin=begin)
+    for start_step in (-1, 10, 1.0, True):
+        with pytest.raises(ValueError, match="start_step is"):
+            make_solver(name, config_of(name), 10, start_step=start_step)
 
 
 @pytest.mark.parametrize("name", ["dpm++2m", "dpm++2m-sde", "dpm++2s", "unipc", "deis"])
 def test_history_begins_where_the_run_begins(name):
     """Whatever was remembered before the first step that is left has no weight."""
-    grid = make_solver(name, {**PUBLISHED, "solver_order": 3}, 20, begin=5).grid
+    grid = make_solver(name, {**PUBLISHED, "solver_order": 3}, 20, start_step=5).grid
     assert grid["memory"][0] == grid["memory_2"][0] == grid["memory_2"][1] == 0
     if name == "unipc":
         assert grid["memory_3"][:2].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "strength", "options", "begin"),
+    ("name", "steps", "strength", "options", "start_step"),
     [
         ("pndm", 50, 0.8, {}, 10),
         ("euler", 20, 1.0, {}, 0),
@@ -437,9 +437,9 @@ def test_history_begins_where_the_run_begins(name):
         ("ddim", 50, 1.0, {"depth": True}, 0),
     ],
 )
-def test_first_step(name, steps, strength, options, begin):
-    assert first_step(name, steps, strength, **options) == begin
-    assert make_solver(name, PUBLISHED, steps, begin=begin).calls >= int(steps * strength) - 1
+def test_first_step(name, steps, strength, options, start_step):
+    assert first_step(name, steps, strength, **options) == start_step
+    assert make_solver(name, PUBLISHED, steps, start_step=start_step).calls >= int(steps * strength) - 1
 
 
 @pytest.mark.parametrize(
@@ -463,10 +463,10 @@ def test_bad_strengths_are_refused(name, steps, strength, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_start_from_a_picture_is_its_noised_latents():
+def test_a_start_from_a_image_is_its_noised_latents():
     rng = np.random.default_rng(0)
     clean, noise = rng.standard_normal((2, *SHAPE), np.float32)
-    solver = make_solver("euler", PUBLISHED, 10, begin=4)
+    solver = make_solver("euler", PUBLISHED, 10, start_step=4)
     a = np.float64(solver.start_alpha_cumprod)
     want = np.sqrt(a) * clean + np.sqrt(1 - a) * noise
     np.testing.assert_allclose(start(solver, jnp.asarray(noise), jnp.asarray(clean)).latents, want, atol=1e-6)

@@ -222,7 +222,7 @@ def described(name, config):
     return base, {**config, **SPACING_KEYS.get(name[len(base) + 1 :], {})}
 
 
-def double_reference(name, config, steps, start, noise, monkeypatch, eta=0.0, begin=0, clean=None):
+def double_reference(name, config, steps, start, noise, monkeypatch, eta=0.0, start_step=0, clean=None):
     """Timesteps and end of diffusers' trajectory.
 
     In float64, since steps from a high noise level lose digits in float32: what differs then is ours.
@@ -230,9 +230,9 @@ def double_reference(name, config, steps, start, noise, monkeypatch, eta=0.0, be
     base, config = described(name, config)
     scheduler = CLASSES[base].from_config(config)
     scheduler.set_timesteps(steps)
-    timesteps = scheduler.timesteps[begin * scheduler.order :]
+    timesteps = scheduler.timesteps[start_step * scheduler.order :]
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(begin * scheduler.order)
+        scheduler.set_begin_index(start_step * scheduler.order)
     for table in {"sigmas", "sigmas_interpol", "sigmas_up", "sigmas_down", "alphas_cumprod"} & vars(scheduler).keys():
         setattr(scheduler, table, getattr(scheduler, table).double())
     module = sys.modules[type(scheduler).__module__]
@@ -253,13 +253,13 @@ def double_reference(name, config, steps, start, noise, monkeypatch, eta=0.0, be
     return timesteps.numpy(), x.numpy()
 
 
-def double_error(name, config, steps, monkeypatch, eta=0.0, begin=0):
-    """As `compare`; with `begin`, from a noised picture."""
+def double_error(name, config, steps, monkeypatch, eta=0.0, start_step=0):
+    """As `compare`; with `start_step`, from a noised picture."""
     rng = np.random.default_rng(steps)
     start, clean = rng.standard_normal((2, *SHAPE), np.float32)
-    noise, clean = rng.standard_normal((2 * steps + 10, *SHAPE), np.float32), clean if begin else None
-    timesteps, end = double_reference(name, config, steps, start, noise, monkeypatch, eta, begin, clean)
-    solver = make_solver(name, config, steps, eta, begin, own=True)
+    noise, clean = rng.standard_normal((2 * steps + 10, *SHAPE), np.float32), clean if start_step else None
+    timesteps, end = double_reference(name, config, steps, start, noise, monkeypatch, eta, start_step, clean)
+    solver = make_solver(name, config, steps, eta, start_step, own=True)
     # Where diffusers rounds down, its first timestep is 998 or 999 from run to run: float32 logarithms decide.
     tolerance = 1 if name.endswith(("exponential", "beta", "lu")) else 2e-3
     np.testing.assert_allclose(solver.grid["timestep"], timesteps, rtol=0, atol=tolerance)
@@ -294,23 +294,23 @@ def test_trajectories_of_every_timestep_spacing(name, spacing, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [name for name in DIFFUSERS if name in CLASSES or name.endswith("lu")])
-def test_trajectories_that_start_from_a_picture(name, monkeypatch):
+def test_trajectories_that_start_from_a_image(name, monkeypatch):
     """Measured: 6e-7 at most."""
-    for steps, begin in ((3, 1), (3, 2), (8, 1), (8, 3), (20, 2), (20, 11)):
-        error = double_error(name, PUBLISHED, steps, monkeypatch, begin=begin)
-        assert error <= 5e-6, f"{steps} steps from {begin}: {error:.1e}"
+    for steps, start_step in ((3, 1), (3, 2), (8, 1), (8, 3), (20, 2), (20, 11)):
+        error = double_error(name, PUBLISHED, steps, monkeypatch, start_step=start_step)
+        assert error <= 5e-6, f"{steps} steps from {start_step}: {error:.1e}"
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-def test_runge_kutta_steps_that_start_from_a_picture(spacing, monkeypatch):
+def test_runge_kutta_steps_that_start_from_a_image(spacing, monkeypatch):
     """Of which diffusers runs twelve from wherever it starts, or as many as there are.
 
     Measured: 7e-6 (of 20 steps the last, which is taken for the first of all), else 1e-6 at most.
     """
     config = {**PUBLISHED, "skip_prk_steps": False, "timestep_spacing": spacing}
-    for steps, begin in ((4, 1), (4, 2), (4, 3), (8, 1), (8, 3), (20, 2), (20, 11), (20, 19)):
-        error = double_error("pndm", config, steps, monkeypatch, begin=begin)
-        assert error <= 2e-5, f"{steps} steps from {begin}: {error:.1e}"
+    for steps, start_step in ((4, 1), (4, 2), (4, 3), (8, 1), (8, 3), (20, 2), (20, 11), (20, 19)):
+        error = double_error("pndm", config, steps, monkeypatch, start_step=start_step)
+        assert error <= 2e-5, f"{steps} steps from {start_step}: {error:.1e}"
 
 
 @pytest.mark.parametrize(
@@ -374,9 +374,9 @@ def test_runge_kutta_steps_that_start_from_a_picture(spacing, monkeypatch):
 )
 def test_settings_in_float64(name, config, monkeypatch):
     """Measured: 7e-6 at most, 3e-7 typically."""
-    for steps, begin in ((5, 0), (7, 2), (25, 0)):
-        error = double_error(name, config, steps, monkeypatch, begin=begin)
-        assert error <= 1e-5, f"{steps} steps from {begin}: {error:.1e}"
+    for steps, start_step in ((5, 0), (7, 2), (25, 0)):
+        error = double_error(name, config, steps, monkeypatch, start_step=start_step)
+        assert error <= 1e-5, f"{steps} steps from {start_step}: {error:.1e}"
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])

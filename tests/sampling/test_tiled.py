@@ -52,7 +52,7 @@ def test_no_seam_of_a_network_that_looks_near(height, width):
     np.testing.assert_allclose(got, blur(x, ROW), atol=2e-6)  # 2e-7
 
 
-def test_one_tile_is_the_whole_picture():
+def test_one_tile_is_the_whole_image():
     x = normal(1, 24, 17, 7)
     for tile, overlap in ((24, 8), (100, 0)):
         np.testing.assert_array_equal(tiled(blur, tile, overlap)(x, ROW), blur(x, ROW))
@@ -77,7 +77,7 @@ def wide(x, row):
     return jnp.sort(jnp.sin(out), axis=-1)[..., :4] + row["timestep"]
 
 
-def test_memory_does_not_grow_with_the_picture():
+def test_memory_does_not_grow_with_the_image():
     """By the compiled programs' own account: beyond the picture itself, only one tile's."""
 
     def temporaries(denoise, side):

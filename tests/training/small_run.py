@@ -16,8 +16,8 @@ from PIL import Image
 
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.training.data import batches
-from unclip_jax.training.draws import draw_step, step_keys
 from unclip_jax.training.optimizer import adamw, learning_rate
+from unclip_jax.training.rng import draw_step, step_keys
 from unclip_jax.training.run import RunOptions, train
 from unclip_jax.training.step import start_training
 

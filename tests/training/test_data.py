@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from unclip_jax.conditioning.image import load_image
+from unclip_jax.conditioning.clip_image import load_image
 from unclip_jax.training.data import Record, Skipped, batches, image_folder, load_rgb, select
 
 
@@ -59,7 +59,7 @@ def test_metadata_of_both_kinds(folder):
     ]
 
 
-def test_without_metadata_every_picture_is_taken(tmp_path):
+def test_without_metadata_every_image_is_taken(tmp_path):
     for name in ("b.jpg", "a/c.PNG", "a/d.webp"):
         picture(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
@@ -117,7 +117,7 @@ def test_every_pass_is_whole_and_in_another_order(folder):
     assert flat(take(batches(image_folder(folder), load, batch_size=4, seed=2), 3)) != first
 
 
-def test_hosts_share_the_pictures(folder):
+def test_hosts_share_the_images(folder):
     records = image_folder(folder)
     shares = [flat(take(batches(records, load, batch_size=2, seed=1, host=h, hosts=3), 2)) for h in range(3)]
     assert sorted(flat(shares)) == list(range(12))
@@ -134,7 +134,7 @@ def test_a_place_can_be_gone_back_to(folder):
     assert take(other, 5) == want
 
 
-def test_broken_pictures_are_skipped_and_named(folder):
+def test_broken_images_are_skipped_and_named(folder):
     (folder / "train" / "03.png").write_bytes(b"no picture")
     (folder / "train" / "07.png").write_bytes((folder / "train" / "06.png").read_bytes()[:40])
     (folder / "train" / "09.png").unlink()
@@ -177,7 +177,7 @@ def test_transparent_parts_are_white(tmp_path):
     np.testing.assert_array_equal(load_rgb(Record(tmp_path / "b.gif", "", {})), np.full((2, 2, 3), 255))
 
 
-def test_pictures_are_read_as_pipelines_read_them(tmp_path):
+def test_images_are_read_as_pipelines_read_them(tmp_path):
     """Upright, 16 bits scaled, whatever the colour mode; of a file of its own or of a part of a tar."""
     colours = np.random.default_rng(0).integers(0, 256, (40, 80, 3), np.uint8)
     exif = Image.Exif()
@@ -199,7 +199,7 @@ def test_pictures_are_read_as_pipelines_read_them(tmp_path):
     assert 127 < load_rgb(Record(tmp_path / "gray16.png", "", {})).mean() < 128
 
 
-def test_a_picture_that_is_too_large_is_skipped_and_named(folder, monkeypatch):
+def test_a_image_that_is_too_large_is_skipped_and_named(folder, monkeypatch):
     picture(folder / "train" / "03.png", (1, 2, 3), size=(60, 50))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     skipped = Skipped()

@@ -21,7 +21,7 @@ from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.models.timestep import timestep_embedding
 from unclip_jax.sampling.schedule import NoiseSchedule, add_noise, alphas_cumprod, to_x0_eps
 from unclip_jax.training import objectives
-from unclip_jax.training.averages import start_average, update_average
+from unclip_jax.training.ema import init_ema, update_ema
 from unclip_jax.training.optimizer import adamw
 
 RECORDED = np.load(GOLDEN / "training.npz")
@@ -69,9 +69,9 @@ def steps(golden_files):
         @jax.jit
         def updated(params, gradients):
             updates, _ = optimizer.update(gradients, optimizer.init(params), params)
-            after, average = optax.apply_updates(params, updates), start_average(params)
+            after, average = optax.apply_updates(params, updates), init_ema(params)
             for _ in range(3):
-                average = update_average(average, after)
+                average = update_ema(average, after)
             return after, average
 
         after, average = updated(unet.params, gradients)

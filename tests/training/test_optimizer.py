@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from unclip_jax.training.averages import start_average, update_average
+from unclip_jax.training.ema import init_ema, update_ema
 from unclip_jax.training.optimizer import adamw, learning_rate
 
 
@@ -74,10 +74,10 @@ def test_clipping_is_by_the_norm_of_all():
 
 
 def test_averages_begin_quickly():
-    average = start_average({"a": jnp.zeros(2)})
+    average = init_ema({"a": jnp.zeros(2)})
     seen = []
     for _ in range(4):
-        average = update_average(average, {"a": jnp.ones(2)}, decay=0.3)
+        average = update_ema(average, {"a": jnp.ones(2)}, decay=0.3)
         seen.append(float(average.params["a"][0]))
     left = np.cumprod([2 / 11, 3 / 12, 0.3, 0.3])  # of the beginning: (1 + n) / (10 + n), at most the decay
     np.testing.assert_allclose(seen, 1 - left, rtol=1e-5)
@@ -86,7 +86,7 @@ def test_averages_begin_quickly():
 
 
 def test_averages_of_half_precision_are_not():
-    average = update_average(start_average({"a": jnp.ones(1, jnp.bfloat16)}), {"a": jnp.full(1, 2.0, jnp.bfloat16)})
+    average = update_ema(init_ema({"a": jnp.ones(1, jnp.bfloat16)}), {"a": jnp.full(1, 2.0, jnp.bfloat16)})
     assert average.params["a"].dtype == jnp.float32
     np.testing.assert_allclose(average.params["a"], 1 + 9 / 11, rtol=1e-6)
 

@@ -95,7 +95,7 @@ def test_a_run_that_is_through_does_nothing(whole):
     assert (whole[0] / "metrics.jsonl").read_bytes() == before
 
 
-def test_metrics_and_pictures(tmp_path):
+def test_metrics_and_images(tmp_path):
     seen = []
     small_run(tmp_path, reports=[lambda step, metrics: seen.append((step, metrics))], sample_every=12)
     assert [step for step, _ in seen] == [1, 2, 4, 5, 6, 8, 10, 12, 14, 15, 16, 18, 20, 22, 24]
@@ -143,7 +143,7 @@ def test_what_is_no_number_stops_the_run_and_names_the_step(tmp_path):
     same(small_run(tmp_path), small_run(tmp_path / "never"))
 
 
-def test_pictures_that_cannot_be_read_are_left_out(tmp_path):
+def test_images_that_cannot_be_read_are_left_out(tmp_path):
     def load(index, rng):
         if index == 7:
             raise ValueError("broken")

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from unclip_jax.distributed import mesh as placement
-from unclip_jax.training.draws import draw_step, step_keys
 from unclip_jax.training.optimizer import adamw
+from unclip_jax.training.rng import draw_step, step_keys
 from unclip_jax.training.step import start_training, train_step
 
 SHAPE = (4, 4, 2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import small_models
-from unclip_jax.adapters.words import EMBEDDING, with_placeholder
+from unclip_jax.adapters.textual_inversion import EMBEDDING, with_placeholder
 from unclip_jax.conditioning.tokenizer import Tokenizer, open_clip_tokenizer_json
 from unclip_jax.models.clip import TextEncoder
 from unclip_jax.training.initial import initial_network

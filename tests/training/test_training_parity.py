@@ -8,16 +8,16 @@ import pytest
 from convert.export.diffusers import save_diffusers
 from convert.export.lora import save_lora
 from convert.export.textual_inversion import save_textual_inversion
-from unclip_jax.adapters.words import EMBEDDING, with_placeholder
+from unclip_jax.adapters.textual_inversion import EMBEDDING, with_placeholder
 from unclip_jax.checkpoints.networks import Network
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.pipelines.unclip import UnCLIPPipeline
 from unclip_jax.sampling.schedule import alphas_cumprod
-from unclip_jax.training import denoising
-from unclip_jax.training.denoiser import _schedule
-from unclip_jax.training.draws import draw_step, step_keys
+from unclip_jax.training import diffusion_objective
+from unclip_jax.training.diffusion_trainer import _schedule
 from unclip_jax.training.lora import EVERYTHING, as_lora, initial_lora, merge_lora
 from unclip_jax.training.optimizer import adamw, learning_rate
+from unclip_jax.training.rng import draw_step, step_keys
 from unclip_jax.training.step import start_training, train_step
 from unclip_jax.training.textual_inversion import with_rows
 
@@ -58,13 +58,13 @@ def test_twenty_steps_of_adamw(both):
         "std": np.ones(16, np.float32),
     }
     frozen = {"alphas_cumprod": table, "empty_context": np.zeros((1, 16, 32), np.float32), "noising": noising}
-    options = denoising.Denoising("v_prediction", config.vae.scaling_factor, 0.25, 0.1)
+    options = diffusion_objective.DiffusionObjective("v_prediction", config.vae.scaling_factor, 0.25, 0.1)
     optimizer = adamw(learning_rate(1e-3, 5), weight_decay=0.01, max_grad_norm=1.0)
 
     @jax.jit
     def step(state):
         def losses(params, batch, number):
-            return denoising.losses(options, unet, 3, frozen, params, batch, number)
+            return diffusion_objective.losses(options, unet, 3, frozen, params, batch, number)
 
         return train_step(losses, optimizer, state, encoded)
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from unclip_jax.adapters.lora import Lora, merge_loras
-from unclip_jax.adapters.words import placeholder_tokens, with_placeholder, with_rows
+from unclip_jax.adapters.textual_inversion import placeholder_tokens, with_placeholder, with_rows
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import Network
 from unclip_jax.conditioning.tokenizer import Tokenizer

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from unclip_jax.conditioning.image import Dialect as PreprocessDialect
+from unclip_jax.conditioning.clip_image import Dialect as PreprocessDialect
 from unclip_jax.conditioning.tokenizer import Dialect as TokenizerDialect
 from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.depth import DepthConfig
@@ -29,7 +29,7 @@ class CheckpointConfig:
     dialect: whose arithmetic it follows, "original" (Stability's code: tokenizer with text cleaning, float64 schedule
         tables, pixels truncated to 8 bits) or "diffusers" (transformers' tokenizer, float32 tables, pixels rounded)
     scheduler: the default solver's name; scheduler_config: the diffusers settings that solvers read
-    preprocess: how pictures become pixel values, see `unclip_jax.conditioning.image.preprocess`
+    preprocess: how pictures become pixel values, see `unclip_jax.conditioning.clip_image.preprocess`
     image_noising: the schedule by which the image that conditions is noised: the embedding of the image encoder, or the
         small picture of an upscaler; None for the others
     depth_estimator: the network that makes the depth map of depth-to-image; None for the others

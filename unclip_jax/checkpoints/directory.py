@@ -22,8 +22,8 @@ from unclip_jax.checkpoints import orbax
 from unclip_jax.checkpoints.atomic import atomic_directory
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.config import read_config
-from unclip_jax.checkpoints.finite import warn_unless_finite
 from unclip_jax.checkpoints.networks import abstract_params, is_stacked
+from unclip_jax.checkpoints.nonfinite import warn_unless_finite
 from unclip_jax.checkpoints.stream import CODES, Progress, nbytes, write_safetensors
 from unclip_jax.checkpoints.strict_json import read_bytes, read_object
 from unclip_jax.conditioning.tokenizer import Tokenizer

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from unclip_jax.checkpoints.checkpoint import Parameter
-from unclip_jax.checkpoints.finite import cast, warn_unless_finite
 from unclip_jax.checkpoints.networks import is_stacked
+from unclip_jax.checkpoints.nonfinite import cast, warn_unless_finite
 from unclip_jax.checkpoints.stream import CODES, Progress
 from unclip_jax.checkpoints.strict_json import read_object
 

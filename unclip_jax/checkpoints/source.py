@@ -12,7 +12,7 @@ from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_direc
 from unclip_jax.checkpoints.hub import download
 from unclip_jax.checkpoints.places import place_of
 from unclip_jax.conditioning.address import shown
-from unclip_jax.conditioning.image import Dialect as PreprocessDialect
+from unclip_jax.conditioning.clip_image import Dialect as PreprocessDialect
 from unclip_jax.demo import demo_model
 from unclip_jax.sampling.schedule import PREDICTION_TYPES
 

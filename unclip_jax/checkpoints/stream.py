@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unclip_jax.checkpoints.checkpoint import Parameter
-from unclip_jax.checkpoints.finite import cast
+from unclip_jax.checkpoints.nonfinite import cast
 
 # numpy's names and safetensors' codes of the dtypes that weights come in.
 CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}

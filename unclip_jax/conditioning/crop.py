@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from unclip_jax.conditioning.masks import NAME, Mask, binarized, gray_mask
-from unclip_jax.conditioning.pixels import FILTERS, Resample, to_pixels
+from unclip_jax.conditioning.vae_image import FILTERS, Resample, to_pixels
 
 
 class Box(NamedTuple):

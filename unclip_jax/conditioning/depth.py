@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from unclip_jax.conditioning.image import STORED, PictureSource, load_image, open_picture
-from unclip_jax.conditioning.pixels import to_pixels
+from unclip_jax.conditioning.clip_image import STORED, ImageSource, load_image, open_image
 from unclip_jax.conditioning.resize_8bit import resize_bicubic_8bit
+from unclip_jax.conditioning.vae_image import to_pixels
 from unclip_jax.models.resize import cubic_weights, resize_bicubic
 
 Dialect = Literal["diffusers", "original"]
@@ -77,7 +77,7 @@ def depth_condition(depth: jax.Array, height: int, width: int) -> jax.Array:
     return jnp.where(constant, -1.0, 2 * (resized - least) / jnp.where(constant, 1.0, extent) - 1)
 
 
-def load_depth_map(source: PictureSource) -> NDArray[np.float32]:
+def load_depth_map(source: ImageSource) -> NDArray[np.float32]:
     """A given depth map, in the place of the estimator's: (H, W) float32 of its own range, larger is nearer.
 
     source: an array (H, W) or (H, W, 1) of floats or integers, or a gray picture of 8 or 16 bits or of floats: a PIL
@@ -96,10 +96,10 @@ def load_depth_map(source: PictureSource) -> NDArray[np.float32]:
     return depth
 
 
-def _values(source: PictureSource) -> NDArray[np.float32]:
+def _values(source: ImageSource) -> NDArray[np.float32]:
     name = "depth_map"
     if isinstance(source, STORED):
-        picture = open_picture(source, name)
+        picture = open_image(source, name)
         if picture.mode in ("L", "F") or picture.mode.startswith("I"):
             return np.asarray(picture).astype(np.float32)
         colours = load_image(picture, name)

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unclip_jax.conditioning.image import STORED, PictureSource, load_image, open_picture
-from unclip_jax.conditioning.pixels import FILTERS, Resample, resize_nearest
+from unclip_jax.conditioning.clip_image import STORED, ImageSource, load_image, open_image
+from unclip_jax.conditioning.vae_image import FILTERS, Resample, resize_nearest
 
 Mask = Image.Image | NDArray[np.float32]
 NAME = "mask_image"
 
 
-def load_mask(source: PictureSource) -> Mask:
+def load_mask(source: ImageSource) -> Mask:
     """A mask as a PIL image in its own colour mode, upright, or as float32 (H, W) in 0..1 where it is one of numbers.
 
     source: a PIL image, the path, address or bytes of a picture file, an array of uint8 (H, W), (H, W, 1) or
@@ -26,7 +26,7 @@ def load_mask(source: PictureSource) -> Mask:
     Transparency is ignored, as diffusers does. Raises FileNotFoundError and ValueError as `load_image` does.
     """
     if isinstance(source, STORED):
-        picture = open_picture(source, NAME)
+        picture = open_image(source, NAME)
         if picture.mode == "F":
             return load_mask(np.asarray(picture))
         if picture.mode.startswith("I"):  # Pillow would clip 16-bit gray at 255
@@ -97,7 +97,7 @@ def binarized(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return white[..., None].astype(np.float32)
 
 
-def masked_picture(pixels: NDArray[np.float32], mask: NDArray[np.float32]) -> NDArray[np.float32]:
+def masked_image(pixels: NDArray[np.float32], mask: NDArray[np.float32]) -> NDArray[np.float32]:
     """The picture with mid gray, 0, where it is repainted. pixels: (..., H, W, 3) in -1..1; mask: (..., H, W, 1)."""
     return pixels * (mask < 0.5)
 

@@ -18,7 +18,7 @@ def noise_low_res(
 ) -> jax.Array:
     """The small picture as the UNet reads it, beside latents of the same size: (B, h, w, 3) float32.
 
-    pixels: (B, h, w, 3) in -1..1, see `unclip_jax.conditioning.pixels.start_pixels` (bicubic in both references).
+    pixels: (B, h, w, 3) in -1..1, see `unclip_jax.conditioning.vae_image.start_pixels` (bicubic in both references).
     levels: (B,) int in 0..350, the UNet's class labels too; level 0 adds a little noise. noise: (B, h, w, 3) standard
     normal. alphas_cumprod: (1000,), of the schedule in image space, `CheckpointConfig.image_noising`. The picture of
     the unconditional half is the same. Source: the original's `low_scale_model`, diffusers' `low_res_scheduler`.

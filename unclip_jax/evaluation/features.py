@@ -14,12 +14,12 @@ from unclip_jax.checkpoints.checkpoint import Checkpoint
 from unclip_jax.checkpoints.config import ClipConfig, PriorCheckpointConfig
 from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import Network, abstract_network
-from unclip_jax.conditioning.image import Dialect, preprocess
+from unclip_jax.conditioning.clip_image import Dialect, preprocess
 from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.distributed.mesh import batch_sharding, data_size, pad_batch, replicated
 from unclip_jax.models.clip import TextEncoder, VisionEncoder
 
-Pictures = Sequence[NDArray[np.uint8]]
+Images = Sequence[NDArray[np.uint8]]
 
 
 def over_devices(function: Callable[[Any, jax.Array], jax.Array], params: Any, mesh: Mesh, batch_size: int) -> Any:
@@ -43,7 +43,7 @@ def over_devices(function: Callable[[Any, jax.Array], jax.Array], params: Any, m
 class ClipFeatures:
     """A CLIP model's two towers: pictures and texts -> embeddings (N, D), un-normalised."""
 
-    pictures: Callable[[Pictures], NDArray[np.float32]]
+    pictures: Callable[[Images], NDArray[np.float32]]
     texts: Callable[[Sequence[str]], NDArray[np.float32]]
 
 
@@ -80,9 +80,9 @@ def embed_texts(
 ) -> NDArray[np.float32]:
     """Texts in the joint space of an open CLIP checkpoint, whose text tower alone is read: (texts, D) float32.
 
-    The pictures' counterpart is an unCLIP pipeline's `encode_images`, if its image encoder is of the same CLIP model:
-    OpenCLIP's ViT-H/14 (laion2b_s32b_b79k) for Stable Diffusion's unCLIP H, OpenAI's ViT-L/14 for L. A text's embedding
-    does not depend on its company. normalize: to length 1.
+    The pictures' counterpart is an unCLIP pipeline's `encode_image_embeds`, if its image encoder is of the same CLIP
+    model: OpenCLIP's ViT-H/14 (laion2b_s32b_b79k) for Stable Diffusion's unCLIP H, OpenAI's ViT-L/14 for L. A text's
+    embedding does not depend on its company. normalize: to length 1.
 
     Raises ValueError for a text tower without its projection, as Stable Diffusion checkpoints have it, no texts, and
     tokens outside the tower's vocabulary.
@@ -108,7 +108,7 @@ def _tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> NDArray[np.int32]:
     return tokenizer(list(texts))
 
 
-def inception_features(network: Network, mesh: Mesh, batch_size: int = 32) -> Callable[[Pictures], NDArray[np.float32]]:
+def inception_features(network: Network, mesh: Mesh, batch_size: int = 32) -> Callable[[Images], NDArray[np.float32]]:
     """Pictures of one size -> Inception's features (N, 2048), as FID wants them.
 
     network: from `convert.inception.open_inception`.

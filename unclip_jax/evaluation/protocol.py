@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from unclip_jax.checkpoints.atomic import replaced_file
 from unclip_jax.evaluation.cmmd import cmmd
-from unclip_jax.evaluation.features import ClipFeatures, Pictures
+from unclip_jax.evaluation.features import ClipFeatures, Images
 from unclip_jax.evaluation.frechet import Moments, frechet_distance, merge, moments, no_moments
 from unclip_jax.evaluation.similarity import cosines, diversity
 from unclip_jax.pipelines.unclip import UnCLIPPipeline
 from unclip_jax.progress import Progress
 from unclip_jax.sampling.noise import Branch, draw, image_keys
 from unclip_jax.training.data import Record, load_rgb, points_outside
-from unclip_jax.training.rows import square
+from unclip_jax.training.transforms import square
 
 GUIDANCE_SCALES = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # the model card's
 NOISE_LEVELS = (0, 200, 400, 600, 800, 1000)
@@ -62,7 +62,7 @@ class Judges:
 
     names: tuple[str, ...]
     clip: ClipFeatures
-    inception: Callable[[Pictures], NDArray[np.float32]] | None = None
+    inception: Callable[[Images], NDArray[np.float32]] | None = None
 
 
 @dataclasses.dataclass
@@ -118,7 +118,7 @@ def evaluate(
     reference = _count(state, "reference", records, protocol, judges, side, lambda batch, pictures, indices: pictures)
 
     def make(guidance: float, level: int, prompted: bool, copies: int) -> Any:
-        def made(batch: Sequence[Record], pictures: Pictures, indices: NDArray[np.int64]) -> Pictures:
+        def made(batch: Sequence[Record], pictures: Images, indices: NDArray[np.int64]) -> Images:
             outputs = (indices[:, None] * copies + np.arange(copies)).ravel()  # a picture's index in the whole run
             keys = image_keys(protocol.seed, jnp.asarray(outputs))
             width = pipe.config.image_encoder.projection_dim if pipe.config.image_encoder is not None else 0
@@ -180,7 +180,7 @@ def _count(
     protocol: Protocol,
     judges: Judges,
     side: int,
-    make: Callable[[Sequence[Record], Pictures, NDArray[np.int64]], Pictures],
+    make: Callable[[Sequence[Record], Images, NDArray[np.int64]], Images],
 ) -> Counts:
     """Makes the pictures of one setting and counts them, from where it was interrupted."""
     counts = state.read(name)

@@ -205,7 +205,7 @@ class TextEncoder(nnx.Module):
 class VisionEncoder(nnx.Module):
     """The vision tower. Call: pixel values (B, S, S, 3) -> image embeddings (B, projection_dim), un-normalised.
 
-    Pixel values are CLIP-normalised (`unclip_jax.conditioning.image.preprocess`), S = `config.image_size`.
+    Pixel values are CLIP-normalised (`unclip_jax.conditioning.clip_image.preprocess`), S = `config.image_size`.
     """
 
     def __init__(

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 
 from unclip_jax.conditioning.depth import estimator_pixels, load_depth_map
-from unclip_jax.conditioning.pixels import Resample
+from unclip_jax.conditioning.vae_image import Resample
 from unclip_jax.pipelines.arguments import ProjectedGuidance
+from unclip_jax.pipelines.init_image import check_start, count_prompts, latent_shape_of, load_init_images, pixels_of
 from unclip_jax.pipelines.pipeline import Chunk, ImageInput, Pipeline, PipelineOutput
 from unclip_jax.pipelines.request import OutputType, Request, check_request, follows_original
-from unclip_jax.pipelines.start_picture import check_start, count_prompts, latent_shape_of, load_pictures, pixels_of
 from unclip_jax.sampling.solvers import Solver
 
 
@@ -80,7 +80,7 @@ class DepthToImagePipeline(Pipeline):
 
     def _check(self, **a: Any) -> DepthRequest:
         config, original = self.config, follows_original(self.config, a)
-        pictures = load_pictures(a["image"])
+        pictures = load_init_images(a["image"])
         resample: Resample = "bicubic" if original else "lanczos"
         pixels = pixels_of(config, pictures, a["height"], a["width"], resample)
         shape, prompts = latent_shape_of(config, pixels), count_prompts(a, len(pixels))

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from unclip_jax.pipelines.arguments import ProjectedGuidance
-from unclip_jax.pipelines.picture_condition import check_own_condition
+from unclip_jax.pipelines.image_condition import check_own_condition
+from unclip_jax.pipelines.init_image import check_start, count_prompts, latent_shape_of, load_init_images, pixels_of
 from unclip_jax.pipelines.pipeline import ImageInput, Pipeline, PipelineOutput
 from unclip_jax.pipelines.request import OutputType, Request, check_request
-from unclip_jax.pipelines.start_picture import check_start, count_prompts, latent_shape_of, load_pictures, pixels_of
 from unclip_jax.sampling.solvers import Solver
 
 
@@ -67,7 +67,7 @@ class ImageToImagePipeline(Pipeline):
         return self._make(self._check(**{k: v for k, v in locals().items() if k != "self"}))
 
     def _check(self, **a: Any) -> Request:
-        a["image"] = load_pictures(a["image"])
+        a["image"] = load_init_images(a["image"])
         pixels = pixels_of(self.config, a["image"], a["height"], a["width"])
         shape, prompts = latent_shape_of(self.config, pixels), count_prompts(a, len(pixels))
         common = check_request(self.config, a, shape, prompts, a["strength"])

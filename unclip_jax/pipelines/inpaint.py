@@ -14,14 +14,14 @@ import numpy as np
 from PIL import Image
 
 from unclip_jax.conditioning.crop import Box, crop_region, cropped_mask, cropped_pixels, paste_back
-from unclip_jax.conditioning.masks import Mask, binary_mask, check_same_size, latent_mask, load_mask, masked_picture
-from unclip_jax.conditioning.pixels import Resample, floor_size
+from unclip_jax.conditioning.masks import Mask, binary_mask, check_same_size, latent_mask, load_mask, masked_image
+from unclip_jax.conditioning.vae_image import Resample, floor_size
 from unclip_jax.pipelines.arguments import ProjectedGuidance, check_number
-from unclip_jax.pipelines.picture_condition import check_own_condition
+from unclip_jax.pipelines.compiled import Known
+from unclip_jax.pipelines.image_condition import check_own_condition
+from unclip_jax.pipelines.init_image import check_start, count_prompts, latent_shape_of, load_init_images, pixels_of
 from unclip_jax.pipelines.pipeline import Chunk, ImageInput, Pipeline, PipelineOutput
-from unclip_jax.pipelines.programs import Known
 from unclip_jax.pipelines.request import OutputType, Request, check_latent_shape, check_request, follows_original
-from unclip_jax.pipelines.start_picture import check_start, count_prompts, latent_shape_of, load_pictures, pixels_of
 from unclip_jax.sampling.loop import Carry
 from unclip_jax.sampling.noise import Branch
 from unclip_jax.sampling.solvers import Solver
@@ -41,7 +41,7 @@ class InpaintRequest(Request):
     kept: list[tuple[np.ndarray, Mask, Box | None]] | None
 
     @property
-    def encodes_picture(self) -> bool:
+    def encodes_image(self) -> bool:
         """Whether the picture itself is encoded: to begin with it, or to put it back around the hole."""
         return self.masked is None or not self.from_noise
 
@@ -111,7 +111,7 @@ class InpaintPipeline(Pipeline):
             raise ValueError("mask_image is missing: white is what is painted anew")
         if not isinstance(a["paste_back"], bool):
             raise ValueError(f"paste_back is {a['paste_back']!r}; want True or False")
-        pictures = a["image"] = load_pictures(a["image"])
+        pictures = a["image"] = load_init_images(a["image"])
         if isinstance(a["mask_image"], list | tuple):
             masks = [load_mask(mask) for mask in a["mask_image"]]
         else:
@@ -143,10 +143,10 @@ class InpaintPipeline(Pipeline):
             raise ValueError(f"{name} is given, but at strength {a['strength']} the initial noise is {unused!r}")
         prompts = count_prompts(a, len(pixels))
         common = check_request(config, a, shape, prompts, None if from_noise else a["strength"])
-        masked = masked_picture(pixels, holes) if config.task == "inpaint" else None
-        encodes_picture = masked is None or not from_noise
-        encoded = pixels if encodes_picture or masked is None else masked
-        encodings = int(encodes_picture) + (masked is not None)
+        masked = masked_image(pixels, holes) if config.task == "inpaint" else None
+        encodes_image = masked is None or not from_noise
+        encoded = pixels if encodes_image or masked is None else masked
+        encodings = int(encodes_image) + (masked is not None)
         return InpaintRequest(
             **common,
             start=check_start(a, encoded, common["batch"], shape, encodings),
@@ -181,15 +181,15 @@ class InpaintPipeline(Pipeline):
         assert isinstance(request, InpaintRequest)
         encoded = super()._encode(request)
         if request.masked is not None:
-            both = request.encodes_picture
-            encoded["masked"] = self.encode_pictures(request.masked) if both else encoded["start"]
+            both = request.encodes_image
+            encoded["masked"] = self.vae_encode(request.masked) if both else encoded["start"]
         return encoded
 
     def _channels(self, request: Request, encoded: Mapping[str, np.ndarray], chunk: Chunk) -> jax.Array | None:
         assert isinstance(request, InpaintRequest)
         if request.masked is None:
             return None
-        masked = self._latents(request, encoded["masked"], chunk, int(request.encodes_picture))
+        masked = self._latents(request, encoded["masked"], chunk, int(request.encodes_image))
         return jnp.concatenate([self._mask(request, chunk), masked], axis=-1)
 
     def _start(self, request: Request, encoded: Mapping[str, np.ndarray], chunk: Chunk) -> Carry:

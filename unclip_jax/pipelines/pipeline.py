@@ -21,7 +21,7 @@ from PIL import Image
 
 from unclip_jax.adapters import loaded
 from unclip_jax.adapters.loaded import Adapters
-from unclip_jax.adapters.words import EMBEDDING, expand_words
+from unclip_jax.adapters.textual_inversion import EMBEDDING, expand_words
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
 from unclip_jax.checkpoints.config import CheckpointConfig, Task
 from unclip_jax.checkpoints.loading import load_networks, return_freed_memory
@@ -29,15 +29,15 @@ from unclip_jax.checkpoints.networks import Network, abstract_networks
 from unclip_jax.checkpoints.repairs import repaired
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.compilation import use_compilation_cache
-from unclip_jax.conditioning.image import PictureSource as ImageInput
-from unclip_jax.conditioning.image import load_images, preprocess
+from unclip_jax.conditioning.clip_image import ImageSource as ImageInput
+from unclip_jax.conditioning.clip_image import load_images, preprocess
 from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.distributed import mesh as placement
+from unclip_jax.image_files import to_uint8
 from unclip_jax.models.freeu import FreeU
-from unclip_jax.pictures import to_uint8
 from unclip_jax.pipelines.arguments import MAX_SCALE, check_number
+from unclip_jax.pipelines.compiled import Known, make_programs
 from unclip_jax.pipelines.memory import Memory
-from unclip_jax.pipelines.programs import Known, make_programs
 from unclip_jax.pipelines.request import Request
 from unclip_jax.progress import Progress
 from unclip_jax.safety import SafetyChecker
@@ -92,7 +92,7 @@ class StreamState:
 
     def decode(self) -> list[Image.Image]:
         """Full pictures of the network's current estimate of the end, finished as those of a call: checked, marked."""
-        return self._pipeline._pictures(self._request, self.x0)[0]
+        return self._pipeline._images(self._request, self.x0)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,11 +276,11 @@ class Pipeline:
         rounding: Literal["truncate", "round"] = "truncate" if self.config.dialect == "original" else "round"
         return [Image.fromarray(a) for a in to_uint8(images, rounding)]
 
-    def encode_images(self, images: ImageInput | Sequence[ImageInput]) -> np.ndarray:
+    def encode_image_embeds(self, images: ImageInput | Sequence[ImageInput]) -> np.ndarray:
         """A picture or several, as a call takes them -> CLIP embeddings (pictures, D) float32, un-normalised.
 
         Raises ValueError for what is no picture and for a checkpoint without an image encoder, and what
-        `unclip_jax.conditioning.image.load_image` raises.
+        `unclip_jax.conditioning.clip_image.load_image` raises.
         """
         if self.config.image_encoder is None:
             raise ValueError("images are given, but this checkpoint has no image encoder")
@@ -288,9 +288,9 @@ class Pipeline:
         pixels = np.stack([preprocess(image, self.config.preprocess, size) for image in load_images(images, "images")])
         return self._one_by_one("image_encoder", self.programs.embed_images, pixels, "encoding pictures")
 
-    def encode_pictures(self, pixels: np.ndarray) -> np.ndarray:
+    def vae_encode(self, pixels: np.ndarray) -> np.ndarray:
         """Pictures (B, H, W, 3) in -1..1 -> the moments of the VAE's posterior (B, H/f, W/f, 8) float32."""
-        return self._one_by_one("vae", self.programs.encode_pictures, pixels, "encoding pictures")
+        return self._one_by_one("vae", self.programs.vae_encode, pixels, "encoding pictures")
 
     def encode_prompts(self, prompts: Sequence[str]) -> np.ndarray:
         """Prompts -> the text encoder's states (B, T, C) float32. Equal prompts are encoded once."""
@@ -392,10 +392,10 @@ class Pipeline:
         """What the networks but the UNet say of the inputs, once a call, on the host. Pipelines add to it."""
         encoded = {}
         if request.start is not None:
-            encoded["start"] = self.encode_pictures(request.start.pixels)
+            encoded["start"] = self.vae_encode(request.start.pixels)
         if (condition := request.condition) is not None:
             embeds, images = condition.image_embeds, condition.images
-            encoded["embeds"] = self.encode_images(images or []) if embeds is None else embeds
+            encoded["embeds"] = self.encode_image_embeds(images or []) if embeds is None else embeds
         for name, prompts, embeds in (
             ("text", request.prompts, request.prompt_embeds),
             ("negative", request.negative_prompts, request.negative_prompt_embeds),
@@ -506,7 +506,7 @@ class Pipeline:
         elif request.output_type == "np":
             images = self._decode(request, latents)
         else:
-            images, flagged = self._pictures(request, latents)
+            images, flagged = self._images(request, latents)
         return PipelineOutput(images, latents, encoded.get("embeds"), flagged)
 
     def _decode(self, request: Request, latents: np.ndarray) -> np.ndarray:
@@ -514,7 +514,7 @@ class Pipeline:
         in_tiles = None if request.tile is None or self.memory.decoding != "whole" else request.tile[0]
         return self.decode_latents(latents, in_tiles)
 
-    def _pictures(self, request: Request, latents: np.ndarray) -> tuple[list[Image.Image], list[bool] | None]:
+    def _images(self, request: Request, latents: np.ndarray) -> tuple[list[Image.Image], list[bool] | None]:
         return self._finish(request, self.to_pil(self._decode(request, latents)))
 
     def _check_finish(self, request: Request) -> None:
@@ -610,7 +610,7 @@ class Pipeline:
         def advance_rows(carry: Carry, part: slice) -> Carry:
             grid = columns if part.stop - part.start == solver.calls else {k: c[part] for k, c in columns.items()}
             static = {"guidance": request.guidance, "tile": request.tile}
-            return self.programs.advance(unet, solver, carry, grid, constants, seed, indices, **static)
+            return self.programs.run_steps(unet, solver, carry, grid, constants, seed, indices, **static)
 
         return carry, advance_rows
 

@@ -13,7 +13,7 @@ from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.distributed import mesh as placement
 from unclip_jax.pipelines.arguments import check_integer
-from unclip_jax.pipelines.choose import pipeline_for
+from unclip_jax.pipelines.auto import pipeline_for
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.pipeline import DEFAULT_MEMORY, Pipeline
 from unclip_jax.pipelines.request import check_latent_shape
@@ -101,7 +101,7 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, free
         side = config.depth_estimator.image_size
         looks["estimating depth"] = ("depth_estimator", programs.estimate_depth, (1, side, side, 3))
     if config.task in ("depth-to-image", "inpaint"):
-        looks["encoding"] = ("vae", programs.encode_pictures, picture)
+        looks["encoding"] = ("vae", programs.vae_encode, picture)
 
     with Progress("compiling the programs", 5 + len(looks), unit="program", enabled=pipe.progress) as bar:
         for part, program, shape in looks.values():
@@ -127,7 +127,7 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, free
             _array((), one, np.uint32),
             _array((rows,), many, np.int32),
         )
-        count("unet", programs.advance.lower(weights["unet"], solver, *step, guidance=Guidance()), step)
+        count("unet", programs.run_steps.lower(weights["unet"], solver, *step, guidance=Guidance()), step)
 
         latents = _array((group, *latent_shape), many)
         count("vae", programs.decode.lower(weights["vae"], latents), latents)

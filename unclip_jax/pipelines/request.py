@@ -8,8 +8,8 @@ import numpy as np
 
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.pipelines import arguments as check
-from unclip_jax.pipelines.picture_condition import PictureCondition
-from unclip_jax.pipelines.start_picture import StartPicture
+from unclip_jax.pipelines.image_condition import ImageCondition
+from unclip_jax.pipelines.init_image import InitImage
 from unclip_jax.sampling.guidance import Guidance
 from unclip_jax.sampling.solvers import Solver, describes, first_step, make_solver
 
@@ -39,8 +39,8 @@ class Request:
     step_noise: np.ndarray | None
     batch_size: int
     output_type: OutputType
-    condition: PictureCondition | None = None
-    start: StartPicture | None = None
+    condition: ImageCondition | None = None
+    start: InitImage | None = None
     tile: tuple[int, int] | None = None
 
     def chunks(self) -> Iterator[np.ndarray]:
@@ -86,9 +86,9 @@ def check_request(
         solver, name = name, "solver"
     elif isinstance(name, str):
         train = config.scheduler_config.get("num_train_timesteps", 1000)
-        begin = 0 if strength is None else first_step(name, steps, strength, train, depth)
+        start_step = 0 if strength is None else first_step(name, steps, strength, train, depth)
         own = a["scheduler"] is None and describes(config.scheduler_config, name)
-        solver = make_solver(name, config.scheduler_config, steps, a["eta"], begin, own=own)
+        solver = make_solver(name, config.scheduler_config, steps, a["eta"], start_step, own=own)
     else:
         raise ValueError(f"scheduler is {name!r}; want None, a name or a Solver")
 

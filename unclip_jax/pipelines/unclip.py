@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from unclip_jax.pipelines.arguments import ProjectedGuidance
-from unclip_jax.pipelines.picture_condition import check_condition
+from unclip_jax.pipelines.image_condition import check_condition
 from unclip_jax.pipelines.pipeline import ImageInput, Pipeline, PipelineOutput
 from unclip_jax.pipelines.request import OutputType, Request, check_latent_shape, check_request
 from unclip_jax.sampling.solvers import Solver

@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from unclip_jax.conditioning.pixels import start_pixels
 from unclip_jax.conditioning.upscale import check_levels
+from unclip_jax.conditioning.vae_image import start_pixels
 from unclip_jax.pipelines import arguments as check
 from unclip_jax.pipelines.arguments import ProjectedGuidance
+from unclip_jax.pipelines.init_image import count_prompts, load_init_images
 from unclip_jax.pipelines.pipeline import Chunk, ImageInput, Pipeline, PipelineOutput
 from unclip_jax.pipelines.request import OutputType, Request, check_request
-from unclip_jax.pipelines.start_picture import count_prompts, load_pictures
 from unclip_jax.sampling.noise import Branch
 from unclip_jax.sampling.solvers import Solver
 
@@ -85,7 +85,7 @@ class UpscalePipeline(Pipeline):
 
     def _check(self, **a: Any) -> UpscaleRequest:
         multiple = self.config.unet.size_multiple
-        pixels = [start_pixels(p, multiple=multiple, resample="bicubic") for p in load_pictures(a["image"])]
+        pixels = [start_pixels(p, multiple=multiple, resample="bicubic") for p in load_init_images(a["image"])]
         if len({array.shape for array in pixels}) > 1:
             raise ValueError("image: the pictures are of several sizes; want one size")
         height, width = pixels[0].shape[:2]

@@ -3,14 +3,14 @@
 from unclip_jax.sampling.guidance import (
     Guidance,
     double,
-    guidance_memory,
     guidance_rows,
+    guidance_state,
     guide,
     guided,
     interleave,
     limit_interval,
 )
-from unclip_jax.sampling.loop import advance, advance_remembering, sample, start
+from unclip_jax.sampling.loop import run_stateful_steps, run_steps, sample, start
 from unclip_jax.sampling.noise import Branch, draw, image_keys
 from unclip_jax.sampling.solvers import (
     PUBLISHED_UNCLIP_SCHEDULER,
@@ -27,20 +27,21 @@ __all__ = [
     "Branch",
     "Guidance",
     "Solver",
-    "advance",
-    "advance_remembering",
     "ddim_inversion",
     "double",
     "draw",
     "first_step",
-    "guidance_memory",
     "guidance_rows",
+    "guidance_state",
     "guide",
     "guided",
     "image_keys",
     "interleave",
     "limit_interval",
     "make_solver",
+    "run_stateful_steps",
+    "run_steps",
+    "run_steps_with_state",
     "sample",
     "start",
 ]

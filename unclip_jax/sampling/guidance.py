@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unclip_jax.sampling.loop import RememberingDenoise
+from unclip_jax.sampling.loop import StatefulDenoise
 from unclip_jax.sampling.schedule import to_x0_eps
 from unclip_jax.sampling.solvers.solver import Row, State
 
@@ -93,13 +93,13 @@ def perturbed_rows(guidance: Guidance, batch: int) -> jax.Array | None:
     return jnp.tile(jnp.arange(guidance.rows) == guidance.rows - 1, batch)
 
 
-def guidance_memory(guidance: Guidance, latents: jax.Array) -> State:
+def guidance_state(guidance: Guidance, latents: jax.Array) -> State:
     """What `start` needs for `guided`: APG's running sum, zeros like latents (B, ...); () without."""
     return jnp.zeros(latents.shape, jnp.float32) if guidance.projected else ()
 
 
-def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> RememberingDenoise:
-    """The guided prediction, as `unclip_jax.sampling.loop.advance_remembering` takes it.
+def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> StatefulDenoise:
+    """The guided prediction, as `unclip_jax.sampling.loop.run_steps_with_state` takes it.
 
     network: (latents (rows B, ...), row of the grid, perturbed (rows B,) bool or None) -> predictions (rows B, ...) of
         `prediction_type` and of any float dtype. Its conditions are of `guidance_rows`.

@@ -11,37 +11,37 @@ from unclip_jax.sampling.schedule import add_noise, to_x0_eps
 from unclip_jax.sampling.solvers.solver import Row, Solver, State
 
 Denoise = Callable[[jax.Array, Row], jax.Array]
-RememberingDenoise = Callable[[jax.Array, Row, State], tuple[jax.Array, State]]
+StatefulDenoise = Callable[[jax.Array, Row, State], tuple[jax.Array, State]]
 Between = Callable[[jax.Array, Row], jax.Array]
 
 
 class Carry(NamedTuple):
     """Where a run stands.
 
-    latents: (B, ...) float32; state: the solver's; x0: the network's last guess of the end; memory: what the prediction
-    keeps from call to call, () for nothing.
+    latents: (B, ...) float32; state: the solver's; x0: the network's last guess of the end; guidance_state: what
+    the prediction keeps from call to call, () for nothing.
     """
 
     latents: jax.Array
     state: State
     x0: jax.Array
-    memory: State = ()
+    guidance_state: State = ()
 
 
-def start(solver: Solver, latents: jax.Array, clean: jax.Array | None = None, *, memory: State = ()) -> Carry:
+def start(solver: Solver, latents: jax.Array, clean: jax.Array | None = None, *, guidance_state: State = ()) -> Carry:
     """A run before its first step, from pure noise or from a picture.
 
     latents: standard normal noise (B, ...). clean: (B, ...), a picture's latents, which get that noise at the level of
-    the solver's start; None: none. memory: see `advance_remembering`.
+    the solver's start; None: none. guidance_state: see `run_stateful_steps`.
     """
     if clean is None:
         latents = latents.astype(jnp.float32) * solver.scale
     else:
         latents = add_noise(clean, latents, jnp.asarray(solver.start_alpha_cumprod))
-    return Carry(latents, solver.init(latents), latents, memory)
+    return Carry(latents, solver.init(latents), latents, guidance_state)
 
 
-def advance(
+def run_steps(
     denoise: Denoise,
     solver: Solver,
     carry: Carry,
@@ -56,29 +56,29 @@ def advance(
 
     Raises ValueError when a stochastic solver gets neither.
     """
-    return advance_remembering(lambda x, row, memory: (denoise(x, row), memory), solver, carry, rows, keys)
+    return run_stateful_steps(lambda x, row, state: (denoise(x, row), state), solver, carry, rows, keys)
 
 
-def advance_remembering(
-    denoise: RememberingDenoise,
+def run_stateful_steps(
+    denoise: StatefulDenoise,
     solver: Solver,
     carry: Carry,
     rows: Mapping[str, jax.Array],
     keys: jax.Array | None = None,
     between: Between | None = None,
 ) -> Carry:
-    """`advance` for a prediction that depends on earlier ones (`unclip_jax.sampling.guidance.guided`).
+    """`run_steps` for a prediction that depends on earlier ones (`unclip_jax.sampling.guidance.guided`).
 
-    denoise: (latents, row, memory) -> prediction, memory; the first memory is what `start` was given. Memory is a
-    matter of network calls: a solver that calls twice a step updates it twice.
+    denoise: (latents, row, guidance_state) -> prediction, guidance_state; the first state is what `start` was given.
+        A solver that calls the network twice a step updates it twice.
     between: (next latents, row) -> what the next step is given in their place
     """
     if solver.stochastic and keys is None and "step_noise" not in rows:
         raise ValueError("this solver is stochastic: give keys, one an image, or step noise")
 
     def body(carry: Carry, row: Row) -> tuple[Carry, None]:
-        x, state, _, memory = carry
-        out, memory = denoise(x, row, memory)
+        x, state, _, guidance_state = carry
+        out, guidance_state = denoise(x, row, guidance_state)
         noise = row.get("step_noise")
         if solver.stochastic and keys is not None and noise is None:
             noise = draw(keys, Branch.STEP, x.shape[1:], row["index"])
@@ -86,7 +86,7 @@ def advance_remembering(
         x, state = solver.step(solver.prediction_type, state, x, out, row, noise)
         if between is not None:
             x = between(x, row)
-        return Carry(x, state, x0, memory), None
+        return Carry(x, state, x0, guidance_state), None
 
     return jax.lax.scan(body, carry, dict(rows))[0]
 
@@ -101,7 +101,7 @@ def sample(
 ) -> jax.Array:
     """Samples from pure noise to the end of the solver's grid. Pure: composes with jit, grad, vmap, pmap, shard_map.
 
-    denoise: (latents, row) -> prediction, see `advance`. latents: (B, ...) standard normal. For stochastic solvers,
+    denoise: (latents, row) -> prediction, see `run_steps`. latents: (B, ...) standard normal. For stochastic solvers,
     keys: (B,) keys (see `unclip_jax.sampling.noise.image_keys`), or step_noise: (solver.calls, B, ...).
     Returns (B, ...) float32.
 
@@ -111,4 +111,4 @@ def sample(
     rows = {name: jnp.asarray(column) for name, column in solver.grid.items()}
     if step_noise is not None and solver.stochastic:
         rows["step_noise"] = step_noise
-    return advance(denoise, solver, start(solver, latents), rows, keys).latents
+    return run_steps(denoise, solver, start(solver, latents), rows, keys).latents

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import grain
 import numpy as np
 
-from unclip_jax.conditioning.image import load_image
+from unclip_jax.conditioning.clip_image import load_image
 
 T = TypeVar("T")
 
@@ -141,7 +141,7 @@ def select(records: Sequence[Record], **ranges: tuple[float | None, float | None
 
 
 def load_rgb(record: Record) -> np.ndarray:
-    """The picture, (H, W, 3) uint8, as pipelines read it. Raises as `unclip_jax.conditioning.image.load_image`."""
+    """The picture, (H, W, 3) uint8, as pipelines read it. Raises as `unclip_jax.conditioning.clip_image.load_image`."""
     return load_image(record.read(), "picture")
 
 

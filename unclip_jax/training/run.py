@@ -137,7 +137,7 @@ def train(
                         report(done, seen)
                     bar.note(_line(seen, options.total_steps - done))
                 if options.sample_every and samples and done % options.sample_every == 0:
-                    _save_picture(samples(state), folder / "samples" / f"{done:08d}.png")
+                    _save_image(samples(state), folder / "samples" / f"{done:08d}.png")
                 if save or (options.sample_every and done % options.sample_every == 0):
                     meter.restart()
                 bar.stage("training")
@@ -257,7 +257,7 @@ def _line(seen: Mapping[str, float], steps_left: int) -> str:
     return ", ".join([*parts, f"{left} left"])
 
 
-def _save_picture(picture: Image.Image, path: Path) -> None:
+def _save_image(picture: Image.Image, path: Path) -> None:
     if jax.process_index() == 0:
         path.parent.mkdir(exist_ok=True)
         with replaced_file(path) as partial:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from unclip_jax.checkpoints.networks import Network
 from unclip_jax.conditioning.noise_augmentation import noise_image_embeddings
+from unclip_jax.image_files import to_uint8
 from unclip_jax.models.vae import posterior
-from unclip_jax.pictures import to_uint8
 from unclip_jax.sampling.guidance import double, guide, interleave
 from unclip_jax.sampling.loop import sample
 from unclip_jax.sampling.noise import Branch, draw, image_keys
@@ -31,7 +31,7 @@ def sample_latents(
 ) -> jax.Array:
     """Latents under the conditions of a batch, (B, h, w, C), scaled; pictures condition at noise level 0.
 
-    encoded, frozen: as for `unclip_jax.training.denoising.losses`.
+    encoded, frozen: as for `unclip_jax.training.diffusion_objective.losses`.
     """
     model = unet.merge(params)
     count = len(encoded["moments"])

@@ -74,7 +74,7 @@ class OptimizerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveSettings:
-    """What a denoiser learns; see `unclip_jax.training.denoising.Denoising`.
+    """What a denoiser learns; see `unclip_jax.training.diffusion_objective.Denoising`.
 
     prediction_type: null for the checkpoint's. becomes: another task than the checkpoint's, for which the UNet's input
     gets channels whose weights begin as zeros. zero_snr: whether the betas are rescaled so that the last timestep is
@@ -121,7 +121,7 @@ class InversionSettings:
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderSettings:
-    """See `unclip_jax.training.autoencoding.autoencoding_losses`.
+    """See `unclip_jax.training.vae_losses.autoencoding_losses`.
 
     perceptual_model: a checkpoint with an image encoder, whose embeddings are compared; null for none.
     """

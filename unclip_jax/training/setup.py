@@ -19,7 +19,7 @@ from unclip_jax.training.optimizer import adamw, learning_rate
 from unclip_jax.training.run import Report, train
 from unclip_jax.training.settings import DataSettings, TrainSettings
 from unclip_jax.training.step import Losses, TrainState, start_training
-from unclip_jax.training.tars import tar_samples
+from unclip_jax.training.webdataset import tar_samples
 
 # (record, its generator) -> what a batch has of it.
 Load = Callable[[Any, np.random.Generator], Mapping[str, Any]]

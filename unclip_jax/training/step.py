@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from unclip_jax.training.averages import Average, start_average, update_average
+from unclip_jax.training.ema import EMA, init_ema, update_ema
 
 # (trainable parameters, batch, step) -> each image's loss (B,), and means to report.
 Losses = Callable[[Any, Any, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
@@ -23,12 +23,12 @@ class TrainState(NamedTuple):
     step: jax.Array
     params: Any
     opt_state: Any
-    average: Average | None
+    average: EMA | None
 
 
 def start_training(params: Any, optimizer: optax.GradientTransformation, *, average: bool = True) -> TrainState:
     """The state before the first step. params: float32 masters; frozen weights are no part of it."""
-    return TrainState(jnp.int32(0), params, optimizer.init(params), start_average(params) if average else None)
+    return TrainState(jnp.int32(0), params, optimizer.init(params), init_ema(params) if average else None)
 
 
 def train_step(
@@ -56,7 +56,7 @@ def train_step(
     norm = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
-    average = None if state.average is None else update_average(state.average, params, ema_decay)
+    average = None if state.average is None else update_ema(state.average, params, ema_decay)
     moved = TrainState(state.step + 1, params, opt_state, average)
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
     if expected_step is not None:

@@ -18,24 +18,22 @@ import numpy as np
 
 from convert.export.lora import save_lora
 from convert.export.textual_inversion import save_textual_inversion
-from unclip_jax.adapters.words import with_placeholder
+from unclip_jax.adapters.textual_inversion import with_placeholder
 from unclip_jax.checkpoints.checkpoint import family_config
 from unclip_jax.checkpoints.config import ClipConfig
 from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import Network, abstract_network, part
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.compilation import use_compilation_cache
-from unclip_jax.conditioning.image import preprocess
+from unclip_jax.conditioning.clip_image import preprocess
 from unclip_jax.models.clip import TextEncoder, VisionEncoder
 from unclip_jax.models.vae import VAE
-from unclip_jax.training.autoencoding import autoencoding_losses, clip_distance, psnr
 from unclip_jax.training.contrastive import contrastive_loss, effective_rank
 from unclip_jax.training.data import Record, load_rgb, stacked
-from unclip_jax.training.denoiser import Denoiser
-from unclip_jax.training.draws import draw_step, step_keys
+from unclip_jax.training.diffusion_trainer import DiffusionTrainer
 from unclip_jax.training.initial import initial_network
 from unclip_jax.training.lora import as_lora, initial_lora, merge_lora
-from unclip_jax.training.rows import RowLoader, square
+from unclip_jax.training.rng import draw_step, step_keys
 from unclip_jax.training.settings import Task, TrainSettings
 from unclip_jax.training.setup import (
     averages,
@@ -48,6 +46,8 @@ from unclip_jax.training.setup import (
 )
 from unclip_jax.training.step import TrainState
 from unclip_jax.training.textual_inversion import expand, initial_rows, with_rows
+from unclip_jax.training.transforms import RowLoader, square
+from unclip_jax.training.vae_losses import autoencoding_losses, clip_distance, psnr
 
 LARGEST_LOGIT_SCALE = np.log(100.0)  # where CLIP's own training stops it
 
@@ -73,7 +73,7 @@ def denoise(settings: TrainSettings, progress: bool) -> Path:
     """Trains a UNet, or the part of it that `objective.trainable` names."""
     made = Path(settings.out) / "model"
     with open_checkpoint(settings.model) as checkpoint:
-        setup = Denoiser(settings, checkpoint, progress)
+        setup = DiffusionTrainer(settings, checkpoint, progress)
         pattern = re.compile(settings.objective.trainable)
         trained = {name: value for name, value in setup.unet.params.items() if pattern.fullmatch(name)}
         if not trained:
@@ -91,7 +91,7 @@ def lora(settings: TrainSettings, progress: bool) -> Path:
     """Trains an adapter of the UNet."""
     options = settings.lora
     with open_checkpoint(settings.model) as checkpoint:
-        setup = Denoiser(settings, checkpoint, progress)
+        setup = DiffusionTrainer(settings, checkpoint, progress)
         adapter = initial_lora(setup.unet.params, options.rank, settings.seed, options.targets, options.alpha)
         state = setup.train(
             adapter, setup.unet.params, lambda frozen, params: {"unet": merge_lora(frozen["unet"], params)}
@@ -106,7 +106,7 @@ def textual_inversion(settings: TrainSettings, progress: bool) -> Path:
         raise ValueError("data.cache: the text encoder's states change with the word; leave it out")
     with open_checkpoint(settings.model) as checkpoint:
         tokenizer, _ = with_placeholder(checkpoint.tokenizer, word.placeholder, word.vectors)
-        setup = Denoiser(settings, checkpoint, progress)
+        setup = DiffusionTrainer(settings, checkpoint, progress)
         prompts = [expand(t.replace("{}", word.placeholder), word.placeholder, word.vectors) for t in word.templates]
         tokens = tokenizer(prompts)
         load = setup.load
@@ -190,8 +190,8 @@ def clip(settings: TrainSettings, progress: bool) -> Path:
         text = _network(checkpoint, TextEncoder, "text_encoder", config.text_encoder, settings, mesh, progress)
         params = {f"image_encoder.{name}": value for name, value in vision.params.items()}
         params["logit_scale"] = jnp.asarray(checkpoint.params["similarity.logit_scale"].read(), jnp.float32)
-        pictures_only = options.pairs == "image-image"
-        if not pictures_only:
+        images_only = options.pairs == "image-image"
+        if not images_only:
             params |= {f"text_encoder.{name}": value for name, value in text.params.items()}
         side, data = config.image_encoder.image_size, settings.data
         records = training_records(data)
@@ -206,7 +206,7 @@ def clip(settings: TrainSettings, progress: bool) -> Path:
 
         def load(record: Record, rng: np.random.Generator) -> dict[str, Any]:
             row = {"pixel_values": pixels(record, rng), "label": np.uint32(zlib.crc32(record.text.encode()))}
-            if not pictures_only:
+            if not images_only:
                 return {**row, "tokens": checkpoint.tokenizer([record.text])[0]}
             others = [mate for mate in mates[record.text] if mate is not record] or [record]
             return {**row, "other": pixels(others[rng.integers(len(others))], rng)}
@@ -215,9 +215,7 @@ def clip(settings: TrainSettings, progress: bool) -> Path:
             see = vision.merge(part(params, "image_encoder"))
             seen = see(batch["pixel_values"])
             mate = (
-                see(batch["other"])
-                if pictures_only
-                else text.merge(part(params, "text_encoder")).embed(batch["tokens"])
+                see(batch["other"]) if images_only else text.merge(part(params, "text_encoder")).embed(batch["tokens"])
             )
             scale = jnp.minimum(params["logit_scale"], LARGEST_LOGIT_SCALE)
             loss = contrastive_loss(seen, mate, scale, batch["label"])

@@ -1,6 +1,7 @@
 """New words for a text encoder, learnt from pictures (Gal et al. 2022, arXiv:2208.01618); everything else stays.
 
-A word is a placeholder such as "<my-cat>" and one or more vectors; its tokens are those of `unclip_jax.adapters.words`.
+A word is a placeholder such as "<my-cat>" and one or more vectors; its tokens are those of
+`unclip_jax.adapters.textual_inversion`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unclip_jax.adapters.words import EMBEDDING, placeholder_tokens
+from unclip_jax.adapters.textual_inversion import EMBEDDING, placeholder_tokens
 
 
 def expand(prompt: str, placeholder: str, vectors: int) -> str:

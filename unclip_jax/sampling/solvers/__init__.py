@@ -8,7 +8,8 @@ from unclip_jax.sampling.solvers.dpmpp import dpmpp_2m, dpmpp_2s
 from unclip_jax.sampling.solvers.euler import euler, euler_ancestral
 from unclip_jax.sampling.solvers.ldm import ldm_ddim, ldm_dpm, ldm_plms
 from unclip_jax.sampling.solvers.lms import lms
-from unclip_jax.sampling.solvers.names import (
+from unclip_jax.sampling.solvers.pndm import pndm
+from unclip_jax.sampling.solvers.registry import (
     PUBLISHED_UNCLIP_SCHEDULER,
     SCHEDULERS,
     describes,
@@ -16,9 +17,8 @@ from unclip_jax.sampling.solvers.names import (
     make_solver,
     scheduler_name,
 )
-from unclip_jax.sampling.solvers.pndm import pndm
+from unclip_jax.sampling.solvers.second_order import dpm2, heun
 from unclip_jax.sampling.solvers.solver import Row, Solver, State
-from unclip_jax.sampling.solvers.two_calls import dpm2, heun
 from unclip_jax.sampling.solvers.unipc import unipc
 
 __all__ = [

@@ -34,11 +34,11 @@ LCM = {**TCD, **THRESHOLDING_DEFAULTS, "clip_sample": False, "clip_sample_range"
 SIGMA_DATA = 0.5
 
 
-def lcm(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) -> Solver:
+def lcm(config: Mapping[str, Any], num_inference_steps: int, start_step: int = 0) -> Solver:
     """Multistep consistency sampling: the end is guessed and noised again to the next level.
 
     config: a diffusers scheduler_config.json (LCMScheduler). num_inference_steps: network calls, 1 to
-    original_inference_steps (50), of whose timesteps they are a part. begin: how many steps are left out. Raises
+    original_inference_steps (50), of whose timesteps they are a part. start_step: how many steps are left out. Raises
     ValueError.
     """
     settings = read_settings(config, LCM)
@@ -51,7 +51,7 @@ def lcm(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) -> 
     grid = make_grid(
         timesteps,
         table[timesteps],
-        check_begin(begin, len(timesteps)),
+        check_begin(start_step, len(timesteps)),
         x=np.sqrt(there) * skip,
         x0=np.sqrt(there) * out,
         noise=np.sqrt(1 - there),
@@ -60,11 +60,11 @@ def lcm(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) -> 
     return linear.table(grid, settings["prediction_type"], stochastic=True)
 
 
-def tcd(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, begin: int = 0) -> Solver:
+def tcd(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, start_step: int = 0) -> Solver:
     """Trajectory consistency sampling: a DDIM step to below the next noise level, and noise up to it.
 
     config: a diffusers scheduler_config.json (TCDScheduler). eta: the paper's gamma, from 0 (nothing below, no noise)
-    to 1 (down to the end each time). num_inference_steps, begin: as of `lcm`. Raises ValueError.
+    to 1 (down to the end each time). num_inference_steps, start_step: as of `lcm`. Raises ValueError.
     """
     settings = read_settings(config, TCD)
     timesteps, table = _timesteps(settings, num_inference_steps, "tcd")
@@ -74,7 +74,7 @@ def tcd(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, b
     grid = make_grid(
         timesteps,
         table[timesteps],
-        check_begin(begin, len(timesteps)),
+        check_begin(start_step, len(timesteps)),
         x0=np.sqrt(there),
         eps=np.sqrt(there / under * (1 - under)),
         noise=np.sqrt(1 - there / under),

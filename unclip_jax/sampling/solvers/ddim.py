@@ -33,11 +33,11 @@ DEFAULTS = {
 }
 
 
-def ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, begin: int = 0) -> Solver:
+def ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, start_step: int = 0) -> Solver:
     """DDIM with `num_inference_steps` network calls, 1 to the number of training timesteps.
 
     config: a diffusers scheduler_config.json; eta: 0 (deterministic) to 1 (as noisy as DDPM). The solver takes noise
-    at every step whatever eta is, so that changing eta compiles nothing. begin: how many steps are left out.
+    at every step whatever eta is, so that changing eta compiles nothing. start_step: how many steps are left out.
 
     A step from timestep t aims at t - N // num_inference_steps, which with "trailing" and "linspace" spacing is not
     quite the next timestep. Coefficients are computed in float32 in diffusers' order. Raises ValueError.
@@ -52,7 +52,7 @@ def ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, 
     if settings["prediction_type"] == "epsilon" and not here.all():
         raise ValueError("scheduler config: prediction_type 'epsilon' cannot start from a zero signal-to-noise ratio")
     sigma = np.float32(eta) * np.sqrt((1 - there) / (1 - here) * (1 - here / there))
-    grid = make_grid(timesteps, here, check_begin(begin, count), **ddim_columns(there, sigma), **limits(settings))
+    grid = make_grid(timesteps, here, check_begin(start_step, count), **ddim_columns(there, sigma), **limits(settings))
     return linear.table(grid, settings["prediction_type"], stochastic=True)
 
 

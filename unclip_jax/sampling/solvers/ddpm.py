@@ -33,11 +33,11 @@ DEFAULTS = {
 CHOICES = {"variance_type": ("fixed_small", "fixed_small_log", "fixed_large")}
 
 
-def ddpm(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) -> Solver:
+def ddpm(config: Mapping[str, Any], num_inference_steps: int, start_step: int = 0) -> Solver:
     """DDPM with `num_inference_steps` network calls, 1 to the number of training timesteps; noise at every step.
 
-    config: a diffusers scheduler_config.json (DDPMScheduler); models that predict their variance are refused. begin:
-    how many steps are left out. Raises ValueError.
+    config: a diffusers scheduler_config.json (DDPMScheduler); models that predict their variance are refused.
+    start_step: how many steps are left out. Raises ValueError.
     """
     settings = read_settings(config, DEFAULTS, CHOICES)
     table = alphas_cumprod(noise_schedule(settings), "diffusers")
@@ -51,7 +51,7 @@ def ddpm(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) ->
     grid = make_grid(
         timesteps,
         here,
-        check_begin(begin, len(timesteps)),
+        check_begin(start_step, len(timesteps)),
         x=np.sqrt(share) * (1 - there) / (1 - here),
         x0=np.sqrt(there) * (1 - share) / (1 - here),
         noise=np.where(timesteps > 0, np.sqrt(np.maximum(variance, 1e-20)), 0),

@@ -21,19 +21,21 @@ DEIS_CHOICES = {
 }
 
 
-def deis(config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, begin: int = 0) -> Solver:
+def deis(
+    config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, start_step: int = 0
+) -> Solver:
     """DEIS: the noise that the network sees, as a polynomial in log(sigma / alpha), integrated over sigma / alpha.
 
     config: a diffusers scheduler_config.json; its solver_order (1, 2 or 3) is honoured, of which one less is the number
-    of noises remembered. It ends at the lowest noise level, not at none. spacing: see `log_snr.levels`. begin: how
+    of noises remembered. It ends at the lowest noise level, not at none. spacing: see `log_snr.levels`. start_step: how
     many steps are left out. num_inference_steps: network calls, 1 to the number of training timesteps. Raises
     ValueError.
     """
     settings = read_settings(config, DEIS, DEIS_CHOICES)
     most = settings["solver_order"]
     timesteps, alpha, sigma = levels(settings, num_inference_steps, spacing, "deis")
-    calls, begin = len(timesteps), check_begin(begin, len(timesteps))
-    orders = warm_up(most, calls, begin)
+    calls, start_step = len(timesteps), check_begin(start_step, len(timesteps))
+    orders = warm_up(most, calls, start_step)
     if settings["lower_order_final"] and calls < 15:
         orders[-2:] = np.minimum(orders[-2:], (2, 1)[-len(orders) :])
     rho = sigma / alpha
@@ -41,7 +43,7 @@ def deis(config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing |
     columns = {"x": alpha[1:] / alpha[:-1], **dict(zip(("eps", "memory", "memory_2"), weights, strict=False))}
     if most > 1:
         columns["keep_eps"] = np.ones(calls)
-    grid = make_grid(timesteps, alpha[:-1] ** 2, begin, **columns)
+    grid = make_grid(timesteps, alpha[:-1] ** 2, start_step, **columns)
     return linear.table(grid, settings["prediction_type"], remembers=most - 1)
 
 

@@ -47,15 +47,15 @@ def dpmpp_2m(
     config: Mapping[str, Any],
     num_inference_steps: int,
     spacing: Spacing | None = None,
-    begin: int = 0,
+    start_step: int = 0,
     sde: bool = False,
 ) -> Solver:
     """DPM-Solver++, multistep, with `num_inference_steps` network calls, 1 to the number of training timesteps.
 
     config: a diffusers scheduler_config.json; its solver_order (1, 2 or 3) is honoured, of which one less is the number
     of predictions remembered, and of its algorithm_type whether it is DPM-Solver or DPM-Solver++. spacing: see
-    `log_snr.levels`, whatever `use_karras_sigmas` and the like say. begin: how many steps are left out. sde: whether
-    the "sde" form is meant, whatever algorithm_type says.
+    `log_snr.levels`, whatever `use_karras_sigmas` and the like say. start_step: how many steps are left out. sde:
+    whether the "sde" form is meant, whatever algorithm_type says.
 
     Two steps at the same noise level, which rounding makes of some large counts, count as one (diffusers divides by
     zero there). Raises ValueError.
@@ -66,8 +66,8 @@ def dpmpp_2m(
     if algorithm == "sde-dpmsolver" and settings["solver_order"] == 3:
         raise ValueError("scheduler config: solver_order is 3; with algorithm_type 'sde-dpmsolver' want 1 or 2")
     timesteps, alpha, sigma = levels(settings, num_inference_steps, spacing, name)
-    calls, begin = len(timesteps), check_begin(begin, len(timesteps))
-    orders = warm_up(settings["solver_order"], calls, begin)
+    calls, start_step = len(timesteps), check_begin(start_step, len(timesteps))
+    orders = warm_up(settings["solver_order"], calls, start_step)
     few = settings["lower_order_final"] and calls < 15
     if few:
         orders[-2:-1] = np.minimum(orders[-2:-1], 2)
@@ -75,29 +75,29 @@ def dpmpp_2m(
         orders[-1] = 1
     heun, most = settings["solver_type"] == "heun", settings["solver_order"]
     columns = multistep_columns(alpha, sigma, orders, most, heun, algorithm)
-    grid = make_grid(timesteps, alpha[:-1] ** 2, begin, **columns, **threshold_columns(settings))
+    grid = make_grid(timesteps, alpha[:-1] ** 2, start_step, **columns, **threshold_columns(settings))
     return linear.table(grid, settings["prediction_type"], remembers=most - 1, stochastic=sde)
 
 
 def dpmpp_2s(
-    config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, begin: int = 0
+    config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, start_step: int = 0
 ) -> Solver:
     """DPM-Solver++, single-step: steps of second order (or third) are made of as many calls, the first of lower order.
 
     config: a diffusers scheduler_config.json (DPMSolverSinglestepScheduler); its solver_order is honoured, of which one
     less is the number of predictions remembered; "sde" forms are refused. num_inference_steps: network calls, 1 to
-    the number of training timesteps. spacing, begin: as in `dpmpp_2m`. Raises ValueError.
+    the number of training timesteps. spacing, start_step: as in `dpmpp_2m`. Raises ValueError.
     """
     choices = {**DPM_CHOICES, "algorithm_type": ("dpmsolver++", "dpmsolver", "deis")}
     settings = read_settings(config, SINGLESTEP, choices)
     settings |= {"timestep_spacing": "linspace", "steps_offset": 0}
     algorithm = _algorithm(settings, sde=False)
     timesteps, alpha, sigma = levels(settings, num_inference_steps, spacing, "dpm++2s")
-    calls, begin = len(timesteps), check_begin(begin, len(timesteps))
-    orders = _singlestep_orders(settings, calls, begin)
+    calls, start_step = len(timesteps), check_begin(start_step, len(timesteps))
+    orders = _singlestep_orders(settings, calls, start_step)
     heun, most = settings["solver_type"] == "heun", settings["solver_order"]
     columns = singlestep_columns(alpha, sigma, orders, most, heun, algorithm)
-    grid = make_grid(timesteps, alpha[:-1] ** 2, begin, **columns, **threshold_columns(settings))
+    grid = make_grid(timesteps, alpha[:-1] ** 2, start_step, **columns, **threshold_columns(settings))
     return linear.table(grid, settings["prediction_type"], remembers=most - 1)
 
 
@@ -115,7 +115,7 @@ def _algorithm(settings: Mapping[str, Any], sde: bool) -> Algorithm:
     return "sde-dpmsolver++" if sde else "dpmsolver++"
 
 
-def _singlestep_orders(settings: Mapping[str, Any], calls: int, begin: int) -> np.ndarray:
+def _singlestep_orders(settings: Mapping[str, Any], calls: int, start_step: int) -> np.ndarray:
     """The order of each call, counting up to solver_order and again; lower where it would not end with a whole step."""
     order, to_zero = settings["solver_order"], settings["final_sigmas_type"] == "zero"
     orders = np.arange(calls) % order + 1
@@ -124,7 +124,7 @@ def _singlestep_orders(settings: Mapping[str, Any], calls: int, begin: int) -> n
     if to_zero:
         orders[-1] = 1
     # A run that begins within a step takes what it has for the step's beginning.
-    return np.minimum(orders, warm_up(order, calls, begin))
+    return np.minimum(orders, warm_up(order, calls, start_step))
 
 
 class Integrals(NamedTuple):
@@ -210,17 +210,17 @@ def singlestep_columns(
     weights = np.zeros((len(orders), 3))
     added = np.zeros(3)  # to x / scale since the step began, by the predictions, newest first
     for i, order in enumerate(orders):
-        begin = i + 1 - order
-        h = lambdas[i + 1] - lambdas[begin]
+        start_step = i + 1 - order
+        h = lambdas[i + 1] - lambdas[start_step]
         constant, linear, quadratic = integrals(algorithm, alpha[i + 1], sigma[i + 1], h)
         whole = np.zeros(3)
         whole[order - 1] = constant
         # Divided differences from the step's start, times h; none where noise levels are the same.
-        to_newest = _slope(0, order - 1, h, lambdas[i] - lambdas[begin])
+        to_newest = _slope(0, order - 1, h, lambdas[i] - lambdas[start_step])
         if order == 2:
             whole += (linear if heun else constant / 2) * to_newest
         elif order == 3:
-            newest, middle = lambdas[i] - lambdas[begin], lambdas[i - 1] - lambdas[begin]
+            newest, middle = lambdas[i] - lambdas[start_step], lambdas[i - 1] - lambdas[start_step]
             if heun and newest > middle > 0:
                 r0, r1 = newest / h, middle / h
                 to_middle = _slope(1, 2, h, middle)

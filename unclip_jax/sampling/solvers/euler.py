@@ -29,26 +29,26 @@ CHOICES = {
 
 
 def euler(
-    config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, begin: int = 0
+    config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, start_step: int = 0
 ) -> Solver:
     """Euler's method: one network call a step, nothing remembered; first order.
 
-    config: a diffusers scheduler_config.json (EulerDiscreteScheduler). spacing: see `sigmas.noise_levels`. begin: how
-    many steps are left out. Raises ValueError.
+    config: a diffusers scheduler_config.json (EulerDiscreteScheduler). spacing: see `sigmas.noise_levels`. start_step:
+    how many steps are left out. Raises ValueError.
     """
     settings = read_settings(config, EULER, CHOICES)
     levels = noise_levels(settings, num_inference_steps, spacing)
     sigmas, alphas = levels.sigmas, levels.alphas
     columns = toward(sigmas[:-1], alphas[:-1], sigmas[1:], alphas[1:])
-    begin = check_begin(begin, len(levels.timesteps))
-    grid = make_grid(levels.timesteps, alphas[:-1] ** 2, begin, **columns)
+    start_step = check_begin(start_step, len(levels.timesteps))
+    grid = make_grid(levels.timesteps, alphas[:-1] ** 2, start_step, **columns)
     return linear.table(grid, settings["prediction_type"], scale=levels.scale)
 
 
-def euler_ancestral(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) -> Solver:
+def euler_ancestral(config: Mapping[str, Any], num_inference_steps: int, start_step: int = 0) -> Solver:
     """Euler's method to below the next noise level, and noise up to it: one network call a step, nothing remembered.
 
-    config: a diffusers scheduler_config.json (EulerAncestralDiscreteScheduler). begin: how many steps are left
+    config: a diffusers scheduler_config.json (EulerAncestralDiscreteScheduler). start_step: how many steps are left
     out. Raises ValueError.
     """
     settings = read_settings(config, {**DEFAULTS, "rescale_betas_zero_snr": False})
@@ -56,8 +56,8 @@ def euler_ancestral(config: Mapping[str, Any], num_inference_steps: int, begin: 
     sigmas, alphas = levels.sigmas, levels.alphas
     down, up = ancestral(sigmas)
     columns = toward(sigmas[:-1], alphas[:-1], down, alphas[1:])
-    begin = check_begin(begin, len(levels.timesteps))
-    grid = make_grid(levels.timesteps, alphas[:-1] ** 2, begin, **columns, noise=up * alphas[1:])
+    start_step = check_begin(start_step, len(levels.timesteps))
+    grid = make_grid(levels.timesteps, alphas[:-1] ** 2, start_step, **columns, noise=up * alphas[1:])
     return linear.table(grid, settings["prediction_type"], stochastic=True, scale=levels.scale)
 
 

@@ -23,31 +23,31 @@ DEFAULTS = {**SCHEDULE_DEFAULTS, "rescale_betas_zero_snr": False}
 CHOICES = {"prediction_type": ("epsilon", "v_prediction"), "rescale_betas_zero_snr": (False,)}
 
 
-def ldm_ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, begin: int = 0) -> Solver:
+def ldm_ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, start_step: int = 0) -> Solver:
     """The original's DDIM: timesteps 1, 1 + c, ... below N + 1 with c = N // num_inference_steps, from the highest.
 
     config: a diffusers scheduler_config.json, of which only the betas and prediction_type are read; eta: 0 to 1. When
     num_inference_steps does not divide N there may be more network calls than steps (30 -> 31, 75 -> 77). Counts
     whose grid would reach timestep N, where the original stops with an index error (3, 9, 27, 36, 37, 101 to 111, 251
     to 333 and 501 to 1000 of 1000), are refused with the nearest accepted ones. The last step ends at timestep 0's
-    noise level, not at none. The solver takes noise at every step, as the original draws it. begin: how many calls are
-    left out; as in the original's img2img the picture is then noised to the level of the last one of those. Raises
+    noise level, not at none. The solver takes noise at every step, as the original draws it. start_step: how many calls
+    are left out; as in the original's img2img the picture is then noised to the level of the last one of those. Raises
     ValueError.
     """
     settings = read_settings(config, DEFAULTS, CHOICES)
     table = alphas_cumprod(noise_schedule(settings), "ldm")
     eta, timesteps = check_eta(eta), _checked_timesteps(num_inference_steps, len(table), "ldm-ddim")
-    begin = check_begin(begin, len(timesteps))
+    start_step = check_begin(start_step, len(timesteps))
     # float64 arithmetic on the float32 table, as in the original
     here = table[timesteps].astype(np.float64)
     there = table[np.append(timesteps[1:], 0)].astype(np.float64)
     sigma = eta * np.sqrt((1 - there) / (1 - here) * (1 - here / there))
-    grid = make_grid(timesteps, here, begin, **ddim_columns(there, sigma))
-    start = here[begin - 1] if begin else 0.0
+    grid = make_grid(timesteps, here, start_step, **ddim_columns(there, sigma))
+    start = here[start_step - 1] if start_step else 0.0
     return linear.table(grid, settings["prediction_type"], stochastic=True, start_alpha_cumprod=start)
 
 
-def ldm_plms(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) -> Solver:
+def ldm_plms(config: Mapping[str, Any], num_inference_steps: int, start_step: int = 0) -> Solver:
     """The original's PLMS, for models that predict noise: Adams-Bashforth over noises on the grid of `ldm_ddim`.
 
     config: a diffusers scheduler_config.json, of which only the betas and prediction_type are read. The first step
@@ -58,7 +58,7 @@ def ldm_plms(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0
     if config.get("prediction_type") == "v_prediction":
         raise ValueError("'ldm-plms' works with models that predict epsilon only; this one has 'v_prediction'")
     settings = read_settings(config, DEFAULTS, {**CHOICES, "prediction_type": ("epsilon",)})
-    _refuse_begin(begin, "ldm-plms")
+    _refuse_start_step(start_step, "ldm-plms")
     table = alphas_cumprod(noise_schedule(settings), "ldm")
     timesteps = _checked_timesteps(num_inference_steps, len(table), "ldm-plms")
     here = table[timesteps].astype(np.float64)
@@ -84,9 +84,11 @@ def ldm_plms(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0
     return linear.table(grid, settings["prediction_type"], remembers=3)
 
 
-def _refuse_begin(begin: int, solver: str) -> None:
-    if begin != 0:
-        raise ValueError(f"begin is {begin!r:.80}; {solver!r} has no start part-way: want 0, or the solver 'ldm-ddim'")
+def _refuse_start_step(start_step: int, solver: str) -> None:
+    if start_step != 0:
+        raise ValueError(
+            f"start_step is {start_step!r:.80}; {solver!r} has no start part-way: want 0, or the solver 'ldm-ddim'"
+        )
 
 
 def _checked_timesteps(num_inference_steps: int, train: int, solver: str) -> np.ndarray:
@@ -110,7 +112,7 @@ def _nearest_counts(count: int, train: int) -> str:
     return ", ".join(str(n) for n in (next(lower, None), next(higher, None)) if n is not None)
 
 
-def ldm_dpm(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) -> Solver:
+def ldm_dpm(config: Mapping[str, Any], num_inference_steps: int, start_step: int = 0) -> Solver:
     """The original's DPM-Solver++ (2M): `num_inference_steps` network calls, 2 to N, at fractional timesteps.
 
     config: a diffusers scheduler_config.json, of which only the betas and prediction_type are read. Times are spaced
@@ -120,7 +122,7 @@ def ldm_dpm(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0)
     ValueError.
     """
     settings = read_settings(config, DEFAULTS, CHOICES)
-    _refuse_begin(begin, "ldm-dpm")
+    _refuse_start_step(start_step, "ldm-dpm")
     schedule = noise_schedule(settings)
     count = check_steps(num_inference_steps, schedule.num_train_timesteps, least=2, solver="'ldm-dpm'")
     times, log_alpha = continuous_grid(schedule, count)

@@ -13,12 +13,14 @@ from unclip_jax.sampling.solvers.solver import Solver, make_grid
 ORDER = 4
 
 
-def lms(config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, begin: int = 0) -> Solver:
+def lms(
+    config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, start_step: int = 0
+) -> Solver:
     """A linear multistep method of fourth order: one network call a step, three slopes remembered.
 
-    config: a diffusers scheduler_config.json (LMSDiscreteScheduler). spacing: see `sigmas.noise_levels`. begin: how
-    many steps are left out; as in diffusers those that are left keep their weights, though the slopes before them are
-    zero then. Raises ValueError.
+    config: a diffusers scheduler_config.json (LMSDiscreteScheduler). spacing: see `sigmas.noise_levels`. start_step:
+    how many steps are left out; as in diffusers those that are left keep their weights, though the slopes before them
+    are zero then. Raises ValueError.
     """
     settings = read_settings(config, DEFAULTS)
     levels = noise_levels(settings, num_inference_steps, spacing)
@@ -29,7 +31,7 @@ def lms(config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | 
     columns = {"x": (1 + weights[0] / here) / alpha, "x0": -weights[0] / here}
     columns |= dict(zip(("memory", "memory_2", "memory_3"), weights[1:], strict=True))
     columns = {name: column * next_alpha for name, column in columns.items()}
-    grid = make_grid(levels.timesteps, alpha**2, check_begin(begin, len(here)), **columns, keep_eps=1)
+    grid = make_grid(levels.timesteps, alpha**2, check_begin(start_step, len(here)), **columns, keep_eps=1)
     return linear.table(grid, settings["prediction_type"], remembers=ORDER - 1, scale=levels.scale)
 
 

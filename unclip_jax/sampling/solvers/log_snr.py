@@ -76,9 +76,9 @@ def half_log_snr(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
         return np.log(alpha) - np.log(sigma)
 
 
-def warm_up(order: int, calls: int, begin: int) -> np.ndarray:
-    """The highest order that the history of each call allows, 1 at call `begin`: (calls,) int."""
-    return np.clip(np.arange(calls) - begin + 1, 1, order)
+def warm_up(order: int, calls: int, start_step: int) -> np.ndarray:
+    """The highest order that the history of each call allows, 1 at call `start_step`: (calls,) int."""
+    return np.clip(np.arange(calls) - start_step + 1, 1, order)
 
 
 def _timesteps(table: np.ndarray, settings: Mapping[str, Any], count: int) -> np.ndarray:

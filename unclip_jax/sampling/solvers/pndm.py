@@ -36,7 +36,7 @@ ADAMS = {
 RUNGE_KUTTA = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 
 
-def pndm(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) -> Solver:
+def pndm(config: Mapping[str, Any], num_inference_steps: int, start_step: int = 0) -> Solver:
     """PNDM: a linear multistep method of fourth order over the network's outputs.
 
     config: a diffusers scheduler_config.json. With skip_prk_steps (PLMS; every Stable Diffusion has it) the first
@@ -44,11 +44,11 @@ def pndm(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) ->
     call for one step. Without it the first three steps are Runge-Kutta's, four calls each: num_inference_steps + 9
     calls, at least 4 steps. Outputs are combined as they come and only then converted, v-predictions too.
 
-    begin: how many network calls are left out. As in diffusers the calls that are left are counted from the first of
-    them. With skip_prk_steps the first two make one step, whichever they are: from the third call on, the network is
-    then told timesteps one step below the noise level of its x (but with begin 1, where the repeated timestep comes
-    first). Without it the first twelve are Runge-Kutta's, and x is taken for what it would be at the first timesteps of
-    all, whatever its noise level is.
+    start_step: how many network calls are left out. As in diffusers the calls that are left are counted from the first
+    of them. With skip_prk_steps the first two make one step, whichever they are: from the third call on, the network is
+    then told timesteps one step below the noise level of its x (but with start_step 1, where the repeated timestep
+    comes first). Without it the first twelve are Runge-Kutta's, and x is taken for what it would be at the first
+    timesteps of all, whatever its noise level is.
 
     Raises ValueError.
     """
@@ -58,11 +58,11 @@ def pndm(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) ->
     count = check_steps(num_inference_steps, len(table), least, "'pndm' with skip_prk_steps false" if least > 1 else "")
     stride = len(table) // count
     falling = spaced_timesteps(settings, count)
-    begin = check_begin(begin, count)
+    start_step = check_begin(start_step, count)
     if settings["skip_prk_steps"]:
-        timesteps, source, target, columns = _multistep_calls(falling, stride, begin)
+        timesteps, source, target, columns = _multistep_calls(falling, stride, start_step)
     else:
-        timesteps, source, target, columns = _runge_kutta_calls(falling, stride, begin)
+        timesteps, source, target, columns = _runge_kutta_calls(falling, stride, start_step)
     here = table[source]
     there = np.where(target >= 0, table[target], np.float32(1) if settings["set_alpha_to_one"] else table[0])
     if not here.all():
@@ -87,9 +87,9 @@ def pndm(config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) ->
 Calls = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]
 
 
-def _multistep_calls(falling: np.ndarray, stride: int, begin: int) -> Calls:
+def _multistep_calls(falling: np.ndarray, stride: int, start_step: int) -> Calls:
     """For each call the timestep, where its step starts and ends, and the weights."""
-    timesteps = np.insert(falling, 1, falling[1:2])[begin:]
+    timesteps = np.insert(falling, 1, falling[1:2])[start_step:]
     source, target = timesteps.copy(), timesteps - stride
     columns = _columns(len(timesteps))
     for call in range(len(timesteps)):
@@ -105,12 +105,12 @@ def _multistep_calls(falling: np.ndarray, stride: int, begin: int) -> Calls:
     return timesteps, source, target, _flat(columns)
 
 
-def _runge_kutta_calls(falling: np.ndarray, stride: int, begin: int) -> Calls:
+def _runge_kutta_calls(falling: np.ndarray, stride: int, start_step: int) -> Calls:
     half = stride // 2
     ends = falling[1:4]
     # Each step's four calls: at its start, twice in its middle, at its end.
     first = np.stack([falling[:3], ends + half, ends + half, ends], axis=1)  # (3 steps, 4 calls)
-    timesteps = np.concatenate([first.ravel(), falling[3:]])[begin:]
+    timesteps = np.concatenate([first.ravel(), falling[3:]])[start_step:]
     source, target = timesteps.copy(), timesteps - stride
     count = len(source[:12])
     source[:12] = np.repeat(falling[:3], 4)[:count]

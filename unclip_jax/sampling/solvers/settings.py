@@ -114,13 +114,13 @@ def check_steps(num_inference_steps: int, most: int, least: int = 1, solver: str
     return int(num_inference_steps)
 
 
-def check_begin(begin: int, steps: int) -> int:
-    """`begin`, how many of `steps` steps are left out, as an int; ValueError unless one at least is left."""
-    if not isinstance(begin, Integral) or isinstance(begin, bool) or not 0 <= begin < steps:
+def check_begin(start_step: int, steps: int) -> int:
+    """`start_step`, how many of `steps` steps are left out, as an int; ValueError unless one at least is left."""
+    if not isinstance(start_step, Integral) or isinstance(start_step, bool) or not 0 <= start_step < steps:
         raise ValueError(
-            f"begin is {begin!r:.80}; want an integer from 0 to {steps - 1}: one step of {steps} must be left"
+            f"start_step is {start_step!r:.80}; want an integer from 0 to {steps - 1}: one step of {steps} must be left"
         )
-    return int(begin)
+    return int(start_step)
 
 
 def check_eta(eta: float) -> float:

@@ -55,17 +55,17 @@ class Solver:
 
 
 def make_grid(
-    timesteps: np.ndarray, alpha_cumprod: np.ndarray, begin: int = 0, /, **columns: np.ndarray | float
+    timesteps: np.ndarray, alpha_cumprod: np.ndarray, start_step: int = 0, /, **columns: np.ndarray | float
 ) -> dict[str, np.ndarray]:
     """A grid of float32 columns and the index; a scalar column is repeated.
 
-    begin: how many rows to leave out at the start; the index counts those that are left. timesteps, alpha_cumprod,
-    columns: (calls,), of which (calls - begin,) are returned.
+    start_step: how many rows to leave out at the start; the index counts those that are left. timesteps, alpha_cumprod,
+    columns: (calls,), of which (calls - start_step,) are returned.
     """
     calls = len(timesteps)
     floats = {"timestep": timesteps, "alpha_cumprod": alpha_cumprod, **columns}
     grid = {name: np.broadcast_to(np.asarray(column, np.float32), (calls,)) for name, column in floats.items()}
     return {
-        "index": np.arange(calls - begin, dtype=np.int32),
-        **{name: column[begin:] for name, column in grid.items()},
+        "index": np.arange(calls - start_step, dtype=np.int32),
+        **{name: column[start_step:] for name, column in grid.items()},
     }

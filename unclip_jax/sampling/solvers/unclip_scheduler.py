@@ -7,7 +7,7 @@ import numpy as np
 
 from unclip_jax.sampling.schedule import NoiseSchedule, alphas_cumprod, cosine_betas
 from unclip_jax.sampling.solvers import linear
-from unclip_jax.sampling.solvers.names import make_solver, scheduler_name
+from unclip_jax.sampling.solvers.registry import make_solver, scheduler_name
 from unclip_jax.sampling.solvers.settings import check_steps, read_settings
 from unclip_jax.sampling.solvers.solver import Solver, make_grid
 from unclip_jax.sampling.solvers.thresholding import limits

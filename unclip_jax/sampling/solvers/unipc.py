@@ -36,14 +36,14 @@ UNIPC_CHOICES = {
 
 
 def unipc(
-    config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, begin: int = 0
+    config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, start_step: int = 0
 ) -> Solver:
     """UniPC: a multistep predictor, and each x corrected by the prediction made there: still one network call a step.
 
     config: a diffusers scheduler_config.json; its solver_order (1, 2 or 3), which is the predictor's order and the
     number of predictions remembered, solver_type, predict_x0 and disable_corrector are honoured. num_inference_steps:
-    network calls, 1 to the number of training timesteps. spacing: see `log_snr.levels`. begin: how many steps are left
-    out. Raises ValueError.
+    network calls, 1 to the number of training timesteps. spacing: see `log_snr.levels`. start_step: how many steps are
+    left out. Raises ValueError.
     """
     settings = read_settings(config, UNIPC, UNIPC_CHOICES)
     uncorrected = _integers(settings["disable_corrector"])
@@ -53,8 +53,8 @@ def unipc(
         raise ValueError("scheduler config: final_sigmas_type is 'zero'; want 'sigma_min' with predict_x0 false")
     most = settings["solver_order"]
     timesteps, alpha, sigma = levels(settings, num_inference_steps, spacing, "unipc")
-    calls, begin = len(timesteps), check_begin(begin, len(timesteps))
-    orders = warm_up(most, calls, begin)
+    calls, start_step = len(timesteps), check_begin(start_step, len(timesteps))
+    orders = warm_up(most, calls, start_step)
     if settings["lower_order_final"] or settings["final_sigmas_type"] == "zero":
         # To no noise at all there is no second order: without lower_order_final diffusers divides by zero there.
         left = (
@@ -66,7 +66,7 @@ def unipc(
     weights = np.zeros((calls, most + 1))
     for i in range(calls):
         weights[i, :-1] = update.predictor(i, orders[i])
-        if i > begin and i - 1 not in uncorrected:
+        if i > start_step and i - 1 not in uncorrected:
             # x is the last step's prediction; the corrector starts from where that did, and so only the weights of the
             # predictions differ.
             correction = update.corrector(i, orders[i - 1])
@@ -77,7 +77,7 @@ def unipc(
     grid = make_grid(
         timesteps,
         alpha[:-1] ** 2,
-        begin,
+        start_step,
         x=shrinkage,
         **columns,
         **{f"keep_{kind}": 1},

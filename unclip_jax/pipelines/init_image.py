@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from unclip_jax.checkpoints.config import CheckpointConfig
-from unclip_jax.conditioning.image import several
-from unclip_jax.conditioning.pixels import Resample, load_start_picture, start_pixels
+from unclip_jax.conditioning.clip_image import several
+from unclip_jax.conditioning.vae_image import Resample, load_init_image, start_pixels
 from unclip_jax.pipelines import arguments as check
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StartPicture:
+class InitImage:
     """The pictures that a run begins with, one a prompt or one for all, and the noise by which they are encoded.
 
     pixels: (pictures, H, W, 3) in -1..1. posterior_noise: (encodings, B, h, w, 4), None by the images' keys; where
@@ -26,11 +26,11 @@ class StartPicture:
     noise: np.ndarray | None
 
 
-def load_pictures(value: Any) -> list[np.ndarray]:
+def load_init_images(value: Any) -> list[np.ndarray]:
     """The argument `image`, one or a list -> (H, W, 3) uint8, or float32 in 0..1, each. Raises ValueError."""
     if value is None:
         raise ValueError("image is missing: give a picture, or a list of them")
-    return [load_start_picture(picture) for picture in several(value)]
+    return [load_init_image(picture) for picture in several(value)]
 
 
 def pixels_of(
@@ -71,7 +71,7 @@ def count_prompts(a: Mapping[str, Any], pictures: int) -> int:
 
 def check_start(
     a: Mapping[str, Any], pixels: np.ndarray, batch: int, latent_shape: tuple[int, int, int], encodings: int = 1
-) -> StartPicture:
+) -> InitImage:
     """The start pictures with the noise in a call's arguments `a`. Raises ValueError.
 
     encodings: how often an image's pictures are encoded; noise for one serves all.
@@ -85,7 +85,7 @@ def check_start(
         encoding = np.broadcast_to(encoding, (encodings, *one))
         if not a["sample_posterior"]:
             raise ValueError("posterior_noise is given, but sample_posterior is False: nothing is drawn")
-    return StartPicture(
+    return InitImage(
         pixels=pixels,
         sample_posterior=a["sample_posterior"],
         posterior_noise=encoding,

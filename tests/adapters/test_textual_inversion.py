@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unclip_jax.adapters.words import EMBEDDING, add_words, expand_words
+from unclip_jax.adapters.textual_inversion import EMBEDDING, add_words, expand_words
 from unclip_jax.checkpoints.networks import Network
 from unclip_jax.conditioning.tokenizer import Tokenizer, open_clip_tokenizer_json
 

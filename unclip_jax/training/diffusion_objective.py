@@ -15,15 +15,15 @@ from unclip_jax.checkpoints.networks import Network
 from unclip_jax.models.resize import resize_bicubic
 from unclip_jax.models.vae import posterior
 from unclip_jax.sampling.schedule import PREDICTION_TYPES, add_noise
-from unclip_jax.training.draws import draw_step, step_keys
 from unclip_jax.training.objectives import denoising_losses, image_conditioning, offset_noise
+from unclip_jax.training.rng import draw_step, step_keys
 
 # What `encode` makes of a batch.
 ENCODED = ("moments", "context", "image_embeds", "depth_map", "masked_moments", "mask", "low_res")
 
 
 @dataclasses.dataclass(frozen=True)
-class Denoising:
+class DiffusionObjective:
     """What a denoiser is trained for.
 
     prediction_type: "epsilon", "v_prediction" or "sample". scaling_factor: the VAE's.
@@ -91,7 +91,7 @@ def normalised_depth(depth: jax.Array) -> jax.Array:
 
 
 def losses(
-    options: Denoising,
+    options: DiffusionObjective,
     unet: Network,
     seed: int,
     frozen: Mapping[str, Any],

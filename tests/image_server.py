@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 
-class PictureServer(ThreadingHTTPServer):
+class ImageServer(ThreadingHTTPServer):
     """files: what lies at which path. moved: a path -> where it is instead."""
 
     daemon_threads = False  # joined when the server closes
@@ -27,7 +27,7 @@ class PictureServer(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: PictureServer
+    server: ImageServer
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
@@ -67,8 +67,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[PictureServer]:
-    with PictureServer() as server:
+def serving() -> Iterator[ImageServer]:
+    with ImageServer() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 
 
-class _Use(IntEnum):
+class _Purpose(IntEnum):
     """What a draw is for; each folds its own number into the image's key."""
 
     TIMESTEP = 0
@@ -74,18 +74,18 @@ def draw_step(
             raise ValueError(f"{name} is {share}; want a share between 0 and 1")
 
     def one(key: jax.Array) -> Draws:
-        use = {kind: jax.random.fold_in(key, int(kind)) for kind in _Use}
+        use = {kind: jax.random.fold_in(key, int(kind)) for kind in _Purpose}
         return Draws(
-            timesteps=jax.random.randint(use[_Use.TIMESTEP], (), 0, train_timesteps),
-            noise=jax.random.normal(use[_Use.NOISE], latent_shape),
-            posterior_noise=jax.random.normal(use[_Use.POSTERIOR], latent_shape),
-            masked_noise=jax.random.normal(use[_Use.MASKED], latent_shape),
-            low_res_noise=jax.random.normal(use[_Use.LOW_RES], (*latent_shape[:2], 3)),
-            offset=jax.random.normal(use[_Use.OFFSET], latent_shape[-1:]),
-            levels=jax.random.randint(use[_Use.LEVEL], (), 0, noise_levels),
-            embedding_noise=jax.random.normal(use[_Use.EMBEDDING], (embedding_width,)),
-            keep_image=jax.random.bernoulli(use[_Use.KEEP_IMAGE], 1 - embedding_dropout),
-            keep_text=jax.random.bernoulli(use[_Use.KEEP_TEXT], 1 - text_dropout),
+            timesteps=jax.random.randint(use[_Purpose.TIMESTEP], (), 0, train_timesteps),
+            noise=jax.random.normal(use[_Purpose.NOISE], latent_shape),
+            posterior_noise=jax.random.normal(use[_Purpose.POSTERIOR], latent_shape),
+            masked_noise=jax.random.normal(use[_Purpose.MASKED], latent_shape),
+            low_res_noise=jax.random.normal(use[_Purpose.LOW_RES], (*latent_shape[:2], 3)),
+            offset=jax.random.normal(use[_Purpose.OFFSET], latent_shape[-1:]),
+            levels=jax.random.randint(use[_Purpose.LEVEL], (), 0, noise_levels),
+            embedding_noise=jax.random.normal(use[_Purpose.EMBEDDING], (embedding_width,)),
+            keep_image=jax.random.bernoulli(use[_Purpose.KEEP_IMAGE], 1 - embedding_dropout),
+            keep_text=jax.random.bernoulli(use[_Purpose.KEEP_TEXT], 1 - text_dropout),
         )
 
     return jax.vmap(one)(keys)

@@ -18,11 +18,13 @@ DPM2 = {**DEFAULTS, **K_DIFFUSION_BETAS}
 HEUN = {**DPM2, "clip_sample": False}
 
 
-def heun(config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, begin: int = 0) -> Solver:
+def heun(
+    config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, start_step: int = 0
+) -> Solver:
     """Heun's method: Euler's step, and again with the mean of the slopes at both its ends.
 
     config: a diffusers scheduler_config.json (HeunDiscreteScheduler). 2 * num_inference_steps - 1 network calls.
-    spacing: see `sigmas.noise_levels`. begin: how many steps are left out. Raises ValueError.
+    spacing: see `sigmas.noise_levels`. start_step: how many steps are left out. Raises ValueError.
     """
     settings = read_settings(config, HEUN, {"clip_sample": (False,)})
     levels = noise_levels(settings, num_inference_steps, spacing)
@@ -36,7 +38,7 @@ def heun(config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing |
     grid = make_grid(
         _between(levels.timesteps, levels.timesteps[1:]),
         _between(alpha, next_alpha[:-1]) ** 2,
-        2 * check_begin(begin, len(here)),
+        2 * check_begin(start_step, len(here)),
         **_both_calls({**first, **kept}, second),
     )
     return linear.table(grid, settings["prediction_type"], remembers=1, scale=levels.scale)
@@ -46,13 +48,13 @@ def dpm2(
     config: Mapping[str, Any],
     num_inference_steps: int,
     spacing: Spacing | None = None,
-    begin: int = 0,
+    start_step: int = 0,
     ancestral_steps: bool = False,
 ) -> Solver:
     """DPM-Solver-2: the slope halfway, in the logarithm of the noise level, is taken for the whole step.
 
     config: a diffusers scheduler_config.json (KDPM2DiscreteScheduler or KDPM2AncestralDiscreteScheduler).
-    2 * num_inference_steps - 1 network calls. spacing: see `sigmas.noise_levels`. begin: how many steps are left
+    2 * num_inference_steps - 1 network calls. spacing: see `sigmas.noise_levels`. start_step: how many steps are left
     out. ancestral_steps: each step goes below the next noise level, and noise leads up to it. Raises ValueError.
     """
     settings = read_settings(config, DPM2)
@@ -73,7 +75,7 @@ def dpm2(
     grid = make_grid(
         _between(timesteps, levels.timestep_of(middle[:-1])),
         _between(alpha, alpha_of(middle[:-1])) ** 2,
-        2 * check_begin(begin, len(here)),
+        2 * check_begin(start_step, len(here)),
         **_both_calls(first, second),
     )
     return linear.table(grid, settings["prediction_type"], remembers=1, stochastic=ancestral_steps, scale=levels.scale)

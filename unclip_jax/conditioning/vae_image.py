@@ -6,16 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unclip_jax.conditioning.image import PictureSource, load_image
+from unclip_jax.conditioning.clip_image import ImageSource, load_image
 
 Resample = Literal["lanczos", "bicubic"]
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
 
 
-def load_start_picture(source: PictureSource, name: str = "image") -> NDArray[Any]:
+def load_init_image(source: ImageSource, name: str = "image") -> NDArray[Any]:
     """A picture as uint8 (H, W, 3), or, where it is an array (H, W, 3) of floats, as float32 0..1 with its own values.
 
-    Anything else goes through `unclip_jax.conditioning.image.load_image`, which rounds to 8 bits and which refuses.
+    Anything else goes through `unclip_jax.conditioning.clip_image.load_image`, which rounds to 8 bits and which
+    refuses.
     """
     picture = load_image(source, name)
     if isinstance(source, Image.Image) or not hasattr(source, "__array__"):

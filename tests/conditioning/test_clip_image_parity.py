@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from unclip_jax.conditioning.image import CLIP_MEAN, CLIP_STD, load_image, preprocess
+from unclip_jax.conditioning.clip_image import CLIP_MEAN, CLIP_STD, load_image, preprocess
 
 pytestmark = pytest.mark.parity
 

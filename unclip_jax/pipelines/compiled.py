@@ -17,8 +17,8 @@ from unclip_jax.conditioning.upscale import noise_low_res
 from unclip_jax.models.freeu import FreeU
 from unclip_jax.models.tiling import decode_tiled
 from unclip_jax.pipelines.memory import Memory
-from unclip_jax.sampling.guidance import Guidance, guidance_memory, guidance_rows, guided
-from unclip_jax.sampling.loop import Carry, advance_remembering, start
+from unclip_jax.sampling.guidance import Guidance, guidance_rows, guidance_state, guided
+from unclip_jax.sampling.loop import Carry, run_stateful_steps, start
 from unclip_jax.sampling.noise import Branch, draw, image_keys
 from unclip_jax.sampling.solvers import Solver
 from unclip_jax.sampling.tiled import tiled
@@ -53,7 +53,7 @@ class Programs:
     """In the order of a run. Where a program runs a network, its first argument are that network's parameters."""
 
     embed_images: Any
-    encode_pictures: Any
+    vae_encode: Any
     estimate_depth: Any
     depth_condition: Any
     embed_text: Any
@@ -63,7 +63,7 @@ class Programs:
     noise_low_res: Any
     prepare: Any
     start: Any
-    advance: Any
+    run_steps: Any
     decode: Any
 
 
@@ -82,7 +82,7 @@ def make_programs(config: CheckpointConfig, networks: Mapping[str, Network], mem
 
     return Programs(
         embed_images=apply("image_encoder"),
-        encode_pictures=jax.jit(lambda params, x: vae.merge(params).moments(x)),
+        vae_encode=jax.jit(lambda params, x: vae.merge(params).moments(x)),
         estimate_depth=apply("depth_estimator"),
         depth_condition=jax.jit(depth_condition, static_argnums=(1, 2)),
         embed_text=jax.jit(lambda params, tokens: text.merge(params)(tokens)),
@@ -92,7 +92,7 @@ def make_programs(config: CheckpointConfig, networks: Mapping[str, Network], mem
         noise_low_res=jax.jit(noise_low_res),
         prepare=jax.jit(functools.partial(_prepare, unet), static_argnames="guidance"),
         start=jax.jit(_start, static_argnames="guidance"),
-        advance=jax.jit(
+        run_steps=jax.jit(
             functools.partial(_advance, unet), static_argnames=("guidance", "tile"), donate_argnames="carry"
         ),
         decode=jax.jit(functools.partial(_decode, vae, memory, tile), static_argnames="in_tiles"),
@@ -169,7 +169,7 @@ def _prepare(
 
 
 def _start(solver: Solver, noise: jax.Array, clean: jax.Array | None, *, guidance: Guidance) -> Carry:
-    return start(solver, noise, clean, memory=guidance_memory(guidance, noise))
+    return start(solver, noise, clean, guidance_state=guidance_state(guidance, noise))
 
 
 def _advance(
@@ -207,7 +207,7 @@ def _advance(
 
     denoise = guided(network, guidance, solver.prediction_type)
     keys = image_keys(seed, indices) if solver.stochastic else None
-    return advance_remembering(denoise, solver, carry, rows, keys, None if known is None else put_known)
+    return run_stateful_steps(denoise, solver, carry, rows, keys, None if known is None else put_known)
 
 
 def _decode(

@@ -72,7 +72,7 @@ OPENING = ("config", "prediction_type", "clip_stats", "vae", "unet", "variant", 
 # Of the command line -> of the pipelines.
 ARGUMENTS = {"steps": "num_inference_steps", "num_images": "num_images_per_prompt", "weights": "image_weights"}
 ARGUMENTS |= {"mask": "mask_image"}
-PICTURES = ("mask_image", "depth_map", "condition_image")  # of the pipelines, beside `image`
+IMAGES = ("mask_image", "depth_map", "condition_image")  # of the pipelines, beside `image`
 
 
 def add_commands(commands: Any) -> None:
@@ -182,7 +182,7 @@ def make(args: argparse.Namespace) -> None:
     import jax
 
     import unclip_jax
-    from unclip_jax.pictures import contact_sheet, save_png
+    from unclip_jax.image_files import contact_sheet, save_png
 
     # Opened once, and as they are: what becomes of transparency, or of 16 bits, is the pipeline's to say.
     opened = {path: _open(path) for path in dict.fromkeys((*paths, *others))}
@@ -199,7 +199,7 @@ def make(args: argparse.Namespace) -> None:
     _adapt(pipe, args)
     settings = _settings(args, max(1, len(paths)))
     inputs = {"image": pictures} if paths else {}
-    inputs |= {name: opened[path].picture for name in PICTURES if (path := settings.get(name)) is not None}
+    inputs |= {name: opened[path].picture for name in IMAGES if (path := settings.get(name)) is not None}
     images = call(**{**settings, **inputs}, batch_size=args.batch_size).images
 
     args.out.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def make(args: argparse.Namespace) -> None:
     sources = [opened[path].origin for path in paths]
     common = {
         "command": args.command,
-        **{k: opened[v].origin if k in PICTURES else v for k, v in settings.items()},
+        **{k: opened[v].origin if k in IMAGES else v for k, v in settings.items()},
         "scheduler": args.scheduler or pipe.config.scheduler,
         "model": model_name(args.model),
         **({"prior": model_name(args.prior)} if getattr(args, "prior", None) else {}),
@@ -216,7 +216,7 @@ def make(args: argparse.Namespace) -> None:
         "preprocess": pipe.config.preprocess,
         "version": __version__,
     }
-    per_picture = {k: v for k, v in settings.items() if k in ("noise_level", "prompt") and isinstance(v, list)}
+    per_image = {k: v for k, v in settings.items() if k in ("noise_level", "prompt") and isinstance(v, list)}
     labelled = []
     for index, image in enumerate(images):
         # Which input an image was made of; all of them, when they were mixed.
@@ -225,7 +225,7 @@ def make(args: argparse.Namespace) -> None:
         if sources:
             recipe["images"] = sources if source is None else [sources[source]]
         if source is not None:
-            recipe |= {name: values[source] for name, values in per_picture.items()}
+            recipe |= {name: values[source] for name, values in per_image.items()}
         path = args.out / f"{run:04d}-{index:03d}.png"
         save_png(path, image, recipe)
         labelled.append((image, path.stem))
@@ -314,12 +314,12 @@ class _Opened(NamedTuple):
 
 def _open(path: str) -> _Opened:
     """A picture at a path or an address."""
-    from unclip_jax.conditioning.image import open_picture
+    from unclip_jax.conditioning.clip_image import open_image
 
     name = shown(path) if is_address(path) else path
     content = fetch(path) if is_address(path) else Path(path).read_bytes()
     origin = {"name": name if is_address(path) else Path(path).name, "sha256": hashlib.sha256(content).hexdigest()}
-    return _Opened(open_picture(content, f"image {name!r}"), origin)
+    return _Opened(open_image(content, f"image {name!r}"), origin)
 
 
 def _next_run(folder: Path) -> int:

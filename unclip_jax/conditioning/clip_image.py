@@ -14,8 +14,8 @@ from unclip_jax.conditioning.address import fetch, is_address, shown
 
 Dialect = Literal["diffusers", "original", "original-kornia-0.6.0"]
 # A picture as it is stored: opened, at a path or an address, or the bytes of a file.
-StoredPicture = Image.Image | str | os.PathLike[str] | bytes
-PictureSource = StoredPicture | NDArray[Any]
+StoredImage = Image.Image | str | os.PathLike[str] | bytes
+ImageSource = StoredImage | NDArray[Any]
 STORED = (Image.Image, str, os.PathLike, bytes)
 
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -40,7 +40,7 @@ REFUSED_FORMATS = ("EPS", "WMF")
 LARGEST_ASPECT_RATIO = 100
 
 
-def load_image(source: PictureSource, name: str = "image") -> NDArray[np.uint8]:
+def load_image(source: ImageSource, name: str = "image") -> NDArray[np.uint8]:
     """Decodes a picture to uint8 (H, W, 3) RGB.
 
     source: a PIL image, the path of a picture file, its address (http, https) or data URI, its bytes, or an array
@@ -76,7 +76,7 @@ def several(source: Any, name: str = "image") -> list[Any]:
     return pictures
 
 
-def open_picture(source: StoredPicture, name: str) -> Image.Image:
+def open_image(source: StoredImage, name: str) -> Image.Image:
     """A picture decoded and upright, but in its own colour mode. Raises as `load_image` does."""
     return _opened(source, name)[0]
 
@@ -111,7 +111,7 @@ def preprocess(image: NDArray[np.uint8], dialect: Dialect, size: int = 224) -> N
     return (pixels - CLIP_MEAN) / CLIP_STD
 
 
-def _opened(source: StoredPicture, name: str) -> tuple[Image.Image, str]:
+def _opened(source: StoredImage, name: str) -> tuple[Image.Image, str]:
     """The picture, and what messages call it: a file is named with its path, an address is shown."""
     if isinstance(source, Image.Image):
         return _upright(source, name), name

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from unclip_jax.pictures import contact_sheet, read_recipe, save_png, to_uint8
+from unclip_jax.image_files import contact_sheet, read_recipe, save_png, to_uint8
 
 RECIPE = {
     "prompt": "a photo of a cat, sleeping",
@@ -341,7 +341,7 @@ def test_columns_put_each_input_beside_its_own_variations():
     sizes=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=5),
 )
 @settings(max_examples=25, deadline=None)
-def test_any_number_of_pictures_fits_without_overlap(inputs, variations, columns, cell, sizes):
+def test_any_number_of_images_fits_without_overlap(inputs, variations, columns, cell, sizes):
     if not inputs + variations:
         return
     pictures = [
@@ -376,7 +376,7 @@ def test_a_long_label_ends_in_an_ellipsis_and_an_odd_one_is_drawn():
     assert contact_sheet([], [(blank[0], "\ud800")]).size == contact_sheet([], [blank]).size
 
 
-def test_pictures_of_any_kind_and_mode(tmp_path):
+def test_images_of_any_kind_and_mode(tmp_path):
     plain("red").save(tmp_path / "red.jpg")
     sources = [tmp_path / "red.jpg", str(tmp_path / "red.jpg"), np.zeros((5, 9, 3)), Image.new("RGBA", (4, 4))]
     sheet = contact_sheet([(s, "in") for s in sources], [(Image.new("1", (1, 90)), "thin")], cell=32)

@@ -13,7 +13,7 @@ from convert.kinds import WORD, other_than
 from convert.readers import CheckpointError, TensorFile, load_pickle, open_tensors, recognise
 from convert.tensor_file import naming, quoted
 from unclip_jax.checkpoints.config import CheckpointConfig
-from unclip_jax.checkpoints.finite import warn_unless_finite
+from unclip_jax.checkpoints.nonfinite import warn_unless_finite
 
 LONGEST_WORD = 200
 # What tools call the vectors where they do not say the word; ComfyUI and OneTrainer say the text encoder.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from unclip_jax.conditioning.address import fetch, is_address, shown
-from unclip_jax.conditioning.image import PictureSource, load_image
+from unclip_jax.conditioning.clip_image import ImageSource, load_image
 
 RECIPE_KEY = "unclip_jax"  # text chunk with the whole recipe as JSON
 PARAMETERS_KEY = "parameters"  # text chunk with the line that AUTOMATIC1111's web UI started and other tools read
@@ -115,8 +115,8 @@ def read_recipe(source: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def contact_sheet(
-    inputs: Sequence[tuple[PictureSource, str]],
-    variations: Sequence[tuple[PictureSource, str]],
+    inputs: Sequence[tuple[ImageSource, str]],
+    variations: Sequence[tuple[ImageSource, str]],
     columns: int | None = None,
     cell: int = 256,
 ) -> Image.Image:

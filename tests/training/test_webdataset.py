@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from unclip_jax.training.data import Skipped, batches, load_rgb, select
-from unclip_jax.training.tars import tar_samples
+from unclip_jax.training.webdataset import tar_samples
 
 
 def png(level):
@@ -90,7 +90,7 @@ def test_other_files_are_refused(tmp_path, tar):
         tar_samples([cut])
 
 
-def test_links_are_no_pictures(tmp_path):
+def test_links_are_no_images(tmp_path):
     path = tmp_path / "links.tar"
     with tarfile.open(path, "w:") as file:
         info = tarfile.TarInfo("a.png")

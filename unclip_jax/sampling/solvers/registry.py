@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
-from unclip_jax.sampling.solvers import other_names
+from unclip_jax.sampling.solvers import aliases
 from unclip_jax.sampling.solvers.consistency import lcm, tcd
 from unclip_jax.sampling.solvers.ddim import ddim
 from unclip_jax.sampling.solvers.ddpm import ddpm
@@ -16,10 +16,10 @@ from unclip_jax.sampling.solvers.euler import euler, euler_ancestral
 from unclip_jax.sampling.solvers.ldm import ldm_ddim, ldm_dpm, ldm_plms
 from unclip_jax.sampling.solvers.lms import lms
 from unclip_jax.sampling.solvers.pndm import pndm
+from unclip_jax.sampling.solvers.second_order import dpm2, heun
 from unclip_jax.sampling.solvers.settings import check_eta, check_steps, swapped
 from unclip_jax.sampling.solvers.sigmas import SPACINGS
 from unclip_jax.sampling.solvers.solver import Solver
-from unclip_jax.sampling.solvers.two_calls import dpm2, heun
 from unclip_jax.sampling.solvers.unipc import unipc
 
 # What stabilityai/stable-diffusion-2-1-unclip publishes; original files behave like it under diffusers' solver names.
@@ -97,7 +97,7 @@ def make_solver(
     config: Mapping[str, Any],
     num_inference_steps: int,
     eta: float = 0.0,
-    begin: int = 0,
+    start_step: int = 0,
     *,
     own: bool = False,
 ) -> Solver:
@@ -111,15 +111,15 @@ def make_solver(
     that spacing of other programs is called here; without it they are as `timestep_spacing` says, whatever
     `use_karras_sigmas` and the like are. num_inference_steps: 1 to the number of training timesteps ("lcm" and "tcd":
     original_inference_steps). eta: 0 to 1, read by "ddim", "tcd" and "ldm-ddim" and, as in diffusers, ignored by the
-    others. begin: how many steps are left out at the start, for runs that start from a picture (see `first_step`);
+    others. start_step: how many steps are left out at the start, for runs that start from a picture (see `first_step`);
     multistep solvers have no history there. All steps are counted as if none were left out: a step is the same step
-    whatever `begin` is. own: the solver is the one that `config` describes, and x0 is limited where the file, or the
-    class's default, has it so.
+    whatever `start_step` is. own: the solver is the one that `config` describes, and x0 is limited where the file, or
+    the class's default, has it so.
 
     Raises ValueError, before anything is computed, for what is unknown, out of range or not supported.
     """
     base, spacing = _parts(name)
-    options: dict[str, Any] = {"begin": begin}
+    options: dict[str, Any] = {"start_step": start_step}
     eta = check_eta(eta)
     config = config if own else swapped(config)
     if base in _TAKE_ETA:
@@ -132,7 +132,7 @@ def make_solver(
 
 
 def first_step(name: str, num_inference_steps: int, strength: float, train: int = 1000, depth: bool = False) -> int:
-    """The `begin` of `make_solver` for a run that starts from a picture, noised by `strength`.
+    """The `start_step` of `make_solver` for a run that starts from a picture, noised by `strength`.
 
     strength: above 0 to 1. diffusers' solvers make the last int(num_inference_steps * strength) steps. "ldm-ddim" makes
     as many, and noises the picture to the level before those, which at strength 1 does not exist unless `train`, the
@@ -169,7 +169,7 @@ def first_step(name: str, num_inference_steps: int, strength: float, train: int 
 def _parts(name: str) -> tuple[str, str | None]:
     """Base and spacing of a name. Raises ValueError for an unknown one, with what it is called here, or the nearest."""
     if name not in SCHEDULERS:
-        advice = other_names.advice(str(name), SCHEDULERS)
+        advice = aliases.advice(str(name), SCHEDULERS)
         if advice is None:
             close = difflib.get_close_matches(str(name).lower(), SCHEDULERS, n=1, cutoff=0.4)
             advice = f"did you mean {close[0]!r}? " if close else ""

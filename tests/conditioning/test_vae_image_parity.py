@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unclip_jax.conditioning.latents import latents_from_moments
-from unclip_jax.conditioning.pixels import resize_nearest, start_pixels
+from unclip_jax.conditioning.vae_image import resize_nearest, start_pixels
 
 pytestmark = pytest.mark.parity
 
@@ -26,7 +26,7 @@ def last(tensor):
 @given(height=side, width=side, to=cells, seed=st.integers(0, 9))
 @settings(max_examples=40)
 @pytest.mark.parametrize(("factor", "resample"), [(8, "lanczos"), (4, "bicubic")])
-def test_pictures_are_bit_equal(factor, resample, height, width, to, seed):
+def test_images_are_bit_equal(factor, resample, height, width, to, seed):
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     size = (None, None) if to is None else (factor * to[0], factor * to[1])
     want = VaeImageProcessor(vae_scale_factor=factor, resample=resample).preprocess(Image.fromarray(image), *size)

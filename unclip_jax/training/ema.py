@@ -6,22 +6,22 @@ import jax
 import jax.numpy as jnp
 
 
-class Average(NamedTuple):
+class EMA(NamedTuple):
     """params: the averages, a pytree as that of the weights, in float32. updates: (), int32, how many there were."""
 
     params: Any
     updates: jax.Array
 
 
-def start_average(params: Any) -> Average:
+def init_ema(params: Any) -> EMA:
     """Begins with the weights themselves."""
-    return Average(jax.tree.map(lambda p: jnp.array(p, jnp.float32), params), jnp.int32(0))
+    return EMA(jax.tree.map(lambda p: jnp.array(p, jnp.float32), params), jnp.int32(0))
 
 
-def update_average(average: Average, params: Any, decay: float = 0.9999) -> Average:
+def update_ema(average: EMA, params: Any, decay: float = 0.9999) -> EMA:
     """Moves the averages towards `params`. Update n has decay min(decay, (1 + n) / (10 + n)): early weights are soon
     forgotten. Source: the original's `LitEma`."""
     updates = average.updates + 1
     share = 1 - jnp.minimum(decay, (1 + updates) / (10 + updates)).astype(jnp.float32)
     moved = jax.tree.map(lambda a, p: a - share * (a - p.astype(jnp.float32)), average.params, params)
-    return Average(moved, updates)
+    return EMA(moved, updates)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from unclip_jax.checkpoints.config import CheckpointConfig
-from unclip_jax.conditioning.image import load_images
+from unclip_jax.conditioning.clip_image import load_images
 from unclip_jax.pipelines import arguments as check
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PictureCondition:
+class ImageCondition:
     """One picture an image, or all of them mixed into one condition.
 
     images: (H, W, 3) uint8 each, or image_embeds: (pictures, D). noise_level: (pictures,). weights: (pictures,) of the
@@ -28,7 +28,7 @@ class PictureCondition:
     image_noise: np.ndarray | None = None
 
 
-def check_condition(config: CheckpointConfig, a: Mapping[str, Any], name: str = "image") -> PictureCondition:
+def check_condition(config: CheckpointConfig, a: Mapping[str, Any], name: str = "image") -> ImageCondition:
     """The condition in a call's arguments `a`, the noise given for it being checked as for one image a picture.
 
     name: what the caller's argument is called that is `a["image"]`. Arguments that a pipeline does not have need not be
@@ -75,7 +75,7 @@ def check_condition(config: CheckpointConfig, a: Mapping[str, Any], name: str = 
         noise = (noise if len(noise) == batch else np.repeat(noise, repeats, axis=0))[:, None]
     elif noise is not None:
         noise = check.check_array("image_noise", noise, (repeats, pictures + (mix_level is not None), d))
-    return PictureCondition(
+    return ImageCondition(
         pictures=pictures,
         images=images,
         image_embeds=embeds,
@@ -86,7 +86,7 @@ def check_condition(config: CheckpointConfig, a: Mapping[str, Any], name: str = 
     )
 
 
-def check_own_condition(config: CheckpointConfig, a: Mapping[str, Any], prompts: int) -> PictureCondition | None:
+def check_own_condition(config: CheckpointConfig, a: Mapping[str, Any], prompts: int) -> ImageCondition | None:
     """The same for pipelines that begin with `image`: an unCLIP checkpoint is conditioned by it, or by what is given
     for this alone, `condition_image` or `image_embeds`.
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import integrate
 
 from unclip_jax.models.vae import Posterior
-from unclip_jax.training import autoencoding
+from unclip_jax.training import vae_losses
 
 
 def pictures(seed=0):
@@ -27,7 +27,7 @@ def test_divergence_is_the_integral(mean, logvar):
 
     want, _ = integrate.quad(integrand, mean - 8 * deviation, mean + 8 * deviation)
     shape = (2, 3, 4, 1)
-    made = autoencoding.kl_divergence(Posterior(jnp.full(shape, mean), jnp.full(shape, logvar)))
+    made = vae_losses.kl_divergence(Posterior(jnp.full(shape, mean), jnp.full(shape, logvar)))
     np.testing.assert_allclose(made, 12 * want, atol=1e-4)
 
 
@@ -37,7 +37,7 @@ def test_terms_add_up():
     some = Posterior(jnp.ones((2, 2, 2, 4)), jnp.zeros((2, 2, 2, 4)))
     absolute = np.abs(made - wanted).mean((1, 2, 3))
     squared = np.square(made - wanted).mean((1, 2, 3))
-    losses = autoencoding.autoencoding_losses
+    losses = vae_losses.autoencoding_losses
     np.testing.assert_allclose(losses(made, wanted, nothing, kl_weight=3.0), absolute, rtol=1e-5)
     np.testing.assert_allclose(losses(made, wanted, some, kl_weight=3.0), absolute + 1.5, rtol=1e-5)  # 1/2 a number
     np.testing.assert_allclose(
@@ -56,18 +56,18 @@ def test_terms_add_up():
 
 def test_gradient_difference_sees_edges_alone():
     picture = pictures()
-    assert autoencoding.gradient_difference(picture + 0.5, picture).max() < 1e-6
+    assert vae_losses.gradient_difference(picture + 0.5, picture).max() < 1e-6
     blurred = (picture + np.roll(picture, 1, axis=2)) / 2
-    assert (autoencoding.gradient_difference(blurred, picture) > 0.1).all()
-    with_it = autoencoding.autoencoding_losses(
+    assert (vae_losses.gradient_difference(blurred, picture) > 0.1).all()
+    with_it = vae_losses.autoencoding_losses(
         blurred, picture, Posterior(jnp.zeros((2, 1, 1, 1)), jnp.zeros((2, 1, 1, 1))), kl_weight=0, gradient_weight=1.0
     )
-    want = np.abs(blurred - picture).mean((1, 2, 3)) + autoencoding.gradient_difference(blurred, picture)
+    want = np.abs(blurred - picture).mean((1, 2, 3)) + vae_losses.gradient_difference(blurred, picture)
     np.testing.assert_allclose(with_it, want, rtol=1e-5)
 
 
 def test_psnr():
     picture = pictures()
-    np.testing.assert_allclose(autoencoding.psnr(picture + 0.2, picture), 20.0, rtol=1e-4)  # a tenth of the range
-    assert np.isfinite(autoencoding.psnr(picture, picture)).all()
-    jax.grad(lambda p: autoencoding.psnr(p, picture + 0.1).sum())(jnp.asarray(picture))
+    np.testing.assert_allclose(vae_losses.psnr(picture + 0.2, picture), 20.0, rtol=1e-4)  # a tenth of the range
+    assert np.isfinite(vae_losses.psnr(picture, picture)).all()
+    jax.grad(lambda p: vae_losses.psnr(p, picture + 0.1).sum())(jnp.asarray(picture))

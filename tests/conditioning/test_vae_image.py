@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unclip_jax.conditioning.latents import latents_from_moments
-from unclip_jax.conditioning.pixels import (
+from unclip_jax.conditioning.vae_image import (
     floor_size,
-    load_start_picture,
+    load_init_image,
     pad_to_multiple,
     resize_nearest,
     start_pixels,
@@ -36,7 +36,7 @@ def test_sizes_are_rounded_down(height, width, multiple):
     assert -1 <= pixels.min() <= pixels.max() <= 1
 
 
-def test_pictures_that_fit_keep_their_levels():
+def test_images_that_fit_keep_their_levels():
     image = noise(64, 128)
     for resample in ("lanczos", "bicubic"):
         pixels = start_pixels(image, multiple=64, resample=resample)
@@ -48,16 +48,16 @@ def test_pictures_that_fit_keep_their_levels():
 
 def test_floats_keep_their_values():
     exact = np.random.default_rng(0).random((16, 24, 3), np.float32)
-    loaded = load_start_picture(exact)
+    loaded = load_init_image(exact)
     np.testing.assert_array_equal(loaded, exact)
     np.testing.assert_array_equal(start_pixels(loaded, multiple=8), 2 * exact - 1)
     doubled = start_pixels(loaded, 32, 48, multiple=8)
     np.testing.assert_array_equal(doubled[::2, 1::2], 2 * exact - 1)
     # Gray and 8-bit pictures take the usual way.
-    assert load_start_picture(exact[..., 0]).dtype == np.uint8
-    assert load_start_picture(Image.fromarray(noise(4, 4))).shape == (4, 4, 3)
+    assert load_init_image(exact[..., 0]).dtype == np.uint8
+    assert load_init_image(Image.fromarray(noise(4, 4))).shape == (4, 4, 3)
     with pytest.raises(ValueError, match="image has values from"):
-        load_start_picture(3 * exact)
+        load_init_image(3 * exact)
 
 
 @given(height=st.integers(1, 300), width=st.integers(1, 300))

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unclip_jax.conditioning.image import preprocess
+from unclip_jax.conditioning.clip_image import preprocess
 from unclip_jax.conditioning.tokenizer import Tokenizer, open_clip_tokenizer_json
 from unclip_jax.training.data import Record
-from unclip_jax.training.rows import RowLoader, square, to_unit
+from unclip_jax.training.transforms import RowLoader, square, to_unit
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_everything_that_is_asked_for(record):
     np.testing.assert_array_equal(row["tokens"], tokenizer(["a slope"])[0])
 
 
-def test_the_networks_see_the_same_mirrored_picture(record):
+def test_the_networks_see_the_same_mirrored_image(record):
     loader = RowLoader(32, flip=True, vision=(32, "diffusers"))
     rows = [loader(record, np.random.default_rng(seed)) for seed in range(12)]
     rising = [row["picture"][0, -1, 0] > row["picture"][0, 0, 0] for row in rows]

@@ -19,11 +19,10 @@ from unclip_jax.distributed.mesh import pad_batch
 from unclip_jax.models.unet import UNet
 from unclip_jax.sampling.schedule import NoiseSchedule, alphas_cumprod
 from unclip_jax.sampling.solvers import make_solver
-from unclip_jax.training import denoising
+from unclip_jax.training import diffusion_objective
 from unclip_jax.training.cache import CachedRows, write_cache
 from unclip_jax.training.data import Record, Skipped, skipping, stacked
 from unclip_jax.training.initial import initial_network
-from unclip_jax.training.rows import RowLoader
 from unclip_jax.training.samples import grid, sample_latents
 from unclip_jax.training.settings import TrainSettings
 from unclip_jax.training.setup import (
@@ -35,6 +34,7 @@ from unclip_jax.training.setup import (
     validation_records,
 )
 from unclip_jax.training.step import TrainState
+from unclip_jax.training.transforms import RowLoader
 
 INPUT_CHANNELS = {"inpaint": 9, "depth-to-image": 5}
 
@@ -42,11 +42,12 @@ INPUT_CHANNELS = {"inpaint": 9, "depth-to-image": 5}
 Combine = Callable[[Mapping[str, Any], Any], Mapping[str, Any]]
 
 
-class Denoiser:
+class DiffusionTrainer:
     """The networks of a checkpoint on their devices, and what a run needs beside them.
 
     config: the checkpoint's as it will be after the training. unet: in float32 where it is trained itself, else in the
-    settings' dtype. networks and frozen: of the others, see `unclip_jax.training.denoising`. load: a record -> its row.
+    settings' dtype. networks and frozen: of the others, see `unclip_jax.training.diffusion_objective`. load: a record
+    -> its row.
     """
 
     def __init__(self, settings: TrainSettings, checkpoint: Checkpoint, progress: bool):
@@ -68,7 +69,7 @@ class Denoiser:
             raise ValueError(f"{checkpoint.source}: has no depth estimator; objective.depth_model says whose to use")
 
         diffusion = dict(config.scheduler_config)
-        self.options = denoising.Denoising(
+        self.options = diffusion_objective.DiffusionObjective(
             objective.prediction_type or str(diffusion.get("prediction_type", "epsilon")),
             config.vae.scaling_factor,
             objective.embedding_dropout,
@@ -96,7 +97,7 @@ class Denoiser:
                 statistics = {name: checkpoint.params[f"image_normalizer.{name}"].read() for name in ("mean", "std")}
                 self.frozen["noising"] = {"alphas_cumprod": table, **statistics}
         empty = {"tokens": jnp.asarray(checkpoint.tokenizer([""]))}
-        self.frozen["empty_context"] = denoising.encode(self.networks, self.frozen, empty)["context"]
+        self.frozen["empty_context"] = diffusion_objective.encode(self.networks, self.frozen, empty)["context"]
         self.side = self._side()
         self.load: Load = self._row_loader(checkpoint)
 
@@ -156,7 +157,7 @@ class Denoiser:
         """Runs to the end. trained: what is; fixed: the UNet's parameters that are not."""
         settings, networks, options, unet = self.settings, self.networks, self.options, self.unet
         frozen = {**self.frozen, "unet": {name: value.astype(settings.dtype) for name, value in fixed.items()}}
-        encode = jax.jit(lambda frozen, batch: denoising.encode(networks, frozen, batch))
+        encode = jax.jit(lambda frozen, batch: diffusion_objective.encode(networks, frozen, batch))
 
         records = training_records(settings.data)
         checked = validation_records(settings.data)
@@ -170,8 +171,8 @@ class Denoiser:
 
         def losses(frozen: Any, params: Any, batch: Any, step: jax.Array) -> Any:
             weights = {**frozen, **combine(frozen, params)}
-            encoded = denoising.encode(networks, weights, batch)
-            return denoising.losses(options, unet, settings.seed, frozen, weights["unet"], encoded, step)
+            encoded = diffusion_objective.encode(networks, weights, batch)
+            return diffusion_objective.losses(options, unet, settings.seed, frozen, weights["unet"], encoded, step)
 
         score = jax.jit(lambda frozen, params, batch: losses(frozen, params, batch, jnp.int32(0))[0])
 
@@ -230,7 +231,7 @@ class Denoiser:
         @jax.jit
         def pictures(frozen: Any, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
             weights = {**frozen, **combine(frozen, params)}
-            encoded = denoising.encode(self.networks, weights, batch)
+            encoded = diffusion_objective.encode(self.networks, weights, batch)
             made = sample_latents(
                 self.unet, solver, frozen, scaling, weights["unet"], encoded, scale, self.settings.seed
             )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import unclip_jax
-from unclip_jax.conditioning.image import CLIP_MEAN, CLIP_STD, load_image, load_images, open_picture, preprocess
+from unclip_jax.conditioning.clip_image import CLIP_MEAN, CLIP_STD, load_image, load_images, open_image, preprocess
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "preprocess.npz")
 DIALECTS = ("diffusers", "original", "original-kornia-0.6.0")
@@ -70,14 +70,14 @@ def test_the_blur_of_the_two_kornia_versions_differs():
 @pytest.mark.parametrize("dialect", DIALECTS)
 @given(level=st.integers(0, 255), width=st.integers(64, 400), height=st.integers(64, 400), size=st.integers(1, 256))
 @settings(max_examples=15, deadline=None)
-def test_a_plain_picture_stays_plain(dialect, level, width, height, size):
+def test_a_plain_image_stays_plain(dialect, level, width, height, size):
     pixels = preprocess(np.full((height, width, 3), level, np.uint8), dialect, size)
     want = (np.float32(level / 255) - CLIP_MEAN) / CLIP_STD
     np.testing.assert_allclose(pixels, np.broadcast_to(want, (size, size, 3)), atol=5e-6)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_picture_of_the_right_size_is_only_normalised(dialect):
+def test_a_image_of_the_right_size_is_only_normalised(dialect):
     image = picture(256, 256)
     want = (np.float32(image / 255) - CLIP_MEAN) / CLIP_STD
     np.testing.assert_allclose(preprocess(image, dialect, 256), want, atol=2e-6)
@@ -86,7 +86,7 @@ def test_a_picture_of_the_right_size_is_only_normalised(dialect):
 @pytest.mark.parametrize("dialect", DIALECTS)
 @given(width=st.integers(64, 500), height=st.integers(64, 500), size=st.sampled_from([32, 56, 224]))
 @settings(max_examples=10, deadline=None)
-def test_a_mirrored_picture_gives_mirrored_pixels(dialect, width, height, size):
+def test_a_mirrored_image_gives_mirrored_pixels(dialect, width, height, size):
     width -= width % 2 if dialect == "diffusers" else 0  # its crop takes the left one of two middles
     image = picture(width, height)
     if dialect == "diffusers" and int(size * width / min(width, height)) % 2:
@@ -104,7 +104,7 @@ def test_preprocess_takes_views_and_leaves_its_input_alone(dialect):
     np.testing.assert_array_equal(image, before)
 
 
-def test_smallest_pictures():
+def test_smallest_images():
     assert preprocess(np.zeros((1, 2, 3), np.uint8), "diffusers").shape == (224, 224, 3)
     assert preprocess(np.zeros((64, 64, 3), np.uint8), "original").shape == (224, 224, 3)
 
@@ -138,7 +138,7 @@ def test_preprocess_refuses_floats_and_sizes():
 # What can be loaded
 
 
-def test_the_same_picture_from_every_kind_of_source(tmp_path):
+def test_the_same_image_from_every_kind_of_source(tmp_path):
     image = picture()
     path = saved(image, tmp_path / "ünï\u732b.png")
     sources = [
@@ -159,7 +159,7 @@ def test_the_same_picture_from_every_kind_of_source(tmp_path):
         np.testing.assert_array_equal(loaded, image)
 
 
-def test_one_picture_or_several():
+def test_one_image_or_several():
     image, gray = picture(), picture()[..., 0]
     for source in (image, [image], (image,), image[None], image[None] / 255):
         (loaded,) = load_images(source)
@@ -172,7 +172,7 @@ def test_one_picture_or_several():
             load_images(source, "images")
 
 
-def test_nothing_else_opens_pictures():
+def test_nothing_else_opens_images():
     """What is read of a file is decided in one place; the recipe in a PNG is not its picture."""
     package = pathlib.Path(unclip_jax.__file__).parent
     files = [*package.rglob("*.py"), *package.with_name("convert").rglob("*.py")]
@@ -233,7 +233,7 @@ def test_exif_orientation(tmp_path, suffix, orientation):
     exif[0x0112] = orientation
     path = tmp_path / f"turned.{suffix}"
     stored.save(path, exif=exif, quality=100)
-    for source in (path, Image.open(path), path.read_bytes(), open_picture(path, "image")):
+    for source in (path, Image.open(path), path.read_bytes(), open_image(path, "image")):
         loaded = load_image(source)
         assert loaded.shape == (48, 64, 3)
         assert np.abs(loaded.astype(int) - np.asarray(upright)).mean() < 3
@@ -247,7 +247,7 @@ def test_a_broken_exif_block_is_ignored(tmp_path, suffix, exif):
     assert load_image(path).shape == (30, 40, 3)
 
 
-def test_a_camera_whose_exif_block_cannot_be_written_again_still_turns_the_picture(tmp_path):
+def test_a_camera_whose_exif_block_cannot_be_written_again_still_turns_the_image(tmp_path):
     """With a tag of the wrong type, on which Pillow 13's `ImageOps.exif_transpose` fails."""
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -344,7 +344,7 @@ def test_16_bit_colour(tmp_path):
     np.testing.assert_array_equal(load_image(path), np.broadcast_to([255, 7, 0], (3, 2, 3)))
 
 
-def test_float_pictures_are_from_0_to_1(tmp_path):
+def test_float_images_are_from_0_to_1(tmp_path):
     values = np.array([[0, 0.5, 1]], np.float32)
     Image.fromarray(values).save(tmp_path / "float.tiff")
     np.testing.assert_array_equal(load_image(tmp_path / "float.tiff")[..., 0], [[0, 128, 255]])
@@ -415,7 +415,7 @@ def test_other_programs_are_never_run(tmp_path):
     assert refused(path, "not a picture in a format that is read here") is ValueError
 
 
-def test_pictures_without_pixels_or_closed(tmp_path):
+def test_images_without_pixels_or_closed(tmp_path):
     refused(Image.new("RGB", (0, 5)), "0x5 pixels")
     with Image.open(saved(picture(), tmp_path / "picture.png")) as opened:
         pass
@@ -440,7 +440,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
 
 
 @pytest.mark.parametrize("action", ["error", "ignore"])
-def test_up_to_pillows_limit_large_pictures_are_read(tmp_path, monkeypatch, action):
+def test_up_to_pillows_limit_large_images_are_read(tmp_path, monkeypatch, action):
     """From half of it on Pillow warns, and warnings may be errors."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 30)
     for width, height in ((40, 30), (80, 30)):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from unclip_jax.conditioning.image import Dialect, preprocess
+from unclip_jax.conditioning.clip_image import Dialect, preprocess
 from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.training.data import Record, load_rgb
 from unclip_jax.training.masks import random_mask
@@ -16,7 +16,7 @@ DEPTH_SIDE = 384  # what the depth estimator sees of a square picture
 
 @dataclasses.dataclass(frozen=True)
 class RowLoader:
-    """What a batch has of each record; see `unclip_jax.training.denoising.encode` for the names.
+    """What a batch has of each record; see `unclip_jax.training.diffusion_objective.encode` for the names.
 
     resolution: of "picture". tokenizer: of "tokens", None for none. vision: the image encoder's size and
     preprocessing, of "pixel_values". whole_mask_share: of "mask", None for no masks. low_res_factor: by how much

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from unclip_jax.conditioning.image import CLIP_MEAN, CLIP_STD
+from unclip_jax.conditioning.clip_image import CLIP_MEAN, CLIP_STD
 from unclip_jax.models.clip import VisionEncoder
 from unclip_jax.models.resize import resize_bilinear
 from unclip_jax.models.vae import Posterior
