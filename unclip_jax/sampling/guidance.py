@@ -99,7 +99,7 @@ def guidance_state(guidance: Guidance, latents: jax.Array) -> State:
 
 
 def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> StatefulDenoise:
-    """The guided prediction, as `unclip_jax.sampling.loop.run_steps_with_state` takes it.
+    """The guided prediction, as `unclip_jax.sampling.loop.run_stateful_steps` takes it.
 
     network: (latents (rows B, ...), row of the grid, perturbed (rows B,) bool or None) -> predictions (rows B, ...) of
         `prediction_type` and of any float dtype. Its conditions are of `guidance_rows`.
