@@ -190,17 +190,16 @@ def make(args: argparse.Namespace) -> None:
     given = {k: getattr(args, k, None) for k in OPENING}
     overrides = {k: v for k, v in given.items() if v is not None}
     opening = {"dtype": args.dtype, "mesh": mesh_of(args.devices), "memory": memory_of(args), **overrides}
-    call: Any
+    pipe: Any
     if getattr(args, "prior", None) is not None:
-        call = unclip_jax.StableUnCLIPPipeline.from_pretrained(args.model, prior=args.prior, **opening)
-        pipe = call.unclip
+        pipe = unclip_jax.StableUnCLIPPipeline.from_pretrained(args.model, prior=args.prior, **opening)
     else:
-        call = pipe = getattr(unclip_jax, command.pipeline).from_pretrained(args.model, **opening)
+        pipe = getattr(unclip_jax, command.pipeline).from_pretrained(args.model, **opening)
     _adapt(pipe, args)
     settings = _settings(args, max(1, len(paths)))
     inputs = {"image": pictures} if paths else {}
     inputs |= {name: opened[path].picture for name in IMAGES if (path := settings.get(name)) is not None}
-    images = call(**{**settings, **inputs}, batch_size=args.batch_size).images
+    images = pipe(**{**settings, **inputs}, batch_size=args.batch_size).images
 
     args.out.mkdir(parents=True, exist_ok=True)
     run = _next_run(args.out)
@@ -274,7 +273,9 @@ def _adapt(pipe: Any, args: argparse.Namespace) -> None:
         file, _, word = (given, "", "") if Path(given).exists() else given.partition("=")
         pipe.load_textual_inversion(file, word or None)
     if args.freeu is not None:
-        pipe.enable_freeu(*args.freeu)
+        from unclip_jax.models.freeu import FreeU
+
+        pipe.freeu = FreeU(*args.freeu)
     if args.watermark:
         from unclip_jax.watermark import MARK
 
