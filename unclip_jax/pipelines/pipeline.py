@@ -31,7 +31,7 @@ P = ParamSpec("P")
 
 
 class Pipeline(Adaptable):
-    """From inputs to images. Build one with `from_pretrained`, call it, or `stream` it step by step.
+    """From inputs to images. Build one with `from_pretrained`, call it, or `stream` it.
 
     Attributes:
         config, tokenizer, networks, mesh, dtype, memory: what was opened, for research code that takes the parts.
@@ -93,11 +93,9 @@ class Pipeline(Adaptable):
         mesh: Mesh | None = None,
         memory: Memory = DEFAULT_MEMORY,
     ) -> Self:
-        """Fills the networks of an open checkpoint, see `from_pretrained`.
+        """Fills the networks of an open checkpoint of the right task, see `from_pretrained`. Raises ValueError.
 
-        What diffusers' pipeline corrects in the files of a folder is corrected, with a warning. With
-        `Memory(free_networks=True)` nothing is read yet, and the checkpoint has to stay open as long as the pipeline.
-        Raises ValueError for a checkpoint of another task.
+        With `Memory(free_networks=True)` nothing is read yet, and the checkpoint has to stay open.
         """
         return cls(fill_networks(checkpoint, cls.accepts, cls.__name__, cls.diffusers_class, dtype, mesh, memory))
 
@@ -148,7 +146,8 @@ class Pipeline(Adaptable):
     def _check(self, arguments: CommonArguments, output_type: OutputType | None = None) -> Request[Any]:
         request = self.task.check(self.config, arguments)
         request = request if output_type is None else dataclasses.replace(request, output_type=output_type)
-        finish.check_marks(self._marks, request, self.config.vae.factor)
+        if self._marks != finish.Marks():
+            finish.check_marks(self._marks, request, self.config.vae.factor)
         return request
 
     def _make(self, arguments: CommonArguments) -> PipelineOutput:
@@ -161,7 +160,7 @@ class Pipeline(Adaptable):
     def _stream(self, arguments: CommonArguments) -> Generator[StreamState, None, None]:
         if arguments.batch_size is not None:
             raise ValueError("batch_size has no meaning for stream: all images run together")
-        # Checked when `stream` is called, not at the first step. The images of a state are always PIL's.
+        # Checked when `stream` is called, not at the first step.
         request, now, marks = self._check(arguments, "pil"), self.parts, self._marks
 
         def images_of(latents: np.ndarray) -> list[Image.Image]:
