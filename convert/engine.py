@@ -52,7 +52,7 @@ LAYOUTS = {
     ),
     # One row there, a vector here.
     "row": Layout(lambda a: a[0], lambda a: a[None]),
-    # One token of one picture there, a vector here.
+    # One token of one image there, a vector here.
     "token": Layout(lambda a: a[0, 0], lambda a: a[None, None]),
 }
 

@@ -51,7 +51,7 @@ TINY = CheckpointConfig(
 )
 
 
-# The rest of the family, smaller still: a UNet of two levels, 64x64 pictures (the upscaler: 16x16 and more become four
+# The rest of the family, smaller still: a UNet of two levels, 64x64 images (the upscaler: 16x16 and more become four
 # times as large). There is no small depth estimator in the original's format: the depth map is given.
 _TEXT_TO_IMAGE = dataclasses.replace(
     TINY,
@@ -102,7 +102,7 @@ SMALL: dict[str, AnyConfig] = {
 def write_random_checkpoint(path: Path, preset: str = "tiny", seed: int = 0) -> tuple[Path, Path]:
     """Writes a `.safetensors` of random weights in the original's layout, and the original's yaml beside it.
 
-    preset: a key of `SMALL` ("tiny" is an unCLIP of a few million parameters for 256x256 pictures; "tiny-prior" goes
+    preset: a key of `SMALL` ("tiny" is an unCLIP of a few million parameters for 256x256 images; "tiny-prior" goes
     with the demo model) or a published checkpoint's name at its full size. Returns the two paths; the yaml is
     `<path>.yaml`. A prior's text tower and statistics lie beside it, where they are found. Raises ValueError for an
     unknown preset.

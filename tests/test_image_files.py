@@ -386,7 +386,7 @@ def test_images_of_any_kind_and_mode(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([], []), "inputs and variations are both empty; want at least one picture"),
+        (([], []), "inputs and variations are both empty; want at least one image"),
         (([], [(plain(), "")], 0), "columns is 0; want at least 1"),
         (([], [(plain(), "")], 1, 8), "cell is 8; want at least 32"),
     ],

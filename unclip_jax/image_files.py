@@ -1,4 +1,4 @@
-"""What comes out: pixels to pictures, PNG files that carry their recipe, and the contact sheet."""
+"""What comes out: pixels to images, PNG files that carry their recipe, and the contact sheet."""
 
 import io
 import json
@@ -55,7 +55,7 @@ def save_png(path: str | os.PathLike[str], image: Image.Image, recipe: Mapping[s
 
     recipe: JSON values, numbers and arrays of numpy among them. The keys that the line shows, all optional: prompt,
         negative_prompt, num_inference_steps, scheduler, guidance_scale, seed, index, noise_level, image_weights,
-        mix_noise_level, eta, model, images (each with a "name"), version. The size is the picture's.
+        mix_noise_level, eta, model, images (each with a "name"), version. The size is the image's.
 
     The file appears whole or not at all. Raises FileNotFoundError when the folder does not exist, ValueError for a
     recipe that is not JSON, OSError when the disk refuses.
@@ -92,7 +92,7 @@ def read_recipe(source: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path, fetched = os.fspath(source), is_address(os.fspath(source))
     name = repr(shown(path) if fetched else path)
-    file = io.BytesIO(fetch(path, "picture")) if fetched else path
+    file = io.BytesIO(fetch(path, "image")) if fetched else path
     try:
         with Image.open(file, formats=["PNG"]) as image:
             # Pillow bounds the text's memory. Loading the pixels finds chunks that another program put after them.
@@ -120,15 +120,15 @@ def contact_sheet(
     columns: int | None = None,
     cell: int = 256,
 ) -> Image.Image:
-    """One RGB picture with the inputs at the left, the variations beside them, and each one's label below it.
+    """One RGB image with the inputs at the left, the variations beside them, and each one's label below it.
 
-    inputs, variations: pictures (anything `load_image` takes) with their labels; one of the two may be empty
+    inputs, variations: images (anything `load_image` takes) with their labels; one of the two may be empty
     columns: of the variations, default as square as it goes. With one row an input (columns = variations of each)
         every input stands beside its own variations.
-    cell: side in pixels of the square into which each picture is fitted, at least 32
+    cell: side in pixels of the square into which each image is fitted, at least 32
     """
     if not inputs and not variations:
-        raise ValueError("inputs and variations are both empty; want at least one picture")
+        raise ValueError("inputs and variations are both empty; want at least one image")
     if columns is not None and columns < 1:
         raise ValueError(f"columns is {columns}; want at least 1")
     if cell < 32:
@@ -156,19 +156,19 @@ def contact_sheet(
     if divided:
         draw.line((left - margin, margin, left - margin, height - margin), RULE, max(cell // 256, 1))
 
-    for x0, title, pictures, across in (
+    for x0, title, images, across in (
         (margin, "input", inputs, input_columns),
         (left, "variation", variations, columns),
     ):
-        if pictures:
-            title = title if len(pictures) == 1 else f"{len(pictures)} {title}s"
+        if images:
+            title = title if len(images) == 1 else f"{len(images)} {title}s"
             draw.text((x0, margin), _elide(title, heading, block_width(across)), HEADING, heading)
-        for index, (source, label) in enumerate(pictures):
+        for index, (source, label) in enumerate(images):
             row, column = divmod(index, across)
             x, y = x0 + column * step_x, margin + heading_height + row * step_y
-            picture = _fit(Image.fromarray(load_image(source)), cell)
+            image = _fit(Image.fromarray(load_image(source)), cell)
             draw.rectangle((x, y, x + cell - 1, y + cell - 1), MAT)
-            sheet.paste(picture, (x + (cell - picture.width) // 2, y + (cell - picture.height) // 2))
+            sheet.paste(image, (x + (cell - image.width) // 2, y + (cell - image.height) // 2))
             draw.text((x + cell / 2, y + cell + gap // 2), _elide(label, font, cell), TEXT, font, anchor="ma")
     return sheet
 
@@ -188,7 +188,7 @@ def _parameters(recipe: dict[str, Any], image: Image.Image) -> str:
         "Image weights": recipe.get("image_weights"),
         "Mix noise level": recipe.get("mix_noise_level"),
         "Eta": recipe.get("eta"),
-        "Images": [picture.get("name") for picture in recipe.get("images") or []] or None,
+        "Images": [image.get("name") for image in recipe.get("images") or []] or None,
         "Version": recipe.get("version") and f"unclip_jax {recipe['version']}",
     }
     negative, prompt = recipe.get("negative_prompt"), recipe.get("prompt") or ""
@@ -212,10 +212,10 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not a JSON value")
 
 
-def _fit(picture: Image.Image, side: int) -> Image.Image:
-    scale = side / max(picture.size)
-    width, height = (max(round(length * scale), 1) for length in picture.size)
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    width, height = (max(round(length * scale), 1) for length in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

@@ -1,4 +1,4 @@
-"""The invisible watermark that Stability's scripts put into their pictures: a few bytes, here "SDV2".
+"""The invisible watermark that Stability's scripts put into their images: a few bytes, here "SDV2".
 
 It is the method `dwtDct` of the library invisible-watermark, releases 0.1.5 to 0.2, with its default settings: every
 bit is written many times into the low frequencies of one colour channel, and read back by a vote. Both ways are bit for
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MARK = b"SDV2"
-SMALLEST = 256 * 256  # pixels; the library refuses smaller pictures, whose votes are too few
+SMALLEST = 256 * 256  # pixels; the library refuses smaller images, whose votes are too few
 STEP = 36  # of the quantisation that carries the bits
 BLOCK = 4  # side of the blocks of coefficients that carry a bit each
 # OpenCV's 8-bit conversions are in fixed point with 14 bits behind the point.
@@ -21,14 +21,14 @@ HALF = 1 << (POINT - 1)
 
 
 def embed_watermark(image: NDArray[np.uint8], mark: bytes = MARK) -> NDArray[np.uint8]:
-    """The picture with a mark in it, which `read_watermark` and the original's library find: (H, W, 3) uint8 RGB.
+    """The image with a mark in it, which `read_watermark` and the original's library find: (H, W, 3) uint8 RGB.
 
     Colours change by a few levels on the whole, and by many at sharp edges between colours, since the library also
     turns each 2x2 square of the channel over its diagonal. The last H % 4 rows and W % 4 columns stay as they are, up
     to the rounding of the colours there and back.
 
     Raises ValueError for another shape or dtype, fewer than 256 x 256 pixels, or a mark that is empty or has more bits
-    than the picture has blocks of 8 x 8 pixels.
+    than the image has blocks of 8 x 8 pixels.
     """
     if not isinstance(mark, bytes):
         raise ValueError(f"mark is {mark!r:.40}; want bytes")
@@ -52,10 +52,10 @@ def embed_watermark(image: NDArray[np.uint8], mark: bytes = MARK) -> NDArray[np.
 
 
 def read_watermark(image: NDArray[np.uint8], length: int = len(MARK)) -> bytes:
-    """The mark of `length` bytes that a picture, uint8 (H, W, 3) RGB, holds; of a picture without one, any bytes.
+    """The mark of `length` bytes that an image, uint8 (H, W, 3) RGB, holds; of an image without one, any bytes.
 
     Raises ValueError for another shape or dtype, fewer than 256 x 256 pixels, or a length of 0 or of more bits than the
-    picture has blocks of 8 x 8 pixels.
+    image has blocks of 8 x 8 pixels.
     """
     if isinstance(length, bool) or not isinstance(length, int):
         raise ValueError(f"length is {length!r}; want a number of bytes")
@@ -78,9 +78,7 @@ def _check(image: NDArray[Any], argument: str, bits: int) -> None:
         raise ValueError(f"image is {width}x{height} pixels; a watermark wants at least as many as 256x256")
     room = (height // 8) * (width // 8)
     if not 0 < bits <= room:
-        raise ValueError(
-            f"{argument} is {bits // 8} bytes; a picture of {width}x{height} pixels holds 1 to {room // 8}"
-        )
+        raise ValueError(f"{argument} is {bits // 8} bytes; an image of {width}x{height} pixels holds 1 to {room // 8}")
 
 
 def _area(image: NDArray[Any]) -> tuple[slice, slice]:

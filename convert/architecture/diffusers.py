@@ -486,7 +486,7 @@ def _depth(c: _Config) -> DepthConfig:
 
 
 def _depth_preprocessing(c: _Config, image_size: int) -> None:
-    """Accepts DPT's own preprocessing: -1..1 at the estimator's size, whatever the picture's proportions."""
+    """Accepts DPT's own preprocessing: -1..1 at the estimator's size, whatever the image's proportions."""
     size = c.data.get("size", image_size)
     sides = set(size.values()) if isinstance(size, dict) else {size}
     if sides != {image_size}:

@@ -241,7 +241,7 @@ class _Reader:
         return DepthConfig()
 
     def low_scale(self, node: Any) -> NoiseSchedule:
-        """The noise schedule of the small picture that an upscaler is given."""
+        """The noise schedule of the small image that an upscaler is given."""
         where = "model.params.low_scale_config"
         params = self.part(node, where, LOW_SCALE)
         schedule = self.section(params.pop("noise_schedule_config", None), f"{where}.noise_schedule_config")

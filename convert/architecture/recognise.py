@@ -98,7 +98,7 @@ def _guess(places: Places, read: Read) -> tuple[str, str]:
     guess, other = ("v_prediction", "epsilon") if by_v else ("epsilon", "v_prediction")
     return guess, (
         f"nothing says what this UNet predicts; the guess is {guess!r}, for the standard deviation of {name} is "
-        f"{spread:.3f}, {'above' if by_v else 'not above'} {V_FROM}; if pictures come out as noise, give "
+        f"{spread:.3f}, {'above' if by_v else 'not above'} {V_FROM}; if images come out as noise, give "
         f"prediction_type={other!r}"
     )
 

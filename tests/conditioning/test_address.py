@@ -159,7 +159,7 @@ def test_data_uris(content: bytes, kind: str) -> None:
 def test_images_in_data_uris() -> None:
     where = "data:image/png;base64," + base64.b64encode(png()).decode()
     np.testing.assert_array_equal(load_image(where), IMAGE)
-    refused("data:image/png;base64,iVBORw0KGgo=", ValueError, "image 'data:image/png': not a picture")
+    refused("data:image/png;base64,iVBORw0KGgo=", ValueError, "image 'data:image/png': not an image")
     refused("data:image/png;base64,secret*", ValueError, "its base64 is broken")
     refused("data:image/png;base64", ValueError, "without a comma")
 

@@ -246,7 +246,7 @@ def test_clip_models(make, small_clip, pairs, parts):
         ("denoise", "objective.trainable=nothing", "the UNet has no such parameter"),
         ("denoise", "devices=9", "devices is 9; want 1 to"),
         ("denoise", "batch_size=5", None),
-        ("denoise", "data.filters={p_unsafe: [2, 3]}", "none of 16 pictures passes"),
+        ("denoise", "data.filters={p_unsafe: [2, 3]}", "none of 16 images passes"),
         ("denoise", "data.filters={score: [2, 3]}", "column score is None; want a number"),
         ("denoise", "objective.prediction_type=noise", "accepted: epsilon"),
         ("denoise", "objective.text_dropout=2", "text_dropout is 2"),

@@ -18,7 +18,7 @@ from unclip_jax.sampling.schedule import PREDICTION_TYPES, NoiseSchedule
 FORMAT_VERSION = 1
 
 Task = Literal["variations", "text-to-image", "depth-to-image", "upscale", "inpaint"]
-# By the channels of the UNet's input: the latents' four, and a depth map, a small picture, a mask with masked latents.
+# By the channels of the UNet's input: the latents' four, and a depth map, a small image, a mask with masked latents.
 _TASKS: dict[int, Task] = {5: "depth-to-image", 7: "upscale", 9: "inpaint"}
 
 
@@ -29,9 +29,9 @@ class CheckpointConfig:
     dialect: whose arithmetic it follows, "original" (Stability's code: tokenizer with text cleaning, float64 schedule
         tables, pixels truncated to 8 bits) or "diffusers" (transformers' tokenizer, float32 tables, pixels rounded)
     scheduler: the default solver's name; scheduler_config: the diffusers settings that solvers read
-    preprocess: how pictures become pixel values, see `unclip_jax.conditioning.clip_image.preprocess`
+    preprocess: how images become pixel values, see `unclip_jax.conditioning.clip_image.preprocess`
     image_noising: the schedule by which the image that conditions is noised: the embedding of the image encoder, or the
-        small picture of an upscaler; None for the others
+        small image of an upscaler; None for the others
     depth_estimator: the network that makes the depth map of depth-to-image; None for the others
     """
 

@@ -1,4 +1,4 @@
-"""Warnings of weights that are no numbers: a network with one of them makes black pictures, without a word."""
+"""Warnings of weights that are no numbers: a network with one of them makes black images, without a word."""
 
 import warnings
 

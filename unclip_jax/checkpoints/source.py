@@ -46,7 +46,7 @@ def open_checkpoint(
     prediction_type: what the UNet predicts, "epsilon" or "v_prediction", instead of what the checkpoint says
     vae, unet: another one than the checkpoint's own, from any source, see `convert.part.with_part`
     variant: for diffusers folders, such as "fp16"; revision, subfolder, mirrors: see `local_path`
-    preprocess: how pictures become pixel values, instead of the checkpoint's own way
+    preprocess: how images become pixel values, instead of the checkpoint's own way
 
     Raises FileNotFoundError when there is nothing there, ValueError for a file that is refused (one line).
     """

@@ -1,4 +1,4 @@
-"""Pictures at an address: `http(s)://...` is fetched, a data URI is decoded; what comes is checked by whoever opens it.
+"""Images at an address: `http(s)://...` is fetched, a data URI is decoded; what comes is checked by whoever opens it.
 
 An address may hold a secret, a signature or a password: messages and recipes show it through `shown`.
 """

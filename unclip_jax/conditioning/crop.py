@@ -1,4 +1,4 @@
-"""Repainting a part of a picture at full resolution: which part, how it is cut out, and how it is put back."""
+"""Repainting a part of an image at full resolution: which part, how it is cut out, and how it is put back."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from unclip_jax.conditioning.vae_image import FILTERS, Resample, to_pixels
 
 
 class Box(NamedTuple):
-    """A part of a picture in pixels; right and bottom are the first ones outside."""
+    """A part of an image in pixels; right and bottom are the first ones outside."""
 
     left: int
     top: int
@@ -20,10 +20,10 @@ class Box(NamedTuple):
 
 
 def crop_region(mask: Mask, height: int, width: int, padding: int) -> Box:
-    """The part of a picture around everything that is not black in its mask, in the proportions of the output.
+    """The part of an image around everything that is not black in its mask, in the proportions of the output.
 
     height, width: of the output. padding: pixels that are kept around the mask. The shorter side of what results is
-    lengthened to the output's proportions, on both sides alike and within the picture, as far as that reaches.
+    lengthened to the output's proportions, on both sides alike and within the image, as far as that reaches.
 
     Raises ValueError for a mask that is black and for a negative padding. Source: diffusers'
     VaeImageProcessor.get_crop_region, number for number.
@@ -61,7 +61,7 @@ def _lengthened(first: int, end: int, length: float, limit: int) -> tuple[int, i
 def cropped_pixels(
     image: NDArray[np.uint8], box: Box, height: int, width: int, resample: Resample = "lanczos"
 ) -> NDArray[np.float32]:
-    """A part of a picture, uint8 (H, W, 3), fitted into the output's size: (height, width, 3) float32 in -1..1.
+    """A part of an image, uint8 (H, W, 3), fitted into the output's size: (height, width, 3) float32 in -1..1.
 
     Where the part has other proportions it is centred, and its outermost pixels fill the rest. Source: diffusers'
     VaeImageProcessor.preprocess with `resize_mode="fill"`, bit for bit.
@@ -100,17 +100,17 @@ def paste_back(
     box: Box | None = None,
     resample: Resample = "lanczos",
 ) -> NDArray[np.uint8]:
-    """The picture with what was painted where the mask is not black: uint8 (H, W, 3), as large as the picture.
+    """The image with what was painted where the mask is not black: uint8 (H, W, 3), as large as the image.
 
-    painted: uint8 (h, w, 3); it is fitted into `box`, or is of the picture's size where there is none. image: uint8
-    (H, W, 3), kept bit for bit where the mask is black. mask: of the picture's size; its grays mix the two, so a
+    painted: uint8 (h, w, 3); it is fitted into `box`, or is of the image's size where there is none. image: uint8
+    (H, W, 3), kept bit for bit where the mask is black. mask: of the image's size; its grays mix the two, so a
     blurred mask has no seam.
 
     Raises ValueError where sizes differ. Source: diffusers' VaeImageProcessor.apply_overlay, bit for bit.
     """
     gray = gray_mask(mask)
     height, width = image.shape[:2]
-    sizes = {NAME: (gray.height, gray.width)} | ({"the painted picture": painted.shape[:2]} if box is None else {})
+    sizes = {NAME: (gray.height, gray.width)} | ({"the painted image": painted.shape[:2]} if box is None else {})
     for name, size in sizes.items():
         if size != (height, width):
             raise ValueError(f"{name} is {size[1]}x{size[0]} pixels, image is {width}x{height}; want the same size")
@@ -126,12 +126,12 @@ def paste_back(
     return np.asarray(under.convert("RGB"))
 
 
-def _covering(picture: Image.Image, height: int, width: int, resample: Resample) -> Image.Image:
+def _covering(image: Image.Image, height: int, width: int, resample: Resample) -> Image.Image:
     """Resized so that it covers the size in its own proportions; what stands out on both sides is cut off."""
-    wider = width / height > picture.width / picture.height
-    across = width if wider else picture.width * height // picture.height
-    down = picture.height * width // picture.width if wider else height
+    wider = width / height > image.width / image.height
+    across = width if wider else image.width * height // image.height
+    down = image.height * width // image.width if wider else height
     out = Image.new("RGB", (width, height))
-    fitted = picture.resize((max(across, 1), max(down, 1)), FILTERS[resample])
+    fitted = image.resize((max(across, 1), max(down, 1)), FILTERS[resample])
     out.paste(fitted, (width // 2 - across // 2, height // 2 - down // 2))
     return out

@@ -1,4 +1,4 @@
-"""The depth map of depth-to-image: what the estimator reads of a picture, and what the UNet reads of a map."""
+"""The depth map of depth-to-image: what the estimator reads of an image, and what the UNet reads of a map."""
 
 from typing import Any, Literal, get_args
 
@@ -21,13 +21,13 @@ LARGEST = 1e30
 
 
 def estimator_pixels(image: NDArray[Any], dialect: Dialect, side: int = SIDE) -> NDArray[np.float32]:
-    """What the depth estimator reads of a picture: float32 (h, w, 3), about -1..1, h and w multiples of 32.
+    """What the depth estimator reads of an image: float32 (h, w, 3), about -1..1, h and w multiples of 32.
 
     image: uint8 (H, W, 3), or float32 (H, W, 3) in 0..1.
     dialect "diffusers": squeezed into (side, side), bit for bit as transformers' DPTImageProcessor, which torchvision
     serves. "original": scaled in its proportions by that side's ratio to `side` which changes it less, each length
     rounded to a multiple of 32, by bicubic interpolation without antialiasing as OpenCV's; the caller gives it the
-    picture in the size that is painted.
+    image in the size that is painted.
 
     Raises ValueError for another dialect. Source of "original": MiDaS' transform for `dpt_hybrid`.
     """
@@ -44,7 +44,7 @@ def estimator_pixels(image: NDArray[Any], dialect: Dialect, side: int = SIDE) ->
 
 
 def estimator_size(height: int, width: int, side: int = SIDE) -> tuple[int, int]:
-    """The height and width that the original gives its estimator for a picture of this size. At least 32."""
+    """The height and width that the original gives its estimator for an image of this size. At least 32."""
     scale = min(side / width, side / height, key=lambda ratio: (abs(1 - ratio), ratio == side / width))
     new_height, new_width = (int(np.rint(length * scale / MULTIPLE)) * MULTIPLE for length in (height, width))
     return max(new_height, MULTIPLE), max(new_width, MULTIPLE)
@@ -80,12 +80,12 @@ def depth_condition(depth: jax.Array, height: int, width: int) -> jax.Array:
 def load_depth_map(source: ImageSource) -> NDArray[np.float32]:
     """A given depth map, in the place of the estimator's: (H, W) float32 of its own range, larger is nearer.
 
-    source: an array (H, W) or (H, W, 1) of floats or integers, or a gray picture of 8 or 16 bits or of floats: a PIL
+    source: an array (H, W) or (H, W, 1) of floats or integers, or a gray image of 8 or 16 bits or of floats: a PIL
         image, a path or address, or a file's bytes. Any size is taken: `depth_condition` resizes it.
 
     A map that is constant is one, too: `depth_condition` says what becomes of it.
 
-    Raises FileNotFoundError for a file that is not there, ValueError for anything else: other shapes, a colour picture,
+    Raises FileNotFoundError for a file that is not there, ValueError for anything else: other shapes, a colour image,
     values that are not finite or beyond 1e30.
     """
     depth = _values(source)
@@ -99,12 +99,12 @@ def load_depth_map(source: ImageSource) -> NDArray[np.float32]:
 def _values(source: ImageSource) -> NDArray[np.float32]:
     name = "depth_map"
     if isinstance(source, STORED):
-        picture = open_image(source, name)
-        if picture.mode in ("L", "F") or picture.mode.startswith("I"):
-            return np.asarray(picture).astype(np.float32)
-        colours = load_image(picture, name)
+        loaded = open_image(source, name)
+        if loaded.mode in ("L", "F") or loaded.mode.startswith("I"):
+            return np.asarray(loaded).astype(np.float32)
+        colours = load_image(loaded, name)
         if (colours != colours[..., :1]).any():
-            raise ValueError(f"{name} is a colour picture; want a gray one, or an array (H, W) of depths")
+            raise ValueError(f"{name} is a colour image; want a gray one, or an array (H, W) of depths")
         return colours[..., 0].astype(np.float32)
     if not hasattr(source, "__array__"):
         raise ValueError(

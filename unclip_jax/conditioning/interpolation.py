@@ -1,7 +1,7 @@
-"""Moves in the space of CLIP embeddings: between pictures, and along the difference of two texts.
+"""Moves in the space of CLIP embeddings: between images, and along the difference of two texts.
 
 Pure functions of arrays (..., D). The embeddings are un-normalised, as Stable Diffusion's unCLIP takes them
-(`image_embeds` of the pipeline): a move keeps a picture's length as far as it has one.
+(`image_embeds` of the pipeline): a move keeps an image's length as far as it has one.
 """
 
 import jax
@@ -49,25 +49,25 @@ def interpolate_path(embeds: jax.Array, count: int) -> jax.Array:
 
 
 def interpolate_grid(corners: jax.Array, rows: int, columns: int) -> jax.Array:
-    """A grid between pictures: (R, C, D), R and C >= 2 -> (rows, columns, D) float32.
+    """A grid between images: (R, C, D), R and C >= 2 -> (rows, columns, D) float32.
 
     The given embeddings are its corners, and nodes on the way if there are more than four. Bilinear in `slerp`: down
     each side first, then across. Raises ValueError as `interpolate_path` does.
     """
     if corners.ndim != 3:
-        raise ValueError(f"corners has shape {corners.shape}; want (R, C, D), two by two embeddings for four pictures")
+        raise ValueError(f"corners has shape {corners.shape}; want (R, C, D), two by two embeddings for four images")
     sides = interpolate_path(corners, rows)  # (rows, C, D)
     return interpolate_path(sides.swapaxes(0, 1), columns).swapaxes(0, 1)
 
 
 def edit_by_text(image: jax.Array, source: jax.Array, target: jax.Array, share: jax.Array | float) -> jax.Array:
-    """Moves a picture's embedding towards what a target text says and a source text does not.
+    """Moves an image's embedding towards what a target text says and a source text does not.
 
     image, source, target: (..., D), embeddings of one CLIP model (`unclip_jax.evaluation.features.embed_texts`), the
-    texts' of any length; share: theta, () or of the leading axes, 0 for the picture as it is; the paper goes up to 0.25
-    to 0.5, at 1 nothing of the picture is left. Returns (..., D) float32 of the picture's length:
+    texts' of any length; share: theta, () or of the leading axes, 0 for the image as it is; the paper goes up to 0.25
+    to 0.5, at 1 nothing of the image is left. Returns (..., D) float32 of the image's length:
     slerp(image, |image| d, theta) with d the direction of target - source, both texts normalised. Equal texts leave the
-    picture as it is. Source: section 3.3 of the unCLIP paper, arXiv:2204.06125, whose embeddings are of length 1.
+    image as it is. Source: section 3.3 of the unCLIP paper, arXiv:2204.06125, whose embeddings are of length 1.
 
     Raises ValueError for embeddings of different widths: they are of different models.
     """
@@ -85,9 +85,9 @@ def edit_by_text(image: jax.Array, source: jax.Array, target: jax.Array, share: 
 
 
 def noise_level_sweep(count: int, first: int = 0, last: int = 999) -> list[int]:
-    """Even steps of unCLIP's noise level, both ends included: what to give as `noise_level`, one a copy of a picture.
+    """Even steps of unCLIP's noise level, both ends included: what to give as `noise_level`, one a copy of an image.
 
-    With the rest kept (`latents`, `image_noise`, the prompt), what changes along it is how much of the picture's
+    With the rest kept (`latents`, `image_noise`, the prompt), what changes along it is how much of the image's
     embedding is left: at 0 its content, at 999 none of it. Raises ValueError for levels outside 0..999 or count < 2.
     """
     if count < 2 or not (0 <= first <= 999 and 0 <= last <= 999):

@@ -1,4 +1,4 @@
-"""What to repaint: a mask, white where the model paints, at the picture's size and on the latents' grid.
+"""What to repaint: a mask, white where the model paints, at the image's size and on the latents' grid.
 
 The random masks that an inpainting model learns from are `unclip_jax.training.masks`.
 """
@@ -19,19 +19,19 @@ NAME = "mask_image"
 def load_mask(source: ImageSource) -> Mask:
     """A mask as a PIL image in its own colour mode, upright, or as float32 (H, W) in 0..1 where it is one of numbers.
 
-    source: a PIL image, the path, address or bytes of a picture file, an array of uint8 (H, W), (H, W, 1) or
+    source: a PIL image, the path, address or bytes of an image file, an array of uint8 (H, W), (H, W, 1) or
         (H, W, 3), or an array (H, W) or (H, W, 1) of floats from 0 to 1 or of booleans; white, 255, 1 or True is
         repainted
 
     Transparency is ignored, as diffusers does. Raises FileNotFoundError and ValueError as `load_image` does.
     """
     if isinstance(source, STORED):
-        picture = open_image(source, NAME)
-        if picture.mode == "F":
-            return load_mask(np.asarray(picture))
-        if picture.mode.startswith("I"):  # Pillow would clip 16-bit gray at 255
-            return Image.fromarray(load_image(picture, NAME)[..., 0])
-        return picture
+        loaded = open_image(source, NAME)
+        if loaded.mode == "F":
+            return load_mask(np.asarray(loaded))
+        if loaded.mode.startswith("I"):  # Pillow would clip 16-bit gray at 255
+            return Image.fromarray(load_image(loaded, NAME)[..., 0])
+        return loaded
     if not hasattr(source, "__array__"):
         raise ValueError(
             f"{NAME} is a {type(source).__name__}; want a PIL image, a path, an address, or an array (H, W)"
@@ -57,9 +57,9 @@ def mask_size(mask: Mask) -> tuple[int, int]:
 
 
 def check_same_size(mask: Mask, image: NDArray[Any]) -> None:
-    """Raises ValueError where mask and picture, (H, W, ...), differ in size.
+    """Raises ValueError where mask and image, (H, W, ...), differ in size.
 
-    The original's demos draw the mask on the picture; diffusers resizes both to one size, whatever they had, but needs
+    The original's demos draw the mask on the image; diffusers resizes both to one size, whatever they had, but needs
     them equal where it crops.
     """
     height, width = mask_size(mask)
@@ -79,8 +79,8 @@ def gray_mask(mask: Mask) -> Image.Image:
 def binary_mask(mask: Mask, height: int, width: int, resample: Resample = "lanczos") -> NDArray[np.float32]:
     """What is repainted: (height, width, 1) float32 of 0 and 1, 1 from half white on.
 
-    resample: Pillow's filter for pictures; arrays of floats are resized to the nearest. Raises ValueError where nothing
-    is white: such a mask is a mistake. One that is white everywhere repaints the whole picture. Source: the mask
+    resample: Pillow's filter for images; arrays of floats are resized to the nearest. Raises ValueError where nothing
+    is white: such a mask is a mistake. One that is white everywhere repaints the whole image. Source: the mask
     processor of diffusers' inpainting pipeline; at the mask's own size the original's demos do the same.
     """
     if isinstance(mask, Image.Image):
@@ -98,7 +98,7 @@ def binarized(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def masked_image(pixels: NDArray[np.float32], mask: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The picture with mid gray, 0, where it is repainted. pixels: (..., H, W, 3) in -1..1; mask: (..., H, W, 1)."""
+    """The image with mid gray, 0, where it is repainted. pixels: (..., H, W, 3) in -1..1; mask: (..., H, W, 1)."""
     return pixels * (mask < 0.5)
 
 

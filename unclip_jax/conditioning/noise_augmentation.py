@@ -1,4 +1,4 @@
-"""What the denoiser is told of a picture: its CLIP embedding, noised to a level, beside the level's own embedding."""
+"""What the denoiser is told of an image: its CLIP embedding, noised to a level, beside the level's own embedding."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def noise_image_embeddings(
 
 
 def mix_conditions(conditions: jax.Array, weights: jax.Array) -> jax.Array:
-    """The weighted mean of several pictures' conditions: sum(w c) / sum(w), the level's half included.
+    """The weighted mean of several images' conditions: sum(w c) / sum(w), the level's half included.
 
     conditions: (B, K, 2 D); weights: (K,), any sign, their sum not zero. Returns (B, 2 D).
     """

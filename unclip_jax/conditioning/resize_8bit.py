@@ -1,6 +1,6 @@
-"""Bicubic resizing of 8-bit pictures with antialiasing, to the bit as torchvision does it on a CPU.
+"""Bicubic resizing of 8-bit images with antialiasing, to the bit as torchvision does it on a CPU.
 
-Pillow's result differs by a level in one of 200 values, and by more where a thin picture is enlarged much.
+Pillow's result differs by a level in one of 200 values, and by more where a thin image is enlarged much.
 """
 
 import numpy as np

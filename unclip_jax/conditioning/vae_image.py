@@ -1,4 +1,4 @@
-"""Start pictures to what the VAE encodes: resized or padded to sizes that the networks take, in -1..1."""
+"""Start images to what the VAE encodes: resized or padded to sizes that the networks take, in -1..1."""
 
 from typing import Any, Literal, get_args
 
@@ -13,20 +13,20 @@ FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICU
 
 
 def load_init_image(source: ImageSource, name: str = "image") -> NDArray[Any]:
-    """A picture as uint8 (H, W, 3), or, where it is an array (H, W, 3) of floats, as float32 0..1 with its own values.
+    """An image as uint8 (H, W, 3), or, where it is an array (H, W, 3) of floats, as float32 0..1 with its own values.
 
     Anything else goes through `unclip_jax.conditioning.clip_image.load_image`, which rounds to 8 bits and which
     refuses.
     """
-    picture = load_image(source, name)
+    loaded = load_image(source, name)
     if isinstance(source, Image.Image) or not hasattr(source, "__array__"):
-        return picture
+        return loaded
     array = np.asarray(source)
-    return array.astype(np.float32) if _is_float(array) and array.shape == picture.shape else picture
+    return array.astype(np.float32) if _is_float(array) and array.shape == loaded.shape else loaded
 
 
 def floor_size(image: NDArray[Any], multiple: int, name: str = "image") -> tuple[int, int]:
-    """The picture's height and width, each rounded down to a multiple. image: (H, W, ...).
+    """The image's height and width, each rounded down to a multiple. image: (H, W, ...).
 
     Raises ValueError where a side is smaller than that.
     """
@@ -44,14 +44,14 @@ def start_pixels(
     multiple: int,
     resample: Resample = "lanczos",
 ) -> NDArray[np.float32]:
-    """A start picture in the VAE's range and in a size that the networks take: (height, width, 3) float32 in -1..1.
+    """A start image in the VAE's range and in a size that the networks take: (height, width, 3) float32 in -1..1.
 
-    image: uint8 (H, W, 3), or float32 (H, W, 3) in 0..1. height, width: None takes the picture's, rounded down to a
+    image: uint8 (H, W, 3), or float32 (H, W, 3) in 0..1. height, width: None takes the image's, rounded down to a
         multiple. resample: "lanczos" for diffusers' pipelines and the original's `img2img`; "bicubic" for the upscaler
         of either and for the original's depth and inpainting demos. Floats keep their values: they are resized to the
         nearest pixel, as diffusers resizes arrays.
 
-    Raises ValueError for a size that is no multiple and for a picture smaller than one where no size is given.
+    Raises ValueError for a size that is no multiple and for an image smaller than one where no size is given.
     Source: diffusers' VaeImageProcessor.preprocess, bit for bit; the original's demos, up to the last bit.
     """
     _check_filter(resample)

@@ -8,6 +8,6 @@ def demo_model() -> Path:
     return Path(__file__).parent / "model"
 
 
-def demo_pictures() -> Path:
+def demo_images() -> Path:
     """A folder of drawings of things that the model has not seen drawn, 64x64 PNG."""
     return Path(__file__).parent / "pictures"

@@ -1,6 +1,6 @@
 """CMMD: the maximum mean discrepancy of CLIP embeddings (Jayasumana et al. 2024, arXiv:2401.09603).
 
-Unlike FID it takes no shape of the distributions for granted and needs few pictures. It is a sum over all pairs, so
+Unlike FID it takes no shape of the distributions for granted and needs few images. It is a sum over all pairs, so
 that parts of the sum can be had on different machines and added.
 """
 

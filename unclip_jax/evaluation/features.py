@@ -1,4 +1,4 @@
-"""Networks that look at pictures, over all devices: what the metrics are computed of."""
+"""Networks that look at images, over all devices: what the metrics are computed of."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -41,9 +41,9 @@ def over_devices(function: Callable[[Any, jax.Array], jax.Array], params: Any, m
 
 @dataclasses.dataclass(frozen=True)
 class ClipFeatures:
-    """A CLIP model's two towers: pictures and texts -> embeddings (N, D), un-normalised."""
+    """A CLIP model's two towers: images and texts -> embeddings (N, D), un-normalised."""
 
-    pictures: Callable[[Images], NDArray[np.float32]]
+    images: Callable[[Images], NDArray[np.float32]]
     texts: Callable[[Sequence[str]], NDArray[np.float32]]
 
 
@@ -70,7 +70,7 @@ def clip_features(checkpoint: Checkpoint, mesh: Mesh, batch_size: int = 32) -> C
     see = over_devices(lambda params, x: vision.merge(params)(x), vision.params, mesh, batch_size)
     read = over_devices(lambda params, tokens: text.merge(params).embed(tokens), text.params, mesh, batch_size)
     return ClipFeatures(
-        lambda pictures: see(np.stack([preprocess(picture, dialect, size) for picture in pictures])),
+        lambda images: see(np.stack([preprocess(image, dialect, size) for image in images])),
         lambda texts: read(_tokens(tokenizer, texts)),
     )
 
@@ -80,7 +80,7 @@ def embed_texts(
 ) -> NDArray[np.float32]:
     """Texts in the joint space of an open CLIP checkpoint, whose text tower alone is read: (texts, D) float32.
 
-    The pictures' counterpart is an unCLIP pipeline's `encode_image_embeds`, if its image encoder is of the same CLIP
+    The images' counterpart is an unCLIP pipeline's `encode_image_embeds`, if its image encoder is of the same CLIP
     model: OpenCLIP's ViT-H/14 (laion2b_s32b_b79k) for Stable Diffusion's unCLIP H, OpenAI's ViT-L/14 for L. A text's
     embedding does not depend on its company. normalize: to length 1.
 
@@ -109,11 +109,11 @@ def _tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> NDArray[np.int32]:
 
 
 def inception_features(network: Network, mesh: Mesh, batch_size: int = 32) -> Callable[[Images], NDArray[np.float32]]:
-    """Pictures of one size -> Inception's features (N, 2048), as FID wants them.
+    """Images of one size -> Inception's features (N, 2048), as FID wants them.
 
     network: from `convert.inception.open_inception`.
     """
     run = over_devices(
         lambda params, x: network.merge(params)(x.astype(jnp.float32) / 255), network.params, mesh, batch_size
     )
-    return lambda pictures: run(np.stack(list(pictures)))
+    return lambda images: run(np.stack(list(images)))

@@ -1,7 +1,7 @@
-"""The model card's evaluation, and unCLIP's own, of one or more checkpoints: pictures made, looked at, counted.
+"""The model card's evaluation, and unCLIP's own, of one or more checkpoints: images made, looked at, counted.
 
-By guidance: variations of every picture with its caption as the prompt, 50 DDIM steps, guidance 1.5, 2 to 8; for each
-guidance the Fréchet distances and CMMD to the pictures themselves, and the CLIP score of pictures and captions. By
+By guidance: variations of every image with its caption as the prompt, 50 DDIM steps, guidance 1.5, 2 to 8; for each
+guidance the Fréchet distances and CMMD to the images themselves, and the CLIP score of images and captions. By
 noise level: variations without a prompt; what they keep of their source, and how much they differ.
 
 What has been counted is written after every batch, so that an evaluation that was interrupted goes on where it was.
@@ -35,8 +35,8 @@ NOISE_LEVELS = (0, 200, 400, 600, 800, 1000)
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What is measured. steps of the scheduler; noise_level of the pictures with prompts; level_guidance of the
-    variations without, of which there are `variations` a picture; batch_size: pictures made at a time."""
+    """What is measured. steps of the scheduler; noise_level of the images with prompts; level_guidance of the
+    variations without, of which there are `variations` an image; batch_size: images made at a time."""
 
     guidance_scales: tuple[float, ...] = GUIDANCE_SCALES
     noise_levels: tuple[int, ...] = NOISE_LEVELS
@@ -58,7 +58,7 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class Judges:
-    """Who looks at the pictures: a CLIP model; Inception, or None for no FID. names tell them from others."""
+    """Who looks at the images: a CLIP model; Inception, or None for no FID. names tell them from others."""
 
     names: tuple[str, ...]
     clip: ClipFeatures
@@ -79,7 +79,7 @@ class Counts:
 
 
 def coco_captions(path: Path, folder: Path) -> list[Record]:
-    """The pictures of a COCO captions file, in the order of their ids, each with its first caption.
+    """The images of a COCO captions file, in the order of their ids, each with its first caption.
 
     Raises FileNotFoundError; ValueError for a file of another kind.
     """
@@ -104,27 +104,27 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measures one checkpoint; returns JSON types: "guidance" and "noise_level", lists of rows.
 
-    records: pictures with their captions. folder: where what was counted is kept, apart for other pictures, judges and
+    records: images with their captions. folder: where what was counted is kept, apart for other images, judges and
     protocols.
     """
     side = pipe.config.unet.sample_size * pipe.config.vae.factor
     facts = {
         "model": name,
         "judges": list(judges.names),
-        "pictures": _digest(str(record) + record.text for record in records),
+        "images": _digest(str(record) + record.text for record in records),
         **{k: v for k, v in dataclasses.asdict(protocol).items() if k in ("scheduler", "steps", "noise_level", "seed")},
     }
     state = _States(Path(folder) / "counted" / _digest([json.dumps(facts, sort_keys=True)])[:16], facts)
-    reference = _count(state, "reference", records, protocol, judges, side, lambda batch, pictures, indices: pictures)
+    reference = _count(state, "reference", records, protocol, judges, side, lambda batch, sources, indices: sources)
 
     def make(guidance: float, level: int, prompted: bool, copies: int) -> Any:
-        def made(batch: Sequence[Record], pictures: Images, indices: NDArray[np.int64]) -> Images:
-            outputs = (indices[:, None] * copies + np.arange(copies)).ravel()  # a picture's index in the whole run
+        def made(batch: Sequence[Record], sources: Images, indices: NDArray[np.int64]) -> Images:
+            outputs = (indices[:, None] * copies + np.arange(copies)).ravel()  # an image's index in the whole run
             keys = image_keys(protocol.seed, jnp.asarray(outputs))
             width = pipe.config.image_encoder.projection_dim if pipe.config.image_encoder is not None else 0
             latents = (pipe.config.unet.sample_size,) * 2 + (pipe.config.vae.latent_channels,)
             images = pipe(
-                image=list(pictures),
+                image=list(sources),
                 prompt=[record.text if prompted else "" for record in batch],
                 noise_level=level,
                 guidance_scale=guidance,
@@ -182,17 +182,17 @@ def _count(
     side: int,
     make: Callable[[Sequence[Record], Images, NDArray[np.int64]], Images],
 ) -> Counts:
-    """Makes the pictures of one setting and counts them, from where it was interrupted."""
+    """Makes the images of one setting and counts them, from where it was interrupted."""
     counts = state.read(name)
-    with Progress(name.replace("-", " "), len(records), unit="picture") as bar:
+    with Progress(name.replace("-", " "), len(records), unit="image") as bar:
         bar.update(counts.done)
         while counts.done < len(records):
             batch = records[counts.done : counts.done + protocol.batch_size]
             indices = np.arange(counts.done, counts.done + len(batch))
-            pictures = [square(load_rgb(record), side, "center", np.random.default_rng(0)) for record in batch]
-            made = make(batch, pictures, indices)
-            seen, copies = judges.clip.pictures(made), len(made) // len(batch)
-            source = np.repeat(judges.clip.pictures(pictures), copies, axis=0)
+            sources = [square(load_rgb(record), side, "center", np.random.default_rng(0)) for record in batch]
+            made = make(batch, sources, indices)
+            seen, copies = judges.clip.images(made), len(made) // len(batch)
+            source = np.repeat(judges.clip.images(sources), copies, axis=0)
             texts = np.repeat(judges.clip.texts([record.text for record in batch]), copies, axis=0)
             counts.retention += float(cosines(seen, source).sum()) / copies
             counts.clip_score += float(cosines(seen, texts).sum()) / copies

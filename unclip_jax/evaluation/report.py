@@ -41,7 +41,7 @@ def tables(results: Sequence[Mapping[str, Any]]) -> str:
     """The rows as Markdown, a section a checkpoint."""
     parts = []
     for result in results:
-        how = f"{result['count']} pictures, {result['steps']} {result['scheduler']} steps"
+        how = f"{result['count']} images, {result['steps']} {result['scheduler']} steps"
         parts.append(f"## {result['model']}\n\n{how}\n")
         for rows in (result["guidance"], result["by_noise_level"]):
             if rows:

@@ -12,14 +12,14 @@ def _unit(x: ArrayLike) -> NDArray[np.float64]:
 def cosines(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
     """The cosine of each row of one with that row of the other: (N, D) twice -> (N,).
 
-    Of pictures and their texts it is the CLIP score of the model card (Hessel et al. 2021, arXiv:2104.08718, without
+    Of images and their texts it is the CLIP score of the model card (Hessel et al. 2021, arXiv:2104.08718, without
     its factor); of variations and their sources it is retention.
     """
     return (_unit(first) * _unit(second)).sum(axis=-1)
 
 
 def diversity(embeddings: ArrayLike) -> float:
-    """One minus the mean cosine of two different rows: of variations of one picture, (N, D), N at least 2; 0 to 2."""
+    """One minus the mean cosine of two different rows: of variations of one image, (N, D), N at least 2; 0 to 2."""
     x = _unit(embeddings)
     if len(x) < 2:
         raise ValueError(f"diversity wants at least 2 embeddings, got {len(x)}")

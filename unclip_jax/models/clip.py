@@ -1,4 +1,4 @@
-"""The CLIP towers that describe text and pictures (Radford et al. 2021, arXiv:2103.00020).
+"""The CLIP towers that describe text and images (Radford et al. 2021, arXiv:2103.00020).
 
 OpenCLIP's ViT-H/14 (exact GELU) and OpenAI's ViT-L/14 (QuickGELU) are the same two classes with other numbers. Each
 tower's layers are stacked along a leading axis and scanned, so that 32 layers compile as one.

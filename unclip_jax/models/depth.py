@@ -24,7 +24,7 @@ PATCH = 16
 class DepthConfig:
     """The architecture of a depth estimator; the defaults are those of MiDaS' `dpt_hybrid`.
 
-    image_size: the side of the pictures that it was trained on; others are taken too, with resized positions.
+    image_size: the side of the images that it was trained on; others are taken too, with resized positions.
     taps: the transformer layers, counted from 0, whose output the neck reads. norm_epsilon: of the transformer's norms,
     1e-6 in MiDaS and 1e-12 in transformers.
     """

@@ -37,7 +37,7 @@ def scale_low_frequencies(x: jax.Array, scale: jax.Array | float) -> jax.Array:
     """x: (B, H, W, C) with the frequencies 0 and -1 of both axes scaled: the real part of what a filter leaves.
 
     The reference sets a square of two by two around the middle of the shifted spectrum, which holds these four and not
-    their mirror images; of so few the sums over the picture are cheaper than a Fourier transform.
+    their mirror images; of so few the sums over the image are cheaper than a Fourier transform.
     """
     height, width = x.shape[1:3]
     # Along an axis of one the two are the same, and are counted once.

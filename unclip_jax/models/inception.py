@@ -165,7 +165,7 @@ class BlockE(nnx.Module):
 
 
 class Inception(nnx.Module):
-    """Call: pictures (B, H, W, 3) in 0..1 of any size, resized to 299x299 -> features (B, 2048) float32."""
+    """Call: images (B, H, W, 3) in 0..1 of any size, resized to 299x299 -> features (B, 2048) float32."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.Conv2d_1a_3x3 = ConvNorm(3, 32, 3, stride=2, rngs=rngs)
@@ -185,8 +185,8 @@ class Inception(nnx.Module):
         self.Mixed_7b = BlockE(1280, False, rngs=rngs)
         self.Mixed_7c = BlockE(2048, True, rngs=rngs)
 
-    def __call__(self, pictures: jax.Array) -> jax.Array:
-        x = 2 * resize_bilinear(pictures.astype(jnp.float32), SIZE, SIZE, align_corners=False) - 1
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = 2 * resize_bilinear(images.astype(jnp.float32), SIZE, SIZE, align_corners=False) - 1
         x = _max_pool(_chain(x, self.Conv2d_1a_3x3, self.Conv2d_2a_3x3, self.Conv2d_2b_3x3), 2)
         x = _max_pool(_chain(x, self.Conv2d_3b_1x1, self.Conv2d_4a_3x3), 2)
         x = self.Mixed_6a(self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x))))

@@ -43,7 +43,7 @@ class Conv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array, padding: Padding | None = None) -> jax.Array:
-        """padding: instead of the layer's own, for parts of a picture."""
+        """padding: instead of the layer's own, for parts of an image."""
         dtype = x.dtype if self.dtype is None else self.dtype
         kernel = self.kernel[...].astype(dtype)
         bias = None if self.bias is None else self.bias[...].astype(dtype)
@@ -79,7 +79,7 @@ class GroupNorm(nnx.Module):
         return mean, self._group_mean(jnp.square(x32 - mean[:, None, None, :]))
 
     def apply(self, x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
-        """Normalises x, or a part of the picture, by the `statistics` of the whole."""
+        """Normalises x, or a part of the image, by the `statistics` of the whole."""
         x32 = x.astype(jnp.float32) - mean[:, None, None, :]
         scale = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...].astype(jnp.float32)
         return (x32 * scale[:, None, None, :] + self.bias[...].astype(jnp.float32)).astype(x.dtype)

@@ -8,7 +8,7 @@ import numpy as np
 def resize_bilinear(x: jax.Array, height: int, width: int, *, align_corners: bool) -> jax.Array:
     """x: (B, H, W, C) -> (B, height, width, C).
 
-    align_corners: whether the centres of the corner pixels stay where they are; else the corners of the picture do.
+    align_corners: whether the centres of the corner pixels stay where they are; else the corners of the image do.
     """
     rows = _weights(x.shape[1], height, align_corners).astype(x.dtype)
     columns = _weights(x.shape[2], width, align_corners).astype(x.dtype)

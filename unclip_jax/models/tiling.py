@@ -1,8 +1,8 @@
-"""Autoencoding large pictures in less memory: by diffusers' tiles, or without seams, a band of rows at a time.
+"""Autoencoding large images in less memory: by diffusers' tiles, or without seams, a band of rows at a time.
 
-Tiles are independent pictures to the network: its normalisation and its attention see one tile each, so the result
+Tiles are independent images to the network: its normalisation and its attention see one tile each, so the result
 depends on the tiling, and neighbours are blended where they overlap. The seamless decoding is the plain one up to
-rounding: what looks at the whole picture still does, and only what lies between two such places goes in bands.
+rounding: what looks at the whole image still does, and only what lies between two such places goes in bands.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def decode_tiled(vae: VAE, z: jax.Array, tile: int) -> jax.Array:
     """`vae.decode` by the rule of diffusers' `AutoencoderKL.tiled_decode`.
 
     z: unscaled latents (B, h, w, latent_channels); tile: latent cells along a side, a multiple of 4, diffusers'
-    `tile_latent_min_size`. Tiles overlap by a quarter. Returns pictures (B, f h, f w, 3) float32; where one tile holds
+    `tile_latent_min_size`. Tiles overlap by a quarter. Returns images (B, f h, f w, 3) float32; where one tile holds
     everything they are exactly `vae.decode`'s. Raises ValueError for another tile.
     """
     _check_tile("tile", tile, 4)
@@ -36,7 +36,7 @@ def decode_tiled(vae: VAE, z: jax.Array, tile: int) -> jax.Array:
 def encode_tiled(vae: VAE, x: jax.Array, tile: int) -> Posterior:
     """`vae.encode` by the rule of diffusers' `AutoencoderKL.encode` with tiling on.
 
-    x: pictures (B, H, W, 3) in -1..1; tile: pixels along a side, a multiple of 4 f, diffusers' `tile_sample_min_size`.
+    x: images (B, H, W, 3) in -1..1; tile: pixels along a side, a multiple of 4 f, diffusers' `tile_sample_min_size`.
     The moments of the posterior are blended, before its variance is clipped. Raises ValueError for another tile.
     """
     _check_tile("tile", tile, 4 * vae.config.factor)
@@ -101,7 +101,7 @@ def _blend(before: jax.Array, after: jax.Array, extent: int, axis: int) -> jax.A
 class _Rows(NamedTuple):
     """A feature map that gives its rows on demand.
 
-    read: (first, count) -> (B, count, W, C), the rows from `first` on. Rows outside the picture may be asked for (a
+    read: (first, count) -> (B, count, W, C), the rows from `first` on. Rows outside the image may be asked for (a
     convolution looks one beyond its band); what they hold is arbitrary, and whoever asks masks them. array: the map
     itself where it is stored; otherwise its rows are computed at every reading.
     """
@@ -112,7 +112,7 @@ class _Rows(NamedTuple):
 
 
 def decode_seamless(vae: VAE, z: jax.Array) -> jax.Array:
-    """`vae.decode` with less memory and without seams: the same pictures up to rounding.
+    """`vae.decode` with less memory and without seams: the same images up to rounding.
 
     z: unscaled latents (B, h, w, latent_channels) -> (B, f h, f w, 3) float32. Beside bands of `BAND` rows only two
     feature maps are held at a time: a residual block's input, which its output replaces in place, and the map between
@@ -126,8 +126,8 @@ def decode_seamless(vae: VAE, z: jax.Array) -> jax.Array:
             x = _resnet(block, x)
         if level.resample is not None:
             x = _convolved(level.resample, _upsampled(x))
-    picture = _convolved(decoder.conv_out, _activated(decoder.conv_norm_out, x))
-    return _fill(picture).astype(jnp.float32)
+    image = _convolved(decoder.conv_out, _activated(decoder.conv_norm_out, x))
+    return _fill(image).astype(jnp.float32)
 
 
 def _resnet(block: ResnetBlock, x: _Rows) -> _Rows:
@@ -167,7 +167,7 @@ def _upsampled(x: _Rows) -> _Rows:
 
 
 def _convolved(conv: Conv, x: _Rows) -> _Rows:
-    """A 3x3 convolution, padded with zeros around the picture."""
+    """A 3x3 convolution, padded with zeros around the image."""
     height = x.shape[1]
 
     def read(first: jax.Array, count: int) -> jax.Array:
@@ -180,7 +180,7 @@ def _convolved(conv: Conv, x: _Rows) -> _Rows:
 
 
 def _activated(norm: GroupNorm, x: _Rows) -> _Rows:
-    """Group norm, its statistics over the whole picture, and SiLU."""
+    """Group norm, its statistics over the whole image, and SiLU."""
     count = _band(x.shape[1])
 
     def of_band(index: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -215,5 +215,5 @@ def _slice(x: jax.Array, first: jax.Array, count: int) -> jax.Array:
 
 
 def _band(height: int) -> int:
-    """Rows of a band: they divide the picture, so that each is computed once and all count the same."""
+    """Rows of a band: they divide the image, so that each is computed once and all count the same."""
     return max(rows for rows in range(1, min(BAND, height) + 1) if height % rows == 0)

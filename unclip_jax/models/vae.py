@@ -1,4 +1,4 @@
-"""The autoencoder between pictures and latents: AutoencoderKL (Rombach et al. 2022, arXiv:2112.10752).
+"""The autoencoder between images and latents: AutoencoderKL (Rombach et al. 2022, arXiv:2112.10752).
 
 Factor 8 in every checkpoint of the family but the x4 upscaler's, whose three levels give factor 4.
 """
@@ -106,7 +106,7 @@ class Middle(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Pictures to the posterior's moments. Call: (B, H, W, in_channels) -> (B, H/f, W/f, 2 latent_channels)."""
+    """Images to the posterior's moments. Call: (B, H, W, in_channels) -> (B, H/f, W/f, 2 latent_channels)."""
 
     def __init__(self, config: VAEConfig, chunk: int | None, **kw: Any):
         width = config.block_out_channels[0]
@@ -136,7 +136,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents to pictures. Call: (B, h, w, latent_channels) -> (B, f h, f w, in_channels)."""
+    """Latents to images. Call: (B, h, w, latent_channels) -> (B, f h, f w, in_channels)."""
 
     def __init__(self, config: VAEConfig, chunk: int | None, **kw: Any):
         channels = config.block_out_channels[::-1]
@@ -188,7 +188,7 @@ class VAE(nnx.Module):
         self.decoder = Decoder(config, attention_chunk, **kw)
 
     def encode(self, x: jax.Array) -> Posterior:
-        """x: pictures (B, H, W, 3) in -1..1, H and W multiples of `config.factor`."""
+        """x: images (B, H, W, 3) in -1..1, H and W multiples of `config.factor`."""
         return posterior(self.moments(x))
 
     def moments(self, x: jax.Array) -> jax.Array:
@@ -196,7 +196,7 @@ class VAE(nnx.Module):
         return self.quant_conv(self.encoder(x.astype(self.dtype))).astype(jnp.float32)
 
     def decode(self, z: jax.Array) -> jax.Array:
-        """z: unscaled latents (B, h, w, latent_channels) -> pictures (B, f h, f w, 3) float32, about -1..1."""
+        """z: unscaled latents (B, h, w, latent_channels) -> images (B, f h, f w, 3) float32, about -1..1."""
         return self.decoder(self.post_quant_conv(z.astype(self.dtype))).astype(jnp.float32)
 
 

@@ -41,7 +41,6 @@ __all__ = [
     "make_solver",
     "run_stateful_steps",
     "run_steps",
-    "run_steps_with_state",
     "sample",
     "start",
 ]

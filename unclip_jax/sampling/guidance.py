@@ -99,7 +99,7 @@ def guidance_state(guidance: Guidance, latents: jax.Array) -> State:
 
 
 def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> StatefulDenoise:
-    """The guided prediction, as `unclip_jax.sampling.loop.run_steps_with_state` takes it.
+    """The guided prediction, as `unclip_jax.sampling.loop.run_stateful_steps` takes it.
 
     network: (latents (rows B, ...), row of the grid, perturbed (rows B,) bool or None) -> predictions (rows B, ...) of
         `prediction_type` and of any float dtype. Its conditions are of `guidance_rows`.
@@ -202,7 +202,7 @@ def limit_interval(
 
     scale: () or (calls,) or (calls, B); alpha_cumprod: (calls,), a solver's column; interval: (low, high), where
     0 <= low < high: a call is within when low < sigma <= high, sigma = sqrt((1 - a) / a) being the noise's standard
-    deviation beside a picture of full size. (0, inf) is everywhere; the paper has (0.28, 5.42) for Stable Diffusion XL.
+    deviation beside an image of full size. (0, inf) is everywhere; the paper has (0.28, 5.42) for Stable Diffusion XL.
     outside: 1, guidance's neutral scale, or 0 for a pag_scale. Returns (calls,) or (calls, B) float32, on the host.
 
     Raises ValueError for another interval.

@@ -29,9 +29,9 @@ class Carry(NamedTuple):
 
 
 def start(solver: Solver, latents: jax.Array, clean: jax.Array | None = None, *, guidance_state: State = ()) -> Carry:
-    """A run before its first step, from pure noise or from a picture.
+    """A run before its first step, from pure noise or from an image.
 
-    latents: standard normal noise (B, ...). clean: (B, ...), a picture's latents, which get that noise at the level of
+    latents: standard normal noise (B, ...). clean: (B, ...), an image's latents, which get that noise at the level of
     the solver's start; None: none. guidance_state: see `run_stateful_steps`.
     """
     if clean is None:

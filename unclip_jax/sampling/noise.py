@@ -1,4 +1,4 @@
-"""Random numbers of an image: drawn by its own key, so that batch size, chunking and devices never change a picture."""
+"""Random numbers of an image: drawn by its own key, so that batch size, chunking and devices never change an image."""
 
 from enum import IntEnum
 
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 class Branch(IntEnum):
     """What a draw is for. Each use folds its own number into the image's key."""
 
-    IMAGE = 0  # noise on the image embedding; folds in the picture's number, too
+    IMAGE = 0  # noise on the image embedding; folds in the image's number, too
     LATENTS = 1  # where the sampling starts
     STEP = 2  # noise of stochastic solvers; folds in the network call's number, too
-    POSTERIOR = 3  # of the VAE's encoding of a given picture; folds in the picture's number, too
-    LOW_RESOLUTION = 4  # on the small picture of an upscaler
+    POSTERIOR = 3  # of the VAE's encoding of a given image; folds in the image's number, too
+    LOW_RESOLUTION = 4  # on the small image of an upscaler
     PRIOR = 8  # whatever the prior draws: its start and steps are branches of the keys that `branch` gives
 
 
@@ -31,7 +31,7 @@ def branch(keys: jax.Array, name: Branch) -> jax.Array:
 def draw(keys: jax.Array, branch: Branch, shape: tuple[int, ...], number: jax.Array | int = 0) -> jax.Array:
     """Standard normal noise of `shape` for each of B keys: (B, *shape) float32.
 
-    number: which of several draws of the same branch (a network call, a picture).
+    number: which of several draws of the same branch (a network call, an image).
     """
 
     def one(key: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Noise schedules: how much of the picture is left at each training timestep, and what a prediction says about it.
+"""Noise schedules: how much of the image is left at each training timestep, and what a prediction says about it.
 
 Written with a = alphas_cumprod[t]: x_t = sqrt(a) x_0 + sqrt(1 - a) eps (DDPM, Ho et al. 2020, arXiv:2006.11239).
 """

@@ -1,6 +1,6 @@
-"""Denoising pictures larger than the network's memory: overlapping tiles, averaged at every call (MultiDiffusion).
+"""Denoising images larger than the network's memory: overlapping tiles, averaged at every call (MultiDiffusion).
 
-Bar-Tal et al. 2023, arXiv:2302.08113. The solver goes on seeing one picture, so that neighbours agree at every noise
+Bar-Tal et al. 2023, arXiv:2302.08113. The solver goes on seeing one image, so that neighbours agree at every noise
 level and no seam is left to hide afterwards.
 """
 
@@ -20,12 +20,12 @@ def tiled(denoise: Denoise, tile: int, overlap: int) -> Denoise:
     """A denoiser that runs `denoise` on tiles, one after the other, and fades each into the next.
 
     denoise: (x (B, h, w, C), row) -> (B, h, w, C'), of any size up to `tile`; whatever else it reads of the place, such
-        as an upscaler's small picture, is among the channels of x. tile: rows and columns of a tile; overlap: those
+        as an upscaler's small image, is among the channels of x. tile: rows and columns of a tile; overlap: those
         that neighbours share at least, at most half a tile. Where the network has levels, both are multiples of what
         its sides divide by, and then so is every tile's corner.
 
-    A tile that is as large as the picture makes no difference at all. Otherwise every tile has one shape, so that the
-    network is compiled once, and a call holds beside the picture one tile's memory. In an overlap a tile counts nothing
+    A tile that is as large as the image makes no difference at all. Otherwise every tile has one shape, so that the
+    network is compiled once, and a call holds beside the image one tile's memory. In an overlap a tile counts nothing
     in the outer quarter at its own edge: a network that looks no further than that far gives what it gives untiled.
 
     Raises ValueError for a tile or an overlap that is none.

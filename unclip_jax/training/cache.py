@@ -1,7 +1,7 @@
-"""What frozen networks say of every picture, computed once: latents' moments, embeddings, encoded captions.
+"""What frozen networks say of every image, computed once: latents' moments, embeddings, encoded captions.
 
 A cache is a folder of safetensors files of some hundred rows each, and `cache.json`, which says what was cached of
-what. It is written part by part, so an interrupted one goes on; a row without its picture (it could not be read) is not
+what. It is written part by part, so an interrupted one goes on; a row without its image (it could not be read) is not
 in it.
 """
 
@@ -51,7 +51,7 @@ def write_cache(
     else:
         with replaced_file(folder / FACTS) as partial:
             partial.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
-    with Progress("caching", len(records), unit="picture", enabled=progress) as bar:
+    with Progress("caching", len(records), unit="image", enabled=progress) as bar:
         for number, first in enumerate(range(0, len(records), part_rows)):
             chosen = records[first : first + part_rows]
             path = folder / f"part-{number:05d}.safetensors"

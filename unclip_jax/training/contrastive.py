@@ -14,9 +14,9 @@ def contrastive_loss(
 ) -> jax.Array:
     """The mean cross-entropy of finding each one's partner among all, in both directions: (), nats.
 
-    first, second: (B, D) embeddings of any length, row i of one belonging to row i of the other: of pictures and texts
-    (Radford et al. 2021, arXiv:2103.00020), or of two pictures of one thing. logit_scale: (), the logarithm of a
-    factor. labels: (B,) int; rows with equal labels belong together too, and share the target (two pictures with one
+    first, second: (B, D) embeddings of any length, row i of one belonging to row i of the other: of images and texts
+    (Radford et al. 2021, arXiv:2103.00020), or of two images of one thing. logit_scale: (), the logarithm of a
+    factor. labels: (B,) int; rows with equal labels belong together too, and share the target (two images with one
     caption are no mistake); None where every row is a thing of its own.
     """
     logits = similarity(first, second, logit_scale)

@@ -1,7 +1,7 @@
-"""Pictures to train on, from folders in Hugging Face's `imagefolder` convention, in an order that a seed fixes.
+"""Images to train on, from folders in Hugging Face's `imagefolder` convention, in an order that a seed fixes.
 
 Every host reads its own share. An iterator's place is a small mapping (`get_state`, `set_state`), which is saved with a
-run, so that one that goes on sees neither a picture twice nor one too few.
+run, so that one that goes on sees neither an image twice nor one too few.
 """
 
 import csv
@@ -22,7 +22,7 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 class Record(NamedTuple):
-    """A picture that is there by name: its file, its text ("" without), and the other columns of its metadata.
+    """An image that is there by name: its file, its text ("" without), and the other columns of its metadata.
 
     place: where in the file it begins and how long it is, with `key` its name there; None for the whole file.
     """
@@ -37,7 +37,7 @@ class Record(NamedTuple):
         return f"{self.path}: {self.key}" if self.key else str(self.path)
 
     def read(self) -> bytes:
-        """The picture as it is stored."""
+        """The image as it is stored."""
         with self.path.open("rb") as file:
             if self.place is None:
                 return file.read()
@@ -46,7 +46,7 @@ class Record(NamedTuple):
 
 
 class Skipped:
-    """The pictures that could not be read, by name and reason; a run goes on without them and says so."""
+    """The images that could not be read, by name and reason; a run goes on without them and says so."""
 
     def __init__(self) -> None:
         self.reasons: dict[str, str] = {}
@@ -56,11 +56,11 @@ class Skipped:
 
 
 def image_folder(folder: Path) -> list[Record]:
-    """The pictures of a folder, in the order of their names, or of its metadata where there is any.
+    """The images of a folder, in the order of their names, or of its metadata where there is any.
 
-    `metadata.jsonl` or `metadata.csv` in the folder lists pictures as `file_name`, a path within it, with a `text` and
-    any other columns; without it every picture in the folder and below is taken. Raises FileNotFoundError where there
-    is no folder; ValueError, naming file and line, for metadata that is broken, repeats a picture, or points outside.
+    `metadata.jsonl` or `metadata.csv` in the folder lists images as `file_name`, a path within it, with a `text` and
+    any other columns; without it every image in the folder and below is taken. Raises FileNotFoundError where there
+    is no folder; ValueError, naming file and line, for metadata that is broken, repeats an image, or points outside.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -79,7 +79,7 @@ def image_folder(folder: Path) -> list[Record]:
             twice = next(path for index, path in enumerate(paths) if path in paths[:index])
             raise ValueError(f"{found[0].name}: {twice.name} is there twice")
     if not records:
-        raise ValueError(f"{folder}: holds no pictures")
+        raise ValueError(f"{folder}: holds no images")
     return records
 
 
@@ -122,7 +122,7 @@ def _record(folder: Path, row: Any, where: str) -> Record:
 def select(records: Sequence[Record], **ranges: tuple[float | None, float | None]) -> list[Record]:
     """The records whose columns lie in closed ranges: `select(records, p_unsafe=(None, 0.1), aesthetic=(4.5, None))`.
 
-    None leaves an end open. Raises ValueError, naming picture and column, where a column is missing or no number.
+    None leaves an end open. Raises ValueError, naming image and column, where a column is missing or no number.
     """
 
     def fits(record: Record) -> bool:
@@ -141,8 +141,8 @@ def select(records: Sequence[Record], **ranges: tuple[float | None, float | None
 
 
 def load_rgb(record: Record) -> np.ndarray:
-    """The picture, (H, W, 3) uint8, as pipelines read it. Raises as `unclip_jax.conditioning.clip_image.load_image`."""
-    return load_image(record.read(), "picture")
+    """The image, (H, W, 3) uint8, as pipelines read it. Raises as `unclip_jax.conditioning.clip_image.load_image`."""
+    return load_image(record.read(), "image")
 
 
 def stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -153,7 +153,7 @@ def stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 def skipping(
     load: Callable[[T, np.random.Generator], Mapping[str, Any]], skipped: Skipped
 ) -> Callable[[T, np.random.Generator], Mapping[str, Any] | None]:
-    """`load`, but None for a picture that cannot be read, which `skipped` then names."""
+    """`load`, but None for an image that cannot be read, which `skipped` then names."""
 
     def row(record: T, rng: np.random.Generator) -> Mapping[str, Any] | None:
         try:
@@ -180,7 +180,7 @@ def batches(
 
     load: a record and a generator of its own for this pass -> one row, arrays and numbers of the same shape for all;
     OSError and ValueError from it skip the record, which `skipped` then names. host, hosts: of several machines with
-    the same seed each reads its own records. threads: pictures that are read at a time; the order does not depend on
+    the same seed each reads its own records. threads: images that are read at a time; the order does not depend on
     it. The iterator's `get_state()` is a mapping of JSON types, and `set_state` goes back to it. Raises ValueError for
     fewer records than a host's batch.
     """
@@ -188,7 +188,7 @@ def batches(
         raise ValueError(f"host is {host} of {hosts}")
     mine = len(range(host, len(records), hosts))
     if batch_size < 1 or mine < batch_size:
-        raise ValueError(f"batch_size is {batch_size}; host {host} of {hosts} has {mine} pictures")
+        raise ValueError(f"batch_size is {batch_size}; host {host} of {hosts} has {mine} images")
     skipped = Skipped() if skipped is None else skipped
 
     load_or_skip = skipping(load, skipped)
@@ -196,7 +196,7 @@ def batches(
     def row(record: T, rng: np.random.Generator) -> Mapping[str, Any] | None:
         made = load_or_skip(record, rng)
         if made is None and len(skipped) >= len(records):
-            raise ValueError(f"no picture can be read; {record}: {skipped.reasons[str(record)]}")
+            raise ValueError(f"no image can be read; {record}: {skipped.reasons[str(record)]}")
         return made
 
     source = grain.MapDataset.source(list(records))[host::hosts]

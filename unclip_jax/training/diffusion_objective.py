@@ -1,7 +1,7 @@
-"""Training a denoiser: what a batch of pictures becomes before the UNet sees it, and each image's loss.
+"""Training a denoiser: what a batch of images becomes before the UNet sees it, and each image's loss.
 
-The networks that say what a picture and a text are - VAE, towers - are frozen, so what they say can be computed once
-(`encode`, then `unclip_jax.training.cache`) or in every step; a batch holds pictures or what was computed of them.
+The networks that say what an image and a text are - VAE, towers - are frozen, so what they say can be computed once
+(`encode`, then `unclip_jax.training.cache`) or in every step; a batch holds images or what was computed of them.
 """
 
 import dataclasses
@@ -28,10 +28,10 @@ class DiffusionObjective:
 
     prediction_type: "epsilon", "v_prediction" or "sample". scaling_factor: the VAE's.
     embedding_dropout: the share of images whose whole image condition is dropped, 0.25 in the original. clean_share:
-    the share of the others that is told the picture at level 0; the rest have levels 0..999 evenly, as all have in the
+    the share of the others that is told the image at level 0; the rest have levels 0..999 evenly, as all have in the
     original. text_dropout: the share that is told the empty prompt, 0.1 in most runs of the model card.
     min_snr_gamma, noise_offset: see `unclip_jax.training.objectives`; None and 0 leave them out.
-    max_low_res_level: an upscaler's small picture is noised to a level below it, 350 in the original.
+    max_low_res_level: an upscaler's small image is noised to a level below it, 350 in the original.
     """
 
     prediction_type: str
@@ -55,8 +55,8 @@ def encode(networks: Mapping[str, Network], frozen: Mapping[str, Any], batch: Ma
     """What the frozen networks say of a batch: those of `ENCODED` that it has something for.
 
     networks: of "vae", "text_encoder", "image_encoder" those that the batch needs; frozen: their parameters by these
-    names. batch: "picture" (B, H, W, 3) in -1..1, "tokens" (B, T) int32, "pixel_values" (B, S, S, 3) of the image
-    encoder, "mask" (B, H, W, 1) with 1 where an inpainting model repaints, "depth_picture" (B, H', W', 3) in -1..1, of
+    names. batch: "image" (B, H, W, 3) in -1..1, "tokens" (B, T) int32, "pixel_values" (B, S, S, 3) of the image
+    encoder, "mask" (B, H, W, 1) with 1 where an inpainting model repaints, "depth_image" (B, H', W', 3) in -1..1, of
     which the depth estimator makes the map; what is in `ENCODED` already stays.
     """
     encoded = {name: value for name, value in batch.items() if name in ENCODED}
@@ -64,15 +64,15 @@ def encode(networks: Mapping[str, Network], frozen: Mapping[str, Any], batch: Ma
     def network(name: str) -> Any:
         return networks[name].merge(frozen[name])
 
-    if "picture" in batch:
+    if "image" in batch:
         vae = network("vae")
-        encoded["moments"] = vae.moments(batch["picture"])
+        encoded["moments"] = vae.moments(batch["image"])
         if "mask" in batch:
-            encoded["masked_moments"] = vae.moments(batch["picture"] * (batch["mask"] < 0.5))
+            encoded["masked_moments"] = vae.moments(batch["image"] * (batch["mask"] < 0.5))
             factor = batch["mask"].shape[1] // encoded["moments"].shape[1]
             encoded["mask"] = batch["mask"][:, ::factor, ::factor]  # to the nearest, as the original resizes masks
-    if "depth_picture" in batch:
-        depth = network("depth_estimator")(batch["depth_picture"])[..., None]
+    if "depth_image" in batch:
+        depth = network("depth_estimator")(batch["depth_image"])[..., None]
         encoded["depth_map"] = normalised_depth(resize_bicubic(depth, *encoded["moments"].shape[1:3]))
     if "tokens" in batch:
         encoded["context"] = network("text_encoder")(batch["tokens"])

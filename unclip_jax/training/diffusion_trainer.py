@@ -133,7 +133,7 @@ class DiffusionTrainer:
         return unet, filled
 
     def _side(self) -> int:
-        """Of the training pictures, in pixels."""
+        """Of the training images, in pixels."""
         unet, factor = self.config.unet, self.config.vae.factor
         side = self.settings.data.resolution or unet.sample_size * factor
         if side < 1 or side % (factor * unet.size_multiple):
@@ -198,7 +198,7 @@ class DiffusionTrainer:
         )
 
     def _cached(self, records: list[Record], encode: Any) -> tuple[CachedRows, Load]:
-        """What the frozen networks say of every picture, from the cache, which is written where it is not there."""
+        """What the frozen networks say of every image, from the cache, which is written where it is not there."""
         settings = self.settings
         folder = Path(settings.data.cache or "")
         skipped = Skipped()
@@ -214,7 +214,7 @@ class DiffusionTrainer:
             progress=self.progress,
         )
         if skipped:
-            print(f"{len(skipped)} pictures could not be read and are not in the cache: {min(skipped.reasons)} …")
+            print(f"{len(skipped)} images could not be read and are not in the cache: {min(skipped.reasons)} …")
         rows = CachedRows(folder)
         return rows, lambda row, rng: row
 
@@ -223,13 +223,13 @@ class DiffusionTrainer:
         return [{name: np.asarray(value)[0] for name, value in row.items()} for row in encoded]
 
     def _sampler(self, frozen: Any, combine: Combine, batch: Any) -> Callable[[TrainState], Image.Image]:
-        """A grid: the pictures themselves, and below them what the denoiser makes of their conditions."""
+        """A grid: the images themselves, and below them what the denoiser makes of their conditions."""
         s, scaling = self.settings.samples, self.config.vae.scaling_factor
         solver = make_solver("ddim", self.config.scheduler_config, s.steps)
         scale = jnp.float32(s.guidance_scale)
 
         @jax.jit
-        def pictures(frozen: Any, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        def images(frozen: Any, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
             weights = {**frozen, **combine(frozen, params)}
             encoded = diffusion_objective.encode(self.networks, weights, batch)
             made = sample_latents(
@@ -241,7 +241,7 @@ class DiffusionTrainer:
 
         def samples(state: TrainState) -> Image.Image:
             assert state.average is not None
-            return grid([np.asarray(row) for row in pictures(frozen, state.average.params, batch)])
+            return grid([np.asarray(row) for row in images(frozen, state.average.params, batch)])
 
         return samples
 

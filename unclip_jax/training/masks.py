@@ -1,7 +1,7 @@
 """What an inpainting model learns to fill: random masks by LaMa's strategy (Suvorov et al. 2022, arXiv:2109.07161).
 
-Polygonal chains drawn with a thick pen, or a few boxes; some masks are everything, so that the model can also paint a
-picture from nothing (a quarter in the inpainting model's own training, its `p_drop`).
+Polygonal chains drawn with a thick pen, or a few boxes; some masks are everything, so that the model can also paint an
+image from nothing (a quarter in the inpainting model's own training, its `p_drop`).
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ MARGIN = 10  # pixels of 256 that boxes keep from the border
 
 
 def random_mask(rng: np.random.Generator, height: int, width: int, whole_share: float = WHOLE_SHARE) -> np.ndarray:
-    """A mask, (height, width, 1) float32: 1 where the model paints, 0 where the picture is kept.
+    """A mask, (height, width, 1) float32: 1 where the model paints, 0 where the image is kept.
 
     whole_share: of masks that are 1 everywhere. Sizes of strokes and boxes are LaMa's for 256 pixels, scaled. Raises
     ValueError for a share outside [0, 1].

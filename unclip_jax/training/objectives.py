@@ -53,7 +53,7 @@ def min_snr_weights(prediction_type: str, alpha_cumprod: jax.Array, gamma: float
 
 
 def offset_noise(noise: jax.Array, offset: jax.Array, strength: float) -> jax.Array:
-    """Noise that moves whole channels, so that the network learns pictures darker and brighter than the average.
+    """Noise that moves whole channels, so that the network learns images darker and brighter than the average.
 
     noise: (B, H, W, C) and offset: (B, C), both standard normal; strength: 0 for none, 0.1 where it was proposed
     (N. Guttenberg, "Diffusion with offset noise", 2023).
@@ -97,7 +97,7 @@ def denoising_losses(
 
     x0, noise: (B, H, W, C), scaled latents; timesteps: (B,) int; context: (B, S, D); class_labels: as the UNet takes
     them. alphas_cumprod: (N,), `unclip_jax.sampling.schedule.alphas_cumprod`. added_channels: (B, H, W, C'), what the
-    network sees beside the noisy latents (depth, mask and masked latents, a small picture). Source: the original's
+    network sees beside the noisy latents (depth, mask and masked latents, a small image). Source: the original's
     `LatentDiffusion.p_losses`, whose mean over images this is without weights.
     """
     share = jnp.asarray(alphas_cumprod)[timesteps]

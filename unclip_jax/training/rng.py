@@ -27,8 +27,8 @@ class Draws(NamedTuple):
     timesteps: (B,) int32 in [0, N)
     noise: (B, h, w, C), of the diffusion
     posterior_noise: (B, h, w, C), for latents that are drawn from what the VAE's encoder says; masked_noise: the same,
-        of the picture without what an inpainting model repaints
-    low_res_noise: (B, h, w, 3), of an upscaler's small picture
+        of the image without what an inpainting model repaints
+    low_res_noise: (B, h, w, 3), of an upscaler's small image
     offset: (B, C), see `unclip_jax.training.objectives.offset_noise`
     levels: (B,) int32 in [0, N'), and embedding_noise: (B, D), of the image embedding
     keep_image, keep_text: (B,) bool, False where the image's condition, or its text, is dropped

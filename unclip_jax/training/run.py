@@ -42,7 +42,7 @@ class RunOptions:
     """How long a run is and what it leaves behind.
 
     total_steps: where it ends. save_every: steps between checkpoints, each of them validated before. report_every:
-    steps between lines of metrics. sample_every: steps between pictures, None for none. ema_decay: of the averages.
+    steps between lines of metrics. sample_every: steps between images, None for none. ema_decay: of the averages.
     shard_parameters: whether every device holds its part of the weights and of the optimiser's state, or all of them.
     """
 
@@ -257,8 +257,8 @@ def _line(seen: Mapping[str, float], steps_left: int) -> str:
     return ", ".join([*parts, f"{left} left"])
 
 
-def _save_image(picture: Image.Image, path: Path) -> None:
+def _save_image(image: Image.Image, path: Path) -> None:
     if jax.process_index() == 0:
         path.parent.mkdir(exist_ok=True)
         with replaced_file(path) as partial:
-            picture.save(partial, "PNG")
+            image.save(partial, "PNG")

@@ -27,13 +27,13 @@ Task = Literal["denoise", "lora", "textual-inversion", "autoencoder", "clip"]
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    """Where pictures come from: `image_folder`, or `tars` (webdataset), one of them.
+    """Where images come from: `image_folder`, or `tars` (webdataset), one of them.
 
     filters: column -> [least, most], each a number or null, of the metadata, such as {p_unsafe: [null, 0.1]}; "width"
     and "height" among the columns leave out what is too small. cache: a folder for what the frozen networks say of
-    every picture, which is written there before the first step, if it is not there yet; pictures are then neither
-    mirrored nor moved. resolution: of the training pictures, null for the checkpoint's own. crop: of what is not
-    square. validation_folder: pictures of which the loss is measured at every checkpoint.
+    every image, which is written there before the first step, if it is not there yet; images are then neither
+    mirrored nor moved. resolution: of the training images, null for the checkpoint's own. crop: of what is not
+    square. validation_folder: images of which the loss is measured at every checkpoint.
     """
 
     image_folder: str | None = None
@@ -110,13 +110,13 @@ class LoraSettings:
 class InversionSettings:
     """A new word: what is written in prompts, the word whose vectors it begins as, and how many vectors it is.
 
-    templates: captions of the pictures, with {} for the word; a picture's own text is not read.
+    templates: captions of the images, with {} for the word; an image's own text is not read.
     """
 
     placeholder: str = "<thing>"
     initial_word: str = "thing"
     vectors: int = 1
-    templates: tuple[str, ...] = ("a photo of {}", "a picture of {}", "a close-up of {}", "one {}", "{}")
+    templates: tuple[str, ...] = ("a photo of {}", "an image of {}", "a close-up of {}", "one {}", "{}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,14 +135,14 @@ class AutoencoderSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ClipSettings:
-    """What belongs together: "image-text" a picture and its text; "image-image" pictures of one text."""
+    """What belongs together: "image-text" an image and its text; "image-image" images of one text."""
 
     pairs: Literal["image-text", "image-image"] = "image-text"
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleSettings:
-    """Grids of pictures every `run.sample_every` steps: of the first validation pictures (or the training's)."""
+    """Grids of images every `run.sample_every` steps: of the first validation images (or the training's)."""
 
     images: int = 4
     steps: int = 20

@@ -1,4 +1,4 @@
-"""What every task sets up by its settings: pictures, devices, the run, and the checkpoint that comes of it."""
+"""What every task sets up by its settings: images, devices, the run, and the checkpoint that comes of it."""
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ Load = Callable[[Any, np.random.Generator], Mapping[str, Any]]
 
 
 def training_records(data: DataSettings) -> list[Record]:
-    """The pictures that the settings name, those left that pass the filters. Raises ValueError where none is."""
+    """The images that the settings name, those left that pass the filters. Raises ValueError where none is."""
     found = (
         image_folder(Path(data.image_folder))
         if data.image_folder is not None
@@ -34,19 +34,19 @@ def training_records(data: DataSettings) -> list[Record]:
     )
     chosen = select(found, **{column: tuple(limits) for column, limits in data.filters.items()})
     if not chosen:
-        raise ValueError(f"data.filters: none of {len(found)} pictures passes")
+        raise ValueError(f"data.filters: none of {len(found)} images passes")
     return chosen
 
 
 def validation_records(data: DataSettings) -> list[Record]:
-    """As many pictures as the settings want of the validation folder, none without one."""
+    """As many images as the settings want of the validation folder, none without one."""
     return (
         [] if data.validation_folder is None else image_folder(Path(data.validation_folder))[: data.validation_images]
     )
 
 
 def rows_of(records: Sequence[Record], load: Load, seed: int) -> list[Mapping[str, Any]]:
-    """The rows of some pictures, the same every time."""
+    """The rows of some images, the same every time."""
     return [load(record, np.random.default_rng([seed, number])) for number, record in enumerate(records)]
 
 
@@ -71,7 +71,7 @@ def run(
     progress: bool,
     **hooks: Any,
 ) -> TrainState:
-    """Trains to the end by the settings; says which pictures were skipped. hooks: `validate` and `samples`."""
+    """Trains to the end by the settings; says which images were skipped. hooks: `validate` and `samples`."""
     o, folder = settings.optimizer, Path(settings.out)
     rate = learning_rate(o.learning_rate, o.warmup_steps, o.decay, settings.run.total_steps // o.accumulate)
     optimizer = adamw(
@@ -108,7 +108,7 @@ def run(
     )
     if skipped:
         (folder / "skipped.txt").write_text("".join(f"{n}: {r}\n" for n, r in skipped.reasons.items()), "utf-8")
-        print(f"{len(skipped)} pictures could not be read and were skipped: {folder / 'skipped.txt'}")
+        print(f"{len(skipped)} images could not be read and were skipped: {folder / 'skipped.txt'}")
     return state
 
 

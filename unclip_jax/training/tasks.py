@@ -136,13 +136,13 @@ def autoencoder(settings: TrainSettings, progress: bool) -> Path:
 
         def losses(seeing: Any, params: Any, batch: Any, step: jax.Array) -> Any:
             model = network.merge(params)
-            posterior = model.encode(batch["picture"])
-            keys = step_keys(settings.seed, step, jnp.arange(len(batch["picture"])))
+            posterior = model.encode(batch["image"])
+            keys = step_keys(settings.seed, step, jnp.arange(len(batch["image"])))
             noise = draw_step(keys, posterior.mean.shape[1:]).posterior_noise
             decoded = model.decode(posterior.sample(noise))
             each = autoencoding_losses(
                 decoded,
-                batch["picture"],
+                batch["image"],
                 posterior,
                 kl_weight=options.kl_weight,
                 gradient_weight=options.gradient_weight,
@@ -150,19 +150,19 @@ def autoencoder(settings: TrainSettings, progress: bool) -> Path:
                 perceptual=None if judge is None else clip_distance(judge.merge(seeing)),
                 perceptual_weight=options.perceptual_weight,
             )
-            return each, {"psnr": psnr(decoded, batch["picture"]).mean()}
+            return each, {"psnr": psnr(decoded, batch["image"]).mean()}
 
         held_out = rows_of(validation_records(settings.data), load, settings.seed)
 
         @jax.jit
-        def quality(params: Any, picture: jax.Array) -> jax.Array:
+        def quality(params: Any, image: jax.Array) -> jax.Array:
             model = network.merge(params)
-            return psnr(jnp.clip(model.decode(model.encode(picture).mean), -1, 1), picture)[0]
+            return psnr(jnp.clip(model.decode(model.encode(image).mean), -1, 1), image)[0]
 
         def validate(state: TrainState) -> dict[str, float]:
             assert state.average is not None
-            pictures = [stacked([row])["picture"] for row in held_out]
-            values = [float(quality(state.average.params, picture)) for picture in pictures]
+            images = [stacked([row])["image"] for row in held_out]
+            values = [float(quality(state.average.params, image)) for image in images]
             return {"loss": -float(np.mean(values)), "psnr": float(np.mean(values))}
 
         state = run(
@@ -180,7 +180,7 @@ def autoencoder(settings: TrainSettings, progress: bool) -> Path:
 
 
 def clip(settings: TrainSettings, progress: bool) -> Path:
-    """Trains both towers of a CLIP model on its own; or, on pairs of pictures, the vision tower alone."""
+    """Trains both towers of a CLIP model on its own; or, on pairs of images, the vision tower alone."""
     made, mesh, options = Path(settings.out) / "model", mesh_of(settings), settings.clip
     with open_checkpoint(settings.model) as checkpoint:
         config = checkpoint.config
@@ -200,9 +200,9 @@ def clip(settings: TrainSettings, progress: bool) -> Path:
             mates[record.text].append(record)
 
         def pixels(record: Record, rng: np.random.Generator) -> np.ndarray:
-            picture = square(load_rgb(record), side, data.crop, rng)
-            picture = picture[:, ::-1] if data.flip and rng.random() < 0.5 else picture
-            return preprocess(np.ascontiguousarray(picture), "diffusers", side)
+            image = square(load_rgb(record), side, data.crop, rng)
+            image = image[:, ::-1] if data.flip and rng.random() < 0.5 else image
+            return preprocess(np.ascontiguousarray(image), "diffusers", side)
 
         def load(record: Record, rng: np.random.Generator) -> dict[str, Any]:
             row = {"pixel_values": pixels(record, rng), "label": np.uint32(zlib.crc32(record.text.encode()))}

@@ -1,4 +1,4 @@
-"""New words for a text encoder, learnt from pictures (Gal et al. 2022, arXiv:2208.01618); everything else stays.
+"""New words for a text encoder, learnt from images (Gal et al. 2022, arXiv:2208.01618); everything else stays.
 
 A word is a placeholder such as "<my-cat>" and one or more vectors; its tokens are those of
 `unclip_jax.adapters.textual_inversion`.

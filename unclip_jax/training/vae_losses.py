@@ -1,4 +1,4 @@
-"""What an autoencoder is trained for: pictures back as they were, from latents near a normal distribution."""
+"""What an autoencoder is trained for: images back as they were, from latents near a normal distribution."""
 
 from collections.abc import Callable
 
@@ -14,13 +14,13 @@ Perceptual = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def kl_divergence(posterior: Posterior) -> jax.Array:
-    """From the standard normal, of each picture, summed over its latents: (B,) float32, nats (arXiv:1312.6114)."""
+    """From the standard normal, of each image, summed over its latents: (B,) float32, nats (arXiv:1312.6114)."""
     terms = jnp.square(posterior.mean) + jnp.exp(posterior.logvar) - 1.0 - posterior.logvar
     return 0.5 * terms.sum(axis=(1, 2, 3))
 
 
 def gradient_difference(made: jax.Array, wanted: jax.Array) -> jax.Array:
-    """How much the differences of neighbouring pixels differ, (B,): what is lost when a picture is blurred.
+    """How much the differences of neighbouring pixels differ, (B,): what is lost when an image is blurred.
 
     made, wanted: (B, H, W, C). Source: Mathieu et al. 2016, arXiv:1511.05440, with the differences' sign kept.
     """
@@ -41,9 +41,9 @@ def autoencoding_losses(
     perceptual: Perceptual | None = None,
     perceptual_weight: float = 1.0,
 ) -> jax.Array:
-    """Each picture's loss, (B,) float32: mean absolute error and what is weighted beside it.
+    """Each image's loss, (B,) float32: mean absolute error and what is weighted beside it.
 
-    made, wanted: (B, H, W, C) in -1..1, of a decoding and the picture. kl_weight: of the divergence per latent number,
+    made, wanted: (B, H, W, C) in -1..1, of a decoding and the image. kl_weight: of the divergence per latent number,
     so that it means the same at every size. gradient_weight: of `gradient_difference`; squared_weight: of the mean
     squared error. perceptual: (made, wanted) -> (B,), such as a distance of features that a network sees.
     """
@@ -60,14 +60,14 @@ def autoencoding_losses(
 
 
 def clip_distance(vision: VisionEncoder) -> Perceptual:
-    """A perceptual term: half the squared distance of two pictures' CLIP embeddings of unit length, 0 to 2.
+    """A perceptual term: half the squared distance of two images' CLIP embeddings of unit length, 0 to 2.
 
-    It says of a picture as a whole what it shows, not which texture it has; weigh it lightly.
+    It says of an image as a whole what it shows, not which texture it has; weigh it lightly.
     """
     size = vision.config.image_size
 
-    def embed(pictures: jax.Array) -> jax.Array:
-        pixels = resize_bilinear(pictures.astype(jnp.float32) / 2 + 0.5, size, size, align_corners=False)
+    def embed(images: jax.Array) -> jax.Array:
+        pixels = resize_bilinear(images.astype(jnp.float32) / 2 + 0.5, size, size, align_corners=False)
         seen = vision((pixels - CLIP_MEAN) / CLIP_STD).astype(jnp.float32)
         return seen / jnp.linalg.norm(seen, axis=-1, keepdims=True)
 
@@ -75,6 +75,6 @@ def clip_distance(vision: VisionEncoder) -> Perceptual:
 
 
 def psnr(made: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Peak signal-to-noise ratio of each picture in decibels, (B,), for values in -1..1 (a peak of 2)."""
+    """Peak signal-to-noise ratio of each image in decibels, (B,), for values in -1..1 (a peak of 2)."""
     squared = jnp.square(made.astype(jnp.float32) - wanted.astype(jnp.float32)).mean(axis=(1, 2, 3))
     return 10.0 * jnp.log10(4.0 / jnp.maximum(squared, 1e-12))

@@ -57,7 +57,7 @@ def ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, 
 
 
 def ddim_inversion(config: Mapping[str, Any], num_inference_steps: int) -> Solver:
-    """DDIM backwards, from a picture's latents to the noise that DDIM makes them of: `num_inference_steps` calls.
+    """DDIM backwards, from an image's latents to the noise that DDIM makes them of: `num_inference_steps` calls.
 
     config: a diffusers scheduler_config.json, whose scheduler's place diffusers' DDIMInverseScheduler takes: read by
     `swapped`, so that x0 is not limited. The timesteps are those of `ddim`, rising, "leading" or "trailing". In each

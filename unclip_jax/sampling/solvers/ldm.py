@@ -31,7 +31,7 @@ def ldm_ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0
     whose grid would reach timestep N, where the original stops with an index error (3, 9, 27, 36, 37, 101 to 111, 251
     to 333 and 501 to 1000 of 1000), are refused with the nearest accepted ones. The last step ends at timestep 0's
     noise level, not at none. The solver takes noise at every step, as the original draws it. start_step: how many calls
-    are left out; as in the original's img2img the picture is then noised to the level of the last one of those. Raises
+    are left out; as in the original's img2img the image is then noised to the level of the last one of those. Raises
     ValueError.
     """
     settings = read_settings(config, DEFAULTS, CHOICES)

@@ -111,7 +111,7 @@ def make_solver(
     that spacing of other programs is called here; without it they are as `timestep_spacing` says, whatever
     `use_karras_sigmas` and the like are. num_inference_steps: 1 to the number of training timesteps ("lcm" and "tcd":
     original_inference_steps). eta: 0 to 1, read by "ddim", "tcd" and "ldm-ddim" and, as in diffusers, ignored by the
-    others. start_step: how many steps are left out at the start, for runs that start from a picture (see `first_step`);
+    others. start_step: how many steps are left out at the start, for runs that start from an image (see `first_step`);
     multistep solvers have no history there. All steps are counted as if none were left out: a step is the same step
     whatever `start_step` is. own: the solver is the one that `config` describes, and x0 is limited where the file, or
     the class's default, has it so.
@@ -132,10 +132,10 @@ def make_solver(
 
 
 def first_step(name: str, num_inference_steps: int, strength: float, train: int = 1000, depth: bool = False) -> int:
-    """The `start_step` of `make_solver` for a run that starts from a picture, noised by `strength`.
+    """The `start_step` of `make_solver` for a run that starts from an image, noised by `strength`.
 
     strength: above 0 to 1. diffusers' solvers make the last int(num_inference_steps * strength) steps. "ldm-ddim" makes
-    as many, and noises the picture to the level before those, which at strength 1 does not exist unless `train`, the
+    as many, and noises the image to the level before those, which at strength 1 does not exist unless `train`, the
     number of training timesteps, is no multiple of num_inference_steps. depth: the rule of the original's depth demo,
     for "ldm-ddim" alone: one step less at strength 1, where that starts from pure noise.
 
@@ -144,7 +144,7 @@ def first_step(name: str, num_inference_steps: int, strength: float, train: int 
     """
     base, _ = _parts(name)
     if base in ("ldm-dpm", "ldm-plms"):
-        raise ValueError(f"scheduler {name!r} cannot start from a picture in the original; want 'ldm-ddim' or another")
+        raise ValueError(f"scheduler {name!r} cannot start from an image in the original; want 'ldm-ddim' or another")
     if not isinstance(strength, Real) or isinstance(strength, bool) or not 0 < strength <= 1:
         raise ValueError(f"strength is {strength!r:.80}; want a number above 0, to 1")
     count = check_steps(num_inference_steps, train)

@@ -68,7 +68,7 @@ def dpm2(
     if ancestral_steps:
         first["noise"] = 0 * here
         second["noise"] = (up * next_alpha)[:-1]
-    # Halfway, diffusers puts what is known of a picture back with the noise of the step's end.
+    # Halfway, diffusers puts what is known of an image back with the noise of the step's end.
     first["known_noise"] = alpha_of(middle) * there
     second["known_noise"] = (next_alpha * there)[:-1]
     timesteps = levels.timesteps.round() if spacing == "karras" else levels.timesteps

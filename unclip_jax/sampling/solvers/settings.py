@@ -78,7 +78,7 @@ def swapped(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings for a scheduler that takes the place of the one that `config` describes.
 
     They are what `from_config` makes of the other's, but that x0 is not limited: latents reach far beyond -1..1, and a
-    file's `clip_sample` and `thresholding`, or the class's default where the file has no such key, are of pictures.
+    file's `clip_sample` and `thresholding`, or the class's default where the file has no such key, are of images.
     """
     return {**given(config), "clip_sample": False, "thresholding": False}
 

@@ -1,6 +1,6 @@
 """Noise levels of the solvers of Karras et al. 2022 (arXiv:2206.00364) as diffusers spaces them.
 
-There x is the picture plus sigma times noise; here it is that divided by sqrt(sigma^2 + 1), as the network sees it.
+There x is the image plus sigma times noise; here it is that divided by sqrt(sigma^2 + 1), as the network sees it.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class NoiseLevels(NamedTuple):
     """Steps from one noise level to the next.
 
     timesteps: of each step's start, fractional, (steps,). sigmas: (steps + 1,) float64, falling. every_log_sigma: of
-    the training timesteps. scale: of the initial noise, which with "linspace" and "trailing" has no picture's share.
+    the training timesteps. scale: of the initial noise, which with "linspace" and "trailing" has no image's share.
     """
 
     timesteps: np.ndarray

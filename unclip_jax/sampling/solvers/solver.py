@@ -25,7 +25,7 @@ class Solver:
 
     grid: name -> (calls,) array, one row for each network call. Always there: "index", int32, 0, 1, ...; "timestep",
         float32, what the network is told; "alpha_cumprod", float32, the noise level of the x it is given. Where there
-        is "known_noise", it is the noise's weight in a known part of the picture that joins x after the call, instead
+        is "known_noise", it is the noise's weight in a known part of the image that joins x after the call, instead
         of the next level's. All else belongs to `step`. Every number that a user may turn (eta, thresholds) is a value
         here: none is compiled in.
     prediction_type: "epsilon", "v_prediction" or "sample": how `step` reads the network's output
@@ -34,10 +34,10 @@ class Solver:
         network's output for it, of any float dtype; row: the call's row of the grid, scalars; noise: standard normal
         like x, or None unless `stochastic`. Pure and traceable, float32 inside.
     stochastic: whether every step takes noise
-    start_alpha_cumprod: a, () float32: a run from a picture's latents z starts at sqrt(a) z + sqrt(1 - a) noise. The
+    start_alpha_cumprod: a, () float32: a run from an image's latents z starts at sqrt(a) z + sqrt(1 - a) noise. The
         first call's noise level, but for "ldm-ddim", which starts one level above it, and from pure noise alone (a is
         0) when no step is left out
-    scale: what the initial noise is multiplied by, for solvers that begin at a noise level without a picture's share
+    scale: what the initial noise is multiplied by, for solvers that begin at a noise level without an image's share
     """
 
     grid: Mapping[str, jax.Array | np.ndarray]

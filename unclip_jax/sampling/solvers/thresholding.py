@@ -1,4 +1,4 @@
-"""Dynamic thresholding of predicted pictures (Imagen, Saharia et al. 2022, arXiv:2205.11487, section 2.3)."""
+"""Dynamic thresholding of predicted images (Imagen, Saharia et al. 2022, arXiv:2205.11487, section 2.3)."""
 
 from collections.abc import Mapping
 from typing import Any
