@@ -91,7 +91,7 @@ def test_a_folder_survives(folder):
         ("depth_estimator/config.json", "backbone_config", None, "neck_hidden_sizes is"),
         ("depth_estimator/config.json", "neck_hidden_sizes", [1, 2, 3, 4], "neck_hidden_sizes is"),
         ("depth_estimator/config.json", "hidden_act", "relu", "hidden_act is 'relu'"),
-        ("depth_estimator/config.json", "num_attention_heads", 3, "not divisible by heads 3"),
+        ("depth_estimator/config.json", "num_attention_heads", 3, "want a multiple of heads, 3"),
         ("depth_estimator/config.json", "backbone_out_indices", [2, 5, 2, 1], "taps"),
         ("depth_estimator/config.json", "num_hidden_layers", 5000, "layers"),
         ("depth_estimator/config.json", "image_size", 70, "image_size is 70"),

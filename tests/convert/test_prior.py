@@ -212,7 +212,7 @@ def test_weights_that_are_refused(karlo, folder):
         ({"diffusion": {"noise_schedule": "linear"}}, "diffusion.noise_schedule is 'linear'"),
         ({"diffusion": 3}, "diffusion.steps is None"),
         ({"model": {"type": "prior", "hparams": {"xf_width": -1}}}, "xf_width is -1"),
-        ({"model": {"type": "prior", "hparams": {"xf_heads": 3, "xf_width": 64}}}, "not divisible by heads=3"),
+        ({"model": {"type": "prior", "hparams": {"xf_heads": 3, "xf_width": 64}}}, "want a multiple of heads, 3"),
         ({"model": {"type": "prior", "hparams": {"xf_final_ln": False}}}, "xf_final_ln"),
     ],
 )

@@ -1,10 +1,10 @@
-"""The model card's evaluation, and unCLIP's own, of one or more checkpoints: images made, looked at, counted.
+"""The evaluation of the model card, and unCLIP's own, for one or more checkpoints.
 
-By guidance: variations of every image with its caption as the prompt, 50 DDIM steps, guidance 1.5, 2 to 8; for each
-guidance the Fréchet distances and CMMD to the images themselves, and the CLIP score of images and captions. By
-noise level: variations without a prompt; what they keep of their source, and how much they differ.
+By guidance: variations of every image with its caption as the prompt, 50 DDIM steps, guidance 1.5, 2 to 8. For each
+guidance: the Fréchet distances and CMMD to the images themselves, and the CLIP score of images and captions. By noise
+level: variations without a prompt; how much they keep of their source, and how much they differ.
 
-What has been counted is written after every batch, so that an evaluation that was interrupted goes on where it was.
+Statistics are written after every batch, so an interrupted evaluation resumes where it stopped.
 """
 
 import dataclasses
@@ -35,8 +35,22 @@ NOISE_LEVELS = (0, 200, 400, 600, 800, 1000)
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What is measured. steps of the scheduler; noise_level of the images with prompts; level_guidance of the
-    variations without, of which there are `variations` an image; batch_size: images made at a time."""
+    """What is measured.
+
+    Args:
+        guidance_scales: The scales to compare.
+        noise_levels: The noise levels to compare.
+        scheduler: The solver.
+        steps: Its number of steps.
+        noise_level: Of the images with prompts.
+        level_guidance: The guidance scale of the variations without prompts.
+        variations: The number of variations without a prompt, per image and noise level.
+        seed: The seed.
+        batch_size: Images made at a time.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
 
     guidance_scales: tuple[float, ...] = GUIDANCE_SCALES
     noise_levels: tuple[int, ...] = NOISE_LEVELS
@@ -58,7 +72,13 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class Judges:
-    """Who looks at the images: a CLIP model; Inception, or None for no FID. names tell them from others."""
+    """The networks that judge the images.
+
+    Args:
+        names: What distinguishes them from other judges.
+        clip: A CLIP model.
+        inception: Inception's features, or None for no FID.
+    """
 
     names: tuple[str, ...]
     clip: ClipFeatures
@@ -67,7 +87,7 @@ class Judges:
 
 @dataclasses.dataclass
 class Counts:
-    """What has been counted of one setting; see `unclip_jax.evaluation.frechet.Moments` for the moments."""
+    """The statistics of one setting; see `unclip_jax.evaluation.frechet.Moments` for the moments."""
 
     done: int
     clip: Moments
@@ -81,7 +101,16 @@ class Counts:
 def coco_captions(path: Path, folder: Path) -> list[Record]:
     """The images of a COCO captions file, in the order of their ids, each with its first caption.
 
-    Raises FileNotFoundError; ValueError for a file of another kind.
+    Args:
+        path: The captions file.
+        folder: The folder of the images.
+
+    Returns:
+        The images with their captions.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is a file of another kind.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"captions: no such file: {path}")
@@ -102,10 +131,18 @@ def coco_captions(path: Path, folder: Path) -> list[Record]:
 def evaluate(
     name: str, pipe: UnCLIPPipeline, records: Sequence[Record], judges: Judges, protocol: Protocol, folder: Path
 ) -> dict[str, Any]:
-    """Measures one checkpoint; returns JSON types: "guidance" and "noise_level", lists of rows.
+    """Evaluates one checkpoint.
 
-    records: images with their captions. folder: where what was counted is kept, apart for other images, judges and
-    protocols.
+    Args:
+        name: The checkpoint's name in the results.
+        pipe: Its pipeline.
+        records: Images with their captions.
+        judges: The judges.
+        protocol: What is measured.
+        folder: Where statistics are kept, separately for other images, judges and protocols.
+
+    Returns:
+        JSON types: "guidance" and "noise_level", lists of rows.
     """
     side = pipe.config.unet.sample_size * pipe.config.vae.factor
     facts = {
@@ -182,7 +219,7 @@ def _count(
     side: int,
     make: Callable[[Sequence[Record], Images, NDArray[np.int64]], Images],
 ) -> Counts:
-    """Makes the images of one setting and counts them, from where it was interrupted."""
+    """Generates the images of one setting and updates its statistics, from where it was interrupted."""
     counts = state.read(name)
     with Progress(name.replace("-", " "), len(records), unit="image") as bar:
         bar.update(counts.done)
@@ -210,7 +247,7 @@ def _count(
 
 
 class _States:
-    """Counts on the disk, one file a setting."""
+    """Statistics on the disk, one file per setting."""
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]):
         self.folder = folder

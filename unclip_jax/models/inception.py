@@ -1,7 +1,7 @@
 """Inception v3 as the Fréchet Inception Distance uses it (Szegedy et al. 2016, arXiv:1512.00567; Heusel et al. 2017).
 
-The network of 2015-12-05 whose pooling leaves padding out of its means, and whose last block takes maxima: not the one
-that torchvision classifies with. Modules have the names of the published weights.
+This is the network of 2015-12-05, whose pooling excludes padding from its means and whose last block takes maxima: not
+the one that torchvision classifies with. Modules have the names of the published weights.
 """
 
 from typing import Any
@@ -55,7 +55,7 @@ def _max_pool(x: jax.Array, stride: int, padding: int = 0) -> jax.Array:
 
 
 def _mean_pool(x: jax.Array) -> jax.Array:
-    """3x3 means that keep the size; at the border of what is there."""
+    """3x3 means that keep the size; at the border, of the pixels inside."""
     return nnx.avg_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1)), count_include_pad=False)
 
 
