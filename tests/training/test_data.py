@@ -77,7 +77,7 @@ def test_without_metadata_every_image_is_taken(tmp_path):
         ('{"file_name": "../x.png"}', "points outside the folder"),
         ('{"file_name": "/etc/passwd"}', "points outside the folder"),
         ('{"file_name": "y.png", "text": 3}', "text is 3"),
-        ('{"file_name": "x.png"}', "x.png is there twice"),
+        ('{"file_name": "x.png"}', "x.png is listed twice"),
     ],
 )
 def test_broken_metadata(tmp_path, line, words):
@@ -161,7 +161,7 @@ def test_when_nothing_can_be_read(folder):
     [
         ({"batch_size": 13}, "batch_size is 13"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"batch_size": 5, "hosts": 3}, "host 0 of 3 has 4 images"),
+        ({"batch_size": 5, "hosts": 3}, "host 0 of 3 has only 4 images"),
         ({"batch_size": 1, "host": 2, "hosts": 2}, "host is 2"),
     ],
 )

@@ -7,7 +7,7 @@ from PIL import Image
 from unclip_jax.conditioning.clip_image import preprocess
 from unclip_jax.conditioning.tokenizer import Tokenizer, open_clip_tokenizer_json
 from unclip_jax.training.data import Record
-from unclip_jax.training.transforms import RowLoader, square, to_unit
+from unclip_jax.training.transforms import ExampleLoader, square, to_unit
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def record(tmp_path):
 
 def test_everything_that_is_asked_for(record):
     tokenizer = Tokenizer.from_json(open_clip_tokenizer_json([]), "open_clip", 16)
-    loader = RowLoader(32, "center", False, tokenizer, (16, "diffusers"), 0.0, 4, True)
+    loader = ExampleLoader(32, "center", False, tokenizer, (16, "diffusers"), 0.0, 4, True)
     row = loader(record, np.random.default_rng(0))
     shapes = {name: value.shape for name, value in row.items()}
     assert shapes == {
@@ -35,7 +35,7 @@ def test_everything_that_is_asked_for(record):
 
 
 def test_the_networks_see_the_same_mirrored_image(record):
-    loader = RowLoader(32, flip=True, vision=(32, "diffusers"))
+    loader = ExampleLoader(32, flip=True, vision=(32, "diffusers"))
     rows = [loader(record, np.random.default_rng(seed)) for seed in range(12)]
     rising = [row["image"][0, -1, 0] > row["image"][0, 0, 0] for row in rows]
     assert len(set(rising)) == 2

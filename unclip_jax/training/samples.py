@@ -1,4 +1,4 @@
-"""What a denoiser makes in the course of its training: a grid of images, each column of one condition."""
+"""Samples of a denoiser in training: a grid of images, each column for one condition."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,9 +29,20 @@ def sample_latents(
     guidance_scale: jax.Array,
     seed: int = 0,
 ) -> jax.Array:
-    """Latents under the conditions of a batch, (B, h, w, C), scaled; images condition at noise level 0.
+    """Samples latents under the conditions of a batch; images condition at noise level 0.
 
-    encoded, frozen: as for `unclip_jax.training.diffusion_objective.losses`.
+    Args:
+        unet: The UNet.
+        solver: The solver.
+        frozen: As in `unclip_jax.training.diffusion_objective.losses`.
+        scaling_factor: The VAE's.
+        params: The UNet's parameters.
+        encoded: As in `losses`.
+        guidance_scale: ().
+        seed: The seed.
+
+    Returns:
+        (B, h, w, C), scaled.
     """
     model = unet.merge(params)
     count = len(encoded["moments"])

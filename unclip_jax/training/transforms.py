@@ -1,4 +1,4 @@
-"""From an image file to what a batch has of it: cropped, mirrored, preprocessed for each network that looks at it."""
+"""From an image file to an example: cropped, mirrored, and preprocessed for each network that reads it."""
 
 import dataclasses
 from typing import Any, Literal
@@ -15,12 +15,18 @@ DEPTH_SIDE = 384  # what the depth estimator sees of a square image
 
 
 @dataclasses.dataclass(frozen=True)
-class RowLoader:
-    """What a batch has of each record; see `unclip_jax.training.diffusion_objective.encode` for the names.
+class ExampleLoader:
+    """Loads the example of a record; see `unclip_jax.training.diffusion_objective.encode` for the names.
 
-    resolution: of "image". tokenizer: of "tokens", None for none. vision: the image encoder's size and
-    preprocessing, of "pixel_values". whole_mask_share: of "mask", None for no masks. low_res_factor: by how much
-    "low_res" is smaller. depth: whether there is a "depth_image".
+    Args:
+        resolution: Of "image".
+        crop: How images that are not square are cut.
+        flip: Mirror half of the images, at random.
+        tokenizer: Makes "tokens"; None for none.
+        vision: The image encoder's size and preprocessing, for "pixel_values"; None for none.
+        whole_mask_share: Of "mask"; None for no masks.
+        low_res_factor: How much smaller "low_res" is; None for none.
+        depth: Whether there is a "depth_image".
     """
 
     resolution: int
@@ -33,7 +39,11 @@ class RowLoader:
     depth: bool = False
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
-        """Raises ValueError or OSError for an image that cannot be read."""
+        """Loads the example of a record.
+
+        Raises:
+            ValueError: The image cannot be read. May also be an OSError.
+        """
         image = square(load_rgb(record), self.resolution, self.crop, rng)
         if self.flip and rng.random() < 0.5:
             image = image[:, ::-1]
@@ -53,7 +63,7 @@ class RowLoader:
 
 
 def square(image: np.ndarray, side: int, crop: Literal["center", "random"], rng: np.random.Generator) -> np.ndarray:
-    """A square of an image: its shorter side resized (bicubic, with antialiasing), the longer one cut.
+    """A square of an image: the shorter side resized (bicubic, with antialiasing), the longer one cut.
 
     image: (H, W, 3) uint8 -> (side, side, 3) uint8.
     """

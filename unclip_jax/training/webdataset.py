@@ -15,11 +15,21 @@ MAX_TEXT_BYTES = 1 << 20
 
 
 def tar_samples(paths: Sequence[Path]) -> list[Record]:
-    """The samples of tars, in their order: an image, the text of `.txt` or of the "text" or "caption" in `.json`, and
-    the other entries of `.json` as columns.
+    """The samples of tar files, in their order.
 
-    Samples without an image are left out. Raises FileNotFoundError for a tar that is not there; ValueError, naming it,
-    for one that is broken, compressed (its members cannot be found without unpacking all), or without any image.
+    A sample is an image, the text of `.txt` or of "text" or "caption" in `.json`, and the other entries of `.json` as
+    columns. Samples without an image are left out.
+
+    Args:
+        paths: The tar files.
+
+    Returns:
+        The images.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A tar is broken, compressed (its members cannot be found without unpacking all), or holds no image.
+            The message names it.
     """
     return [record for path in paths for record in _samples(Path(path))]
 
@@ -55,7 +65,7 @@ def _record(path: Path, file: Any, key: str, parts: dict[str, tarfile.TarInfo]) 
     def read(suffix: str) -> str:
         member = parts[suffix]
         if member.size > MAX_TEXT_BYTES:
-            raise ValueError(f"{path.name}: {member.name} is of {member.size} bytes; want at most {MAX_TEXT_BYTES}")
+            raise ValueError(f"{path.name}: {member.name} has {member.size} bytes; want at most {MAX_TEXT_BYTES}")
         file.seek(member.offset_data)
         try:
             return file.read(member.size).decode("utf-8")
