@@ -229,7 +229,7 @@ def test_recipes_and_folders_that_are_refused(tmp_path):
     for value in (float("nan"), object()):
         with pytest.raises(ValueError, match="recipe cannot be written as JSON"):
             save_png(tmp_path / "picture.png", plain(), {"seed": value})
-    with pytest.raises(FileNotFoundError, match="its folder does not exist"):
+    with pytest.raises(FileNotFoundError, match="the folder does not exist"):
         save_png(tmp_path / "missing" / "picture.png", plain(), {})
     assert os.listdir(tmp_path) == []
 

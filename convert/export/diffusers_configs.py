@@ -20,7 +20,7 @@ def diffusers_configs(config: CheckpointConfig, dtype: str) -> dict[str, dict[st
     encoder_less = config.task == "variations" and config.image_encoder is None
     pipeline, names = PRIOR_PIPELINE if encoder_less else PIPELINES[config.task]
     if config.task == "depth-to-image" and config.depth_estimator is None:
-        raise ValueError("a diffusers folder for depth-to-image holds a depth estimator, which this checkpoint has not")
+        raise ValueError("a diffusers folder for depth-to-image needs a depth estimator; this checkpoint has none")
     scheduler_name(config.scheduler_config)  # raises where it names none that diffusers and we know
     index = {name: list(COMPONENTS[name]) for name in names}
     if config.task == "depth-to-image":

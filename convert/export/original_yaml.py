@@ -34,7 +34,7 @@ def original_yaml(config: CheckpointConfig) -> dict[str, Any]:
     Raises ValueError, naming the setting, for what the original code cannot express.
     """
     if config.task == "variations" and config.image_encoder is None:
-        raise ValueError("the original's unCLIP checkpoints hold an image encoder, which this checkpoint has not")
+        raise ValueError("the original's unCLIP checkpoints need an image encoder; this checkpoint has none")
     prediction = config.scheduler_config.get("prediction_type", "epsilon")
     if prediction not in PARAMETERIZATIONS:
         raise ValueError(f"the original code has no prediction_type {prediction!r}")

@@ -148,7 +148,7 @@ def test_the_original_knows_one_estimator(tmp_path):
     without = dataclasses.replace(PRESETS["512-depth"], depth_estimator=None)
     (tmp_path / "x.yaml").write_text(json.dumps(original_yaml(without)))
     assert from_yaml(tmp_path / "x.yaml", {}) == without
-    with pytest.raises(ValueError, match="holds a depth estimator"):
+    with pytest.raises(ValueError, match="needs a depth estimator"):
         diffusers_configs(without, "float32")
     with pytest.raises(ValueError, match="one depth estimator"):
         original_yaml(dataclasses.replace(PRESETS["512-depth"], depth_estimator=DEPTH))
