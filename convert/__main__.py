@@ -84,7 +84,7 @@ def _add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="of the written weights; default: as read"
     )
-    p.add_argument("--ema", action="store_true", help="take the moving averages of an original file's UNet")
+    p.add_argument("--ema", action="store_true", help="read the EMA weights of an original file's UNet")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -72,7 +72,7 @@ BESIDE = [
     Unused(r"denoiser\.(sigmas|log_sigmas)", "noise schedule: recomputed from its betas"),
     Unused(r"noise_augmentor\.data_(mean|std)", "statistics of image embeddings: read from a file of their own"),
     Unused(rf"{V_PREDICTION}|{ZERO_SNR}", "marks of what the UNet predicts"),
-    Unused(r"model_ema\..*", "moving averages of the UNet's weights: read with ema"),
+    Unused(r"model_ema\..*", "EMA of the UNet's weights: read with ema"),
     Unused(r"scale_factor|global_step", "part of the configuration, or of a training run"),
 ]
 # What the tower's last layer is called, of which Stable Diffusion 2 reads the layer before.

@@ -84,7 +84,7 @@ class Named:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Storage:
-    """A record of raw numbers in the archive: its key there, its dtype, and its size in elements as the pickle claims."""
+    """A record of raw numbers in the archive: its key there, its dtype, and the claimed number of elements."""
 
     key: str
     dtype: np.dtype
