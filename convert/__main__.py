@@ -1,6 +1,6 @@
-"""python -m convert SRC DST: a PyTorch checkpoint becomes a directory that unclip_jax opens at once.
+"""python -m convert SRC DST: converts a PyTorch checkpoint to a directory that unclip_jax opens directly.
 
-python -m convert add-difference A B C DST: a checkpoint is made of three, A + scale (B - C).
+python -m convert add-difference A B C DST: merges three checkpoints to A + scale (B - C).
 """
 
 import argparse
@@ -84,11 +84,11 @@ def _add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="of the written weights; default: as read"
     )
-    p.add_argument("--ema", action="store_true", help="take the moving averages of an original file's UNet")
+    p.add_argument("--ema", action="store_true", help="read the EMA weights of an original file's UNet")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 0 done, 2 for what is refused (one line on stderr), 1 for anything else."""
+    """Runs the command. Exit status 0: done; 2: refused (one line on stderr); 1: anything else."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] == [ADD_DIFFERENCE]:
         args, run = difference_parser().parse_args(arguments[1:]), merge
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Proves the mapping and says what was found."""
+    """Proves the mapping complete and reports what was found."""
     from convert.clip import is_clip
     from convert.source import check_source
     from unclip_jax.checkpoints.directory import is_directory_checkpoint
@@ -140,7 +140,7 @@ def check(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Opens the source and writes it in the layout asked for."""
+    """Opens the source and writes it in the requested layout."""
     from unclip_jax.checkpoints.atomic import require_absent
     from unclip_jax.checkpoints.source import open_checkpoint
 
@@ -164,7 +164,7 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def merge(args: argparse.Namespace) -> int:
-    """Opens three sources and writes A + scale (B - C) in the layout asked for."""
+    """Opens three sources and writes A + scale (B - C) in the requested layout."""
     from convert.merge import add_difference, open_weights, require_scale, shared
     from unclip_jax.checkpoints.atomic import require_absent
     from unclip_jax.checkpoints.source import open_checkpoint
@@ -193,7 +193,7 @@ def merge(args: argparse.Namespace) -> int:
 
 
 def _path(args: argparse.Namespace) -> Path | None:
-    """Where the source is on this machine, fetched if need be; None for a name of open_clip's."""
+    """The source's path on this machine, downloaded if necessary; None for a name of open_clip's."""
     from unclip_jax.checkpoints.source import OPEN_CLIP, local_path
 
     if args.source.startswith(OPEN_CLIP):
@@ -202,7 +202,7 @@ def _path(args: argparse.Namespace) -> Path | None:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `open_checkpoint` takes beside a source on this machine."""
+    """The other arguments of `open_checkpoint` for a source on this machine."""
     names = ("config", "prediction_type", "clip_stats", "text_encoder", "vae", "unet", "variant", "preprocess", "ema")
     return {name: getattr(args, name) for name in names}
 
@@ -224,7 +224,7 @@ def _size(checkpoint: Any) -> str:
 
 
 def _write(args: argparse.Namespace, checkpoint: Any, provenance: Callable[[], Mapping[str, Any]]) -> None:
-    """Writes a checkpoint as the options say, and prints what was written. provenance: of our own layouts alone."""
+    """Writes a checkpoint as the options say, and prints what was written. provenance: only for our own layouts."""
     from convert.export.diffusers import save_diffusers
     from convert.export.original import save_original
     from unclip_jax.checkpoints.directory import save
@@ -241,7 +241,7 @@ def _write(args: argparse.Namespace, checkpoint: Any, provenance: Callable[[], M
 
 
 def _digests(sources: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of each file by its name (and folder's name, for files of a folder)."""
+    """The SHA-256 of each file by its name (and its folder's name, for files in a folder)."""
     from unclip_jax.checkpoints.directory import sha256
 
     inside = [path for source in sources for path in (source, *sorted(Path(source).rglob("*")))]

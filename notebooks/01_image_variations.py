@@ -11,8 +11,8 @@
 # %% [markdown]
 # # Image variations
 #
-# A picture goes in, pictures like it come out. You will see variations of one drawing and of several, what a seed
-# fixes, what a prompt adds and a negative prompt takes away, and a picture while it is being made.
+# An image goes in, images like it come out. You will see variations of one drawing and of several, what a seed
+# fixes, what a prompt adds and a negative prompt takes away, and an image while it is being made.
 #
 # The model is Stable unCLIP: a latent diffusion model ([Rombach et al. 2021](https://arxiv.org/abs/2112.10752)) that
 # paints what a CLIP image embedding says, as the decoder of unCLIP does
@@ -34,12 +34,12 @@ CHECKPOINT = None  # the demo model that comes with the package; or "sd2-communi
 
 # %% [markdown]
 # `None` is the [demo model](../docs/demo-model.md): all parts of the real one, with 6.3 million weights, trained on
-# drawings of emoji. It runs on a CPU, knows nothing but drawings, and makes pictures of 64x64 pixels.
+# drawings of emoji. It runs on a CPU, knows nothing but drawings, and makes images of 64x64 pixels.
 #
 # The real checkpoint is a hub id, a diffusers folder, or an original `.ckpt` or `.safetensors` file. The rest of this
 # notebook stays as it is; what to expect:
 #
-# - Pictures of 768x768, of photographs as well. Weights of 7.2 GiB in float32 (the default on a CPU) and half of that
+# - Images of 768x768, of photographs as well. Weights of 7.2 GiB in float32 (the default on a CPU) and half of that
 #   in bfloat16 (on accelerators): a GPU or a TPU is what you want. The first call compiles for a minute or more.
 # - *Out of memory* (`RESOURCE_EXHAUSTED`): `batch_size=1` in a call, or
 #   `memory=unclip_jax.Memory(free_networks=True, decoding="seamless")` in `from_pretrained`;
@@ -56,20 +56,20 @@ if jax.default_backend() == "cpu" and CHECKPOINT is not None:
 
 # %% [markdown]
 # What differs between the two models is set here. Stable Diffusion is used with a guidance scale of about 10, the small
-# model with 3. `PHOTO` may be the path of any picture; since the demo model knows drawings only, it is one of those
+# model with 3. `PHOTO` may be the path of any image; since the demo model knows drawings only, it is one of those
 # which come with the package and which it has not seen in training.
 
 # %%
 from IPython.display import display
 
 import unclip_jax
-from unclip_jax.demo import demo_pictures
+from unclip_jax.demo import demo_images
 from unclip_jax.image_files import contact_sheet
 
-PHOTO = demo_pictures() / "fire-engine.png"
+PHOTO = demo_images() / "fire-engine.png"
 demo = CHECKPOINT is None
 settings = {"num_inference_steps": 20, "guidance_scale": 3.0 if demo else 10.0}
-cell = 96 if demo else 192  # pixels of a picture on the sheets below
+cell = 96 if demo else 192  # pixels of an image on the sheets below
 
 pipe = unclip_jax.UnCLIPPipeline.from_pretrained(CHECKPOINT)
 
@@ -80,33 +80,33 @@ def show(inputs, variations, columns=4):
 
 
 # %% [markdown]
-# ## A picture and its variations
+# ## An image and its variations
 #
-# The picture is embedded by CLIP's image encoder: one vector, which says what there is and hardly where. From noise of
+# The image is embedded by CLIP's image encoder: one vector, which says what there is and hardly where. From noise of
 # its own, each image is then denoised towards that vector in 20 steps. So variations keep content, colours and style,
 # and differ in all that the embedding leaves open.
 #
-# The first call compiles; later ones of the same shape do not. `contact_sheet` puts pictures beside their source.
+# The first call compiles; later ones of the same shape do not. `contact_sheet` puts images beside their source.
 
 # %%
 out = pipe(image=PHOTO, num_images_per_prompt=8, seed=0, **settings)
 show([(PHOTO, PHOTO.stem)], [(image, f"image {i}") for i, image in enumerate(out.images)])
 
 # %% [markdown]
-# The images are plain PIL pictures. `out.latents` are their latents, `out.image_embeds` the embedding.
+# The images are plain PIL images. `out.latents` are their latents, `out.image_embeds` the embedding.
 
 # %%
 out.images[0].save("variation.png")
 print(out.images[0].size, out.latents.shape, out.image_embeds.shape)
 
 # %% [markdown]
-# ## Several pictures
+# ## Several images
 #
-# A list makes variations of each, those of one picture side by side. Four pictures with two variations are eight images
+# A list makes variations of each, those of one image side by side. Four images with two variations are eight images
 # as before, so nothing compiles.
 
 # %%
-paths = [demo_pictures() / f"{name}.png" for name in ("red-apple", "giraffe", "pink-heart", "lady-beetle")]
+paths = [demo_images() / f"{name}.png" for name in ("red-apple", "giraffe", "pink-heart", "lady-beetle")]
 out = pipe(image=paths, num_images_per_prompt=2, seed=0, **settings)
 show(
     [(path, path.stem) for path in paths],
@@ -120,7 +120,7 @@ show(
 # ## Seeds
 #
 # Every image has its own random key, `fold_in(key(seed), index)`, and draws all of its noise by that. A seed gives the
-# same pictures again, and another seed gives others.
+# same images again, and another seed gives others.
 
 # %%
 by_seed = {seed: pipe(image=PHOTO, num_images_per_prompt=8, seed=seed, **settings) for seed in (0, 1)}
@@ -143,12 +143,12 @@ print(f"the latents of two batches of 4 differ from those of one batch of 8 by {
 # %% [markdown]
 # ## Prompts
 #
-# A text goes beside the picture, through the text encoder and cross-attention. Where both speak of the same thing, they
-# compete. `noise_level`, 0 to 1000, noises the embedding before the model sees it: the picture then says less, and the
+# A text goes beside the image, through the text encoder and cross-attention. Where both speak of the same thing, they
+# compete. `noise_level`, 0 to 1000, noises the embedding before the model sees it: the image then says less, and the
 # text decides more. [The next notebook](02_noise_levels_and_mixing.ipynb) is about this. The demo model's captions were
 # of the kind "tulip, blue background"; a real checkpoint understands whole sentences.
 #
-# There is one prompt a picture, here four for the same one. Guidance
+# There is one prompt an image, here four for the same one. Guidance
 # ([Ho & Salimans 2022](https://arxiv.org/abs/2207.12598)) pulls towards both conditions at once.
 
 # %%
@@ -159,7 +159,7 @@ for noise_level in (0, 500):
     show([(PHOTO, f"noise level {noise_level}")], list(zip(out.images, labels, strict=True)))
 
 # %% [markdown]
-# At noise level 0 the backgrounds change, the green one faintly, and the picture keeps the rest: what was to be a tulip
+# At noise level 0 the backgrounds change, the green one faintly, and the image keeps the rest: what was to be a tulip
 # has the fire engine's place and colour. At 500 it is a tulip.
 
 # %% [markdown]
@@ -187,11 +187,11 @@ for prompt, noise_level in (("", 500), ("heart", 700)):
 
 # %% [markdown]
 # Not *red*: the cars are yellow, and where a heart was asked for, it is green or yellow, and half an apple. Not *blue*
-# takes most of the windows. Not *fire engine, car* moves the colour more than the thing: at 500 the picture still says
+# takes most of the windows. Not *fire engine, car* moves the colour more than the thing: at 500 the image still says
 # car.
 
 # %% [markdown]
-# ## A picture in the making
+# ## An image in the making
 #
 # `stream` is the same run as a generator, a state after every network call. `state.decode()` shows what the network
 # then takes for the end. The outline and the colours come first, when there is most noise; details come last. Stop at
@@ -206,5 +206,5 @@ for state in pipe.stream(image=PHOTO, num_images_per_prompt=8, seed=0, **setting
 show([], shown)
 
 # %% [markdown]
-# Next: [noise levels and mixtures of pictures](02_noise_levels_and_mixing.ipynb). Solvers, guidance and everything that
+# Next: [noise levels and mixtures of images](02_noise_levels_and_mixing.ipynb). Solvers, guidance and everything that
 # a call takes are in [docs/pipelines.md](../docs/pipelines.md).

@@ -9,12 +9,12 @@
 # ---
 
 # %% [markdown]
-# # Noise levels and mixtures of pictures
+# # Noise levels and mixtures of images
 #
-# How much of a picture shall a variation keep? You will see one picture at six noise levels, a plot of what is kept and
-# of how much variations differ, and two and three pictures mixed with weights.
+# How much of an image shall a variation keep? You will see one image at six noise levels, a plot of what is kept and
+# of how much variations differ, and two and three images mixed with weights.
 #
-# The picture's CLIP embedding conditions the model, as in unCLIP ([Ramesh et al.
+# The image's CLIP embedding conditions the model, as in unCLIP ([Ramesh et al.
 # 2022](https://arxiv.org/abs/2204.06125)). Stable unCLIP was trained with noised embeddings and told how noisy they
 # were: conditioning augmentation, from cascaded diffusion ([Ho et al. 2021](https://arxiv.org/abs/2106.15282)).
 
@@ -34,12 +34,12 @@ CHECKPOINT = None  # the demo model that comes with the package; or "sd2-communi
 
 # %% [markdown]
 # `None` is the [demo model](../docs/demo-model.md): all parts of the real one, with 6.3 million weights, trained on
-# drawings of emoji. It runs on a CPU, knows nothing but drawings, and makes pictures of 64x64 pixels.
+# drawings of emoji. It runs on a CPU, knows nothing but drawings, and makes images of 64x64 pixels.
 #
 # The real checkpoint is a hub id, a diffusers folder, or an original `.ckpt` or `.safetensors` file. The rest of this
 # notebook stays as it is; what to expect:
 #
-# - Pictures of 768x768, of photographs as well. Weights of 7.2 GiB in float32 (the default on a CPU) and half of that
+# - Images of 768x768, of photographs as well. Weights of 7.2 GiB in float32 (the default on a CPU) and half of that
 #   in bfloat16 (on accelerators): a GPU or a TPU is what you want. The first call compiles for a minute or more.
 # - *Out of memory* (`RESOURCE_EXHAUSTED`): `batch_size=1` in a call, or
 #   `memory=unclip_jax.Memory(free_networks=True, decoding="seamless")` in `from_pretrained`;
@@ -55,7 +55,7 @@ if jax.default_backend() == "cpu" and CHECKPOINT is not None:
     print("No accelerator, which is slow with a real checkpoint. In Colab: Runtime > Change runtime type.")
 
 # %% [markdown]
-# What differs between the two models is set here. Any picture's path will do in `PICTURES`; since the demo model knows
+# What differs between the two models is set here. Any image's path will do in `IMAGES`; since the demo model knows
 # drawings only, they are of those which come with the package and which it has not seen in training. All calls below
 # make four images of one condition, so that one program is compiled.
 
@@ -68,28 +68,28 @@ from IPython.display import display
 from PIL import Image
 
 import unclip_jax
-from unclip_jax.demo import demo_pictures
+from unclip_jax.demo import demo_images
 
-IMAGES = {name: demo_pictures() / f"{name}.png" for name in ("red-apple", "fire-engine", "giraffe")}
+IMAGES = {name: demo_images() / f"{name}.png" for name in ("red-apple", "fire-engine", "giraffe")}
 demo = CHECKPOINT is None
 settings = {"num_inference_steps": 20, "guidance_scale": 3.0 if demo else 10.0, "num_images_per_prompt": 4, "seed": 0}
 
 pipe = unclip_jax.UnCLIPPipeline.from_pretrained(CHECKPOINT)
 
 # %% [markdown]
-# A grid of pictures with a label at each row and at each column. 256 colours keep the notebook small.
+# A grid of images with a label at each row and at each column. 256 colours keep the notebook small.
 
 
 # %%
 def draw_grid(rows, labels, titles):
-    """rows: lists of pictures, None for an empty place."""
+    """rows: lists of images, None for an empty place."""
     size = (1.05 * len(titles) + 1.3, 1.05 * len(rows) + 0.3)
     figure, axes = plt.subplots(len(rows), len(titles), figsize=size, dpi=72, squeeze=False, layout="constrained")
     for line, row, label in zip(axes, rows, labels, strict=True):
-        for place, picture in zip(line, row, strict=True):
+        for place, image in zip(line, row, strict=True):
             place.set(xticks=[], yticks=[], frame_on=False)
-            if picture is not None:
-                place.imshow(picture)
+            if image is not None:
+                place.imshow(image)
         line[0].set_ylabel(label, rotation=0, ha="right", va="center")
     for place, title in zip(axes[0], titles, strict=True):
         place.set_title(title, fontsize=10)
@@ -111,7 +111,7 @@ def open_rgb(path):
 #
 # $$ z_l = \sqrt{\bar a_l}\, z + \sqrt{1 - \bar a_l}\, n $$
 #
-# At level 0 it is the picture's but for a trace of noise, at 1000 nothing is left of it. The model knows the level, so
+# At level 0 it is the image's but for a trace of noise, at 1000 nothing is left of it. The model knows the level, so
 # it knows how far to trust what it sees.
 #
 # One seed with four images: every column has its own noise, and the same in all rows. Only the level changes downwards.
@@ -136,9 +136,9 @@ draw_grid(rows, [f"level {level}" for level in levels], [name, *(f"image {i}" fo
 # %% [markdown]
 # ## How much is kept
 #
-# *Retention* is the cosine of the CLIP embeddings of a variation and its source. By itself it has no zero: two pictures
+# *Retention* is the cosine of the CLIP embeddings of a variation and its source. By itself it has no zero: two images
 # that have nothing to do with each other agree, too. So the same variations are held against the other sources: where
-# the two curves meet, the source is lost. *Diversity* is one minus the mean cosine among the variations of a picture.
+# the two curves meet, the source is lost. *Diversity* is one minus the mean cosine among the variations of an image.
 # Both are by the model's own image encoder, which flatters it;
 # [docs/demo-model.md](../docs/demo-model.md) has figures by another judge.
 
@@ -149,13 +149,13 @@ sources = pipe.encode_image_embeds([np.asarray(open_rgb(path)) for path in IMAGE
 embeds = np.stack(
     [[pipe.encode_image_embeds([np.asarray(i) for i in images]) for images in runs] for runs in made.values()]
 )
-print("pictures, levels, images, width:", embeds.shape)
+print("sources, levels, variations, width:", embeds.shape)
 
 # %%
-# Every variation against every source, the mean over images: (pictures, sources, levels).
+# Every variation against every source, the mean over variations: (sources, sources, levels).
 agreement = np.stack([cosines(embeds, source).mean(axis=2) for source in sources], axis=1)
 own = np.eye(len(sources), dtype=bool)
-kept, others = agreement[own], agreement[~own]  # (pictures, levels), (pairs, levels)
+kept, others = agreement[own], agreement[~own]  # (sources, levels), (pairs, levels)
 spread = np.array([[diversity(images) for images in runs] for runs in embeds])
 
 # %% [markdown]
@@ -183,9 +183,9 @@ for axes in (first, second):
 plt.show()
 
 # %% [markdown]
-# ## Two pictures
+# ## Two images
 #
-# With `image_weights` all pictures of a call are mixed into one condition, the weighted mean of their embeddings,
+# With `image_weights` all images of a call are mixed into one condition, the weighted mean of their embeddings,
 # $\sum w_k z_k / \sum w_k$, each noised to its own `noise_level` first. `mix_noise_level` noises the mixture once more,
 # which blurs what the two do not share.
 
@@ -199,7 +199,7 @@ draw_grid(rows, [f"{1 - w:g} : {w:g}" for w in shares], ["the nearer one", *(f"i
 # %% [markdown]
 # In the middle is an animal in the red of the engine, then a car with something of a head. The columns keep their
 # noise, so that the place changes little. Another way between two embeddings is on the sphere:
-# [docs/editing.md](../docs/editing.md) has it, with grids between four pictures and moves by the difference of two
+# [docs/editing.md](../docs/editing.md) has it, with grids between four images and moves by the difference of two
 # texts.
 #
 # The same as a plot: what the variations have of each source, by the second one's weight.
@@ -219,13 +219,13 @@ axes.grid(alpha=0.3)
 plt.show()
 
 # %% [markdown]
-# ## Three pictures
+# ## Three images
 #
 # Any number can be mixed, and weights need not sum to one. Here is an apple, a heart and a fire engine: all alike, then
 # each of them twice.
 
 # %%
-three = [demo_pictures() / f"{name}.png" for name in ("green-apple", "pink-heart", "fire-engine")]
+three = [demo_images() / f"{name}.png" for name in ("green-apple", "pink-heart", "fire-engine")]
 weights = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)]
 rows = [[None] * 3 + pipe(image=three, image_weights=w, **settings).images[:3] for w in weights]
 rows[0][:3] = [open_rgb(path) for path in three]
@@ -234,6 +234,6 @@ draw_grid(rows, [" : ".join(map(str, w)) for w in weights], titles)
 
 # %% [markdown]
 # The weights show in colour first and in the outline next. A negative weight is allowed, too: it moves the mixture away
-# from a picture.
+# from an image.
 #
 # Next: [sampling in your research](04_sampling_in_your_research.ipynb), the functions below the pipeline.

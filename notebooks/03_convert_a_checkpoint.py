@@ -32,14 +32,14 @@ CHECKPOINT = None  # small ones, made below; or an unCLIP: a file such as "sd21-
 
 # %% [markdown]
 # `None` needs no download. The original file is then a small text-to-image model with **random weights**, written in
-# the original's format: its pictures are texture. The diffusers folder is the [demo model](../docs/demo-model.md),
+# the original's format: its images are texture. The diffusers folder is the [demo model](../docs/demo-model.md),
 # 6.3 million weights trained on drawings.
 #
 # With the real file the rest stays as it is:
 #
 # - The file has 5 to 8 GB, and what is written here three times as much: in Colab, have 32 GB of disk free, the file
 #   included. Converting needs memory for one tensor at a time.
-# - Making pictures of 768x768 wants an accelerator, and 5 GB of its memory in bfloat16, the default there.
+# - Making images of 768x768 wants an accelerator, and 5 GB of its memory in bfloat16, the default there.
 #   *Out of memory* (`RESOURCE_EXHAUSTED`): see [docs/memory.md](../docs/memory.md).
 # - No file at hand? A hub id, such as `sd2-community/stable-diffusion-2-1-unclip`, is a diffusers folder: every command
 #   below takes it as its source. A repository behind a form wants `HF_TOKEN`; this one does not.
@@ -63,7 +63,7 @@ import unclip_jax
 from convert.__main__ import main as convert  # what `python -m convert` runs
 from convert.random import write_random_checkpoint
 from unclip_jax.checkpoints.source import open_checkpoint
-from unclip_jax.demo import demo_model, demo_pictures
+from unclip_jax.demo import demo_images, demo_model
 from unclip_jax.image_files import contact_sheet
 
 demo = CHECKPOINT is None
@@ -173,21 +173,21 @@ if original.suffix == ".safetensors":
 # ## Parity
 #
 # Equal arrays are half of it; the other is what is computed. The original's code and diffusers differ in details (the
-# tokenizer's padding, epsilons, how pictures are resized), which the checkpoint's dialect records. With one solver and
+# tokenizer's padding, epsilons, how images are resized), which the checkpoint's dialect records. With one solver and
 # one seed the two layouts of this model give:
 
 
 # %%
-def picture(source, **options):
+def image(source, **options):
     pipe = unclip_jax.from_pretrained(source, "float32", **options)
-    call = {"image": demo_pictures() / "giraffe.png"} if isinstance(pipe, unclip_jax.UnCLIPPipeline) else {}
+    call = {"image": demo_images() / "giraffe.png"} if isinstance(pipe, unclip_jax.UnCLIPPipeline) else {}
     call |= {"prompt": "a red boat", "scheduler": "ddim", "output_type": "np"}
     return pipe(**call, **{**settings, "num_inference_steps": 10}).images[0]
 
 
-by_original, by_folder = picture(original, **of_config), picture("folder")
+by_original, by_folder = image(original, **of_config), image("folder")
 print(f"largest difference of two pixels, of 0..1: {np.abs(by_original - by_folder).max():.1e}")
-assert by_original.std() > 0.02, "the picture is blank"
+assert by_original.std() > 0.02, "the image is blank"
 
 # %%
 sheet = [(by_original, "original file"), (by_folder, "diffusers folder")]
@@ -208,7 +208,7 @@ if demo:
         save_diffusers(checkpoint, "drawings")
 drawings = "drawings" if demo else "folder"
 pipe = unclip_jax.UnCLIPPipeline.from_pretrained(drawings, "float32")
-drawing = Image.open(demo_pictures() / "red-apple.png").convert("RGB")
+drawing = Image.open(demo_images() / "red-apple.png").convert("RGB")
 size = pipe.config.unet.sample_size
 noise = np.random.default_rng(0).standard_normal((1, size, size, 4), np.float32)  # B, H, W, C
 image_noise = np.random.default_rng(1).standard_normal((1, pipe.config.image_embedding_dim), np.float32)

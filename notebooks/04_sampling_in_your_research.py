@@ -34,12 +34,12 @@ CHECKPOINT = None  # the demo model that comes with the package; or "sd2-communi
 
 # %% [markdown]
 # `None` is the [demo model](../docs/demo-model.md): all parts of the real one, with 6.3 million weights, trained on
-# drawings of emoji. It runs on a CPU, knows nothing but drawings, and makes pictures of 64x64 pixels.
+# drawings of emoji. It runs on a CPU, knows nothing but drawings, and makes images of 64x64 pixels.
 #
 # The real checkpoint is a hub id, a diffusers folder, or an original `.ckpt` or `.safetensors` file. The rest of this
 # notebook stays as it is; what to expect:
 #
-# - Pictures of 768x768, of photographs as well. Weights of 7.2 GiB in float32 (the default on a CPU) and half of that
+# - Images of 768x768, of photographs as well. Weights of 7.2 GiB in float32 (the default on a CPU) and half of that
 #   in bfloat16 (on accelerators): a GPU or a TPU is what you want. The first call compiles for a minute or more.
 # - *Out of memory* (`RESOURCE_EXHAUSTED`): `batch_size=1` in a call, or
 #   `memory=unclip_jax.Memory(free_networks=True, decoding="seamless")` in `from_pretrained`;
@@ -55,8 +55,8 @@ if jax.default_backend() == "cpu" and CHECKPOINT is not None:
     print("No accelerator, which is slow with a real checkpoint. In Colab: Runtime > Change runtime type.")
 
 # %% [markdown]
-# What differs between the two models is set here. The demo model knows drawings only, so the pictures are of those
-# which come with the package and which it has not seen in training; any picture's path will do with the real one.
+# What differs between the two models is set here. The demo model knows drawings only, so the images are of those
+# which come with the package and which it has not seen in training; any image's path will do with the real one.
 # Gradients through a run of the real one need an accelerator with much memory.
 #
 # The pipeline opens the checkpoint and encodes; from then on its parts are enough. One device is used here;
@@ -71,14 +71,14 @@ from IPython.display import display
 from PIL import Image
 
 import unclip_jax
-from unclip_jax.demo import demo_pictures
+from unclip_jax.demo import demo_images
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.image_files import contact_sheet
 
-IMAGES = [demo_pictures() / f"{name}.png" for name in ("fire-engine", "red-apple", "giraffe")]
+IMAGES = [demo_images() / f"{name}.png" for name in ("fire-engine", "red-apple", "giraffe")]
 demo = CHECKPOINT is None
 settings = {"steps": 8, "guidance_scale": 3.0 if demo else 10.0, "recompute": not demo}
-cell = 96 if demo else 192  # pixels of a picture on the sheets below
+cell = 96 if demo else 192  # pixels of an image on the sheets below
 
 pipe = unclip_jax.UnCLIPPipeline.from_pretrained(CHECKPOINT, mesh=local_mesh(jax.local_devices()[:1]))
 config, networks = pipe.config, pipe.networks
@@ -86,7 +86,7 @@ params = {name: networks[name].params for name in ("unet", "vae")}
 
 side = config.unet.sample_size * config.vae.factor
 drawings = [np.asarray(Image.open(path).convert("RGB").resize((side, side))) for path in IMAGES]
-embeds = pipe.encode_image_embeds(drawings)  # (3, D), one a picture
+embeds = pipe.encode_image_embeds(drawings)  # (3, D), one per image
 text = pipe.encode_prompts([""])  # (1, S, C)
 
 
@@ -211,7 +211,7 @@ plt.show()
 # from one step to the next. (The library's `dpm++2m` is this idea with $c$ by the logarithm of the signal-to-noise
 # ratio.)
 #
-# A pipeline takes the solver as it is. Its pictures are those of `run`: what differs is that a pipeline's level 0 is
+# A pipeline takes the solver as it is. Its images are those of `run`: what differs is that a pipeline's level 0 is
 # the first level of the noising, and not quite none.
 
 # %%
@@ -232,7 +232,7 @@ show(jnp.concatenate([by_ddim, by_run, exact]), labels)
 # %% [markdown]
 # ## Seeds under `vmap`
 #
-# Three seeds of one picture are three keys. What `vmap` makes together is what the function makes one at a time.
+# Three seeds of one image are three keys. What `vmap` makes together is what the function makes one at a time.
 
 # %%
 seeds = jnp.arange(3)
@@ -248,7 +248,7 @@ show(together, [f"seed {seed}" for seed in seeds])
 # ## Gradients through sampling
 #
 # The embedding says what is painted; where and how is in the noise. Which noise makes the drawing itself? The loss is
-# the mean squared error of the decoded picture, its gradient goes back through the decoder and all steps of the solver,
+# the mean squared error of the decoded image, its gradient goes back through the decoder and all steps of the solver,
 # and Adam moves the noise, as in DOODL ([Wallace et al. 2023](https://arxiv.org/abs/2303.13703)). Noise is kept at its
 # length: the model knows none that is longer or shorter.
 #
@@ -299,7 +299,7 @@ display(contact_sheet([(drawings[0], "the drawing")], labelled, 4, cell).quantiz
 # ## Guidance by a loss
 #
 # The same gradient can act within one run: at every call, $x_0$ as the network predicts it is decoded, a loss looks at
-# the picture, and the prediction is moved against the loss's gradient by $x$, through the network, as in universal
+# the image, and the prediction is moved against the loss's gradient by $x$, through the network, as in universal
 # guidance ([Bansal et al. 2023](https://arxiv.org/abs/2302.07121)) and diffusion posterior sampling
 # ([Chung et al. 2022](https://arxiv.org/abs/2209.14687)). Here the loss is the distance of the mean colour from blue.
 #
@@ -332,7 +332,7 @@ show(jnp.stack(columns, axis=1).reshape(-1, *shape), labels)
 # %% [markdown]
 # What is there turns blue, and stays what it is: the gradient has gone through the network, which knows where an
 # apple's colour is. Any differentiable loss will do in its place: a CLIP embedding's distance, a segmentation, a
-# measurement of which the picture is to be the cause.
+# measurement of which the image is to be the cause.
 #
 # How solvers are written for the library itself is in [CONTRIBUTING.md](../CONTRIBUTING.md); guidance from its parts,
 # with APG and PAG, in [docs/guidance.md](../docs/guidance.md).

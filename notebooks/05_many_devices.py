@@ -13,7 +13,7 @@
 #
 # The images of a batch do not need each other: they can be made on as many devices as there are. You will see one
 # sampling function run in four ways over eight devices, `jit` with a mesh, `shard_map`, `pmap` and a pipeline by
-# itself, and that all make the same pictures, since every image draws its noise by a key of its own.
+# itself, and that all make the same images, since every image draws its noise by a key of its own.
 #
 # The eight devices are virtual ones of this CPU. The model is an unCLIP
 # ([Ramesh et al. 2022](https://arxiv.org/abs/2204.06125)); that one program is split over a mesh by annotations is
@@ -38,7 +38,7 @@ CHECKPOINT = None  # the demo model that comes with the package; or "sd2-communi
 # restart the runtime. On a machine with several TPU cores or GPUs it has no effect on them: the same cells then use
 # those. With virtual devices nothing gets faster than the cores are, which is why the model is small.
 #
-# With the real checkpoint the rest stays as it is: eight pictures of 768x768, one a device, of which each holds a copy
+# With the real checkpoint the rest stays as it is: eight images of 768x768, one a device, of which each holds a copy
 # of the UNet (1.7 GB in bfloat16), and every way compiles anew, a minute or more each. Eight virtual devices of a CPU
 # are no place for it: they share one memory. *Out of memory* (`RESOURCE_EXHAUSTED`): a mesh with a `"model"` axis,
 # below, splits the weights; [docs/memory.md](../docs/memory.md) has more. A repository behind a form wants `HF_TOKEN`;
@@ -74,13 +74,13 @@ from jax.sharding import PartitionSpec as P
 
 import unclip_jax
 from unclip_jax.conditioning.clip_image import load_image
-from unclip_jax.demo import demo_pictures
+from unclip_jax.demo import demo_images
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.image_files import contact_sheet
 from unclip_jax.models.timestep import timestep_embedding
 from unclip_jax.sampling import Branch, draw, guide, image_keys, interleave, make_solver, sample
 
-PHOTO = demo_pictures() / "fire-engine.png"  # any picture for a real checkpoint
+PHOTO = demo_images() / "fire-engine.png"  # any image for a real checkpoint
 guidance_scale = 3.0 if CHECKPOINT is None else 10.0
 
 pipe = unclip_jax.UnCLIPPipeline.from_pretrained(CHECKPOINT, mesh=local_mesh(jax.local_devices()[:1]))
@@ -93,7 +93,7 @@ def latents(params, seed, indices, text, labels):
     """Indices (B,), text states (B, T, C), class labels (B, 2 D) -> latents (B, size, size, 4)."""
     model = unet.merge(params)
     context = model.encode_context(interleave(text, text))
-    classes = model.embed_class(interleave(0 * labels, labels))  # without the picture, and with it
+    classes = model.embed_class(interleave(0 * labels, labels))  # without the image, and with it
     keys = image_keys(seed, indices)
 
     def denoise(x, row):
@@ -104,7 +104,7 @@ def latents(params, seed, indices, text, labels):
 
 
 # %% [markdown]
-# What goes in, on the host: eight indices, the states of an empty prompt, and class labels, which are the picture's
+# What goes in, on the host: eight indices, the states of an empty prompt, and class labels, which are the image's
 # embedding beside the sinusoids of noise level 0.
 
 # %%
@@ -172,7 +172,7 @@ out = by_pmap(params, seed, *shares)
 made["pmap"] = np.asarray(out).reshape(-1, *out.shape[2:])
 
 # %% [markdown]
-# ## The same pictures
+# ## The same images
 #
 # What is left is rounding: a batch of eight and eight batches of one are summed in another order.
 
@@ -187,8 +187,8 @@ for name, value in made.items():
 shown = []
 for name, value in made.items():
     decoded = pipe.decode_latents(value[:4])
-    assert decoded.std() > 0.02, "the pictures are blank"
-    shown += [(picture, f"{name}, {i}") for i, picture in enumerate(pipe.to_pil(decoded))]
+    assert decoded.std() > 0.02, "the images are blank"
+    shown += [(image, f"{name}, {i}") for i, image in enumerate(pipe.to_pil(decoded))]
 display(contact_sheet([(PHOTO, PHOTO.stem)], shown, 4, 104).quantize())
 
 # %% [markdown]

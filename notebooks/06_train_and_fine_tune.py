@@ -12,7 +12,7 @@
 # # Train and fine-tune
 #
 # You will see a denoiser learn from random weights, with its curve; a LoRA
-# ([Hu et al. 2021](https://arxiv.org/abs/2106.09685)) that learns a manner of drawing from ten pictures; and the file
+# ([Hu et al. 2021](https://arxiv.org/abs/2106.09685)) that learns a manner of drawing from ten images; and the file
 # in which diffusers loads it. What is minimised is the error of the predicted noise, or of v
 # ([Ho et al. 2020](https://arxiv.org/abs/2006.11239), [Salimans & Ho 2022](https://arxiv.org/abs/2202.00512)).
 
@@ -36,7 +36,7 @@ CHECKPOINT = None  # the demo model that comes with the package; or "sd2-communi
 # stays as it is but for the settings below:
 #
 # - It wants an accelerator: bfloat16, a batch of one, activations recomputed (`remat`), and a thousand steps instead of
-#   a few dozen. Use pictures of your own, of 768x768 and more.
+#   a few dozen. Use images of your own, of 768x768 and more.
 # - *Out of memory* (`RESOURCE_EXHAUSTED`): `data.resolution: 512`, and a `data.cache`, as here, which keeps the towers
 #   out of the step; [docs/training.md](../docs/training.md) has more.
 # - *A login is wanted* (`PermissionError`): that is a repository behind a form. Accept it there and set `HF_TOKEN`, in
@@ -65,7 +65,7 @@ import unclip_jax
 from unclip_jax.checkpoints import directory
 from unclip_jax.checkpoints.checkpoint import Parameter
 from unclip_jax.checkpoints.source import open_checkpoint
-from unclip_jax.demo import demo_model, demo_pictures
+from unclip_jax.demo import demo_images, demo_model
 from unclip_jax.image_files import contact_sheet
 from unclip_jax.models.unet import UNet
 from unclip_jax.training.initial import initial_network
@@ -104,7 +104,7 @@ with open_checkpoint() as checkpoint:
 print(f"{sum(value.size for value in network.params.values()) / 1e6:.2f} million weights to train")
 
 # %% [markdown]
-# A run is a YAML file; `unclip-jax train settings.yaml` is the same from a command line. The pictures are the package's
+# A run is a YAML file; `unclip-jax train settings.yaml` is the same from a command line. The images are the package's
 # 48 drawings. `cache` keeps what the frozen networks say of each, so that a step is the UNet's alone. A run that is
 # interrupted goes on when it is started again, and a finished one is not repeated: for other settings, give it another
 # name.
@@ -124,7 +124,7 @@ _, first = run(
     {
         "task": "denoise",
         "model": "small",
-        "data": {"image_folder": str(demo_pictures()), "cache": "cache/drawings"},
+        "data": {"image_folder": str(demo_images()), "cache": "cache/drawings"},
         "batch_size": 8,
         "devices": 1,
         "optimizer": {"learning_rate": 2e-3, "warmup_steps": 10},
@@ -162,7 +162,7 @@ assert end < start
 # So short a run is a beginning. The demo model's UNet, of three levels, took two hours
 # ([docs/demo-model.md](../docs/demo-model.md)).
 #
-# ## A LoRA on ten pictures
+# ## A LoRA on ten images
 #
 # W becomes W + A B, with A and B of low rank: few numbers are trained, and W stays as it is. The lesson here is a
 # manner of drawing: ten drawings as white on blue, each with its name and a word for the manner.
@@ -174,7 +174,7 @@ folder = Path("blueprints")
 folder.mkdir(exist_ok=True)
 with (folder / "metadata.jsonl").open("w") as metadata:
     for name in names:
-        gray = ImageOps.grayscale(Image.open(demo_pictures() / f"{name}.png").convert("RGB"))
+        gray = ImageOps.grayscale(Image.open(demo_images() / f"{name}.png").convert("RGB"))
         ImageOps.colorize(gray, "#f0f4ff", "#1c3f94", mid="#7f9fe0").save(folder / f"{name}.png")
         metadata.write(json.dumps({"file_name": f"{name}.png", "text": f"{name.replace('-', ' ')}, blueprint"}) + "\n")
 display(contact_sheet([(folder / f"{name}.png", name) for name in names], [], cell=72).quantize())
@@ -199,7 +199,7 @@ file, second = run(
         "run": {"total_steps": steps, "save_every": steps, "report_every": 1, "ema_decay": 0.9},
     },
 )
-curve(second, f"an adapter of rank {rank} on ten pictures")
+curve(second, f"an adapter of rank {rank} on ten images")
 
 # %% [markdown]
 # ## With and without
@@ -218,7 +218,7 @@ for weight in (0.0, 0.5, 1.0):
     prompts = [f"{thing}, blueprint" for thing in things]
     out = pipe(image_embeds=nothing, noise_level=999, prompt=prompts, seed=0, **sampling)
     shown += [(image, f"{thing}, {weight}") for image, thing in zip(out.images, things, strict=True)]
-assert all(np.asarray(image).std() > 4 for image, _ in shown), "a picture is blank"
+assert all(np.asarray(image).std() > 4 for image, _ in shown), "an image is blank"
 display(contact_sheet([], shown, 4, 104).quantize())
 
 # %%
@@ -227,7 +227,7 @@ pipe.unload_lora_weights()  # the networks are bit for bit those that were loade
 # %% [markdown]
 # At 0 the word means nothing to the model. At 0.5 the manner comes over things that keep their shape, the heart and the
 # car with some of their colour; at 1 all is white on blue and shapes suffer: a few dozen steps at a high learning rate,
-# on ten pictures. A rate of 1e-4 and a thousand steps are gentler.
+# on ten images. A rate of 1e-4 and a thousand steps are gentler.
 #
 # ## The file for diffusers
 #

@@ -17,7 +17,7 @@
 #
 # **Only one small model is trained**: the demo model, an unCLIP. Image to image and inpainting are real with it, and
 # so is text to image in its way. The others are small models with *random* weights in the published formats: every
-# network, every array and every argument is there, and the pictures are texture.
+# network, every array and every argument is there, and the images are texture.
 
 # %%
 # Colab has no copy of the package. Say where yours is: a git address as here, or a wheel that you uploaded
@@ -41,8 +41,8 @@ FAMILY = {  # None: random weights; or an original file, a diffusers folder, a h
 }
 
 # %% [markdown]
-# With real checkpoints, put pictures of 512x512 and more (for `768-v`: 768x768) in the place of `PHOTO`, `APPLE` and
-# `GREEN`, since these pipelines paint at the picture's size; the rest of this notebook stays as it is. What to expect:
+# With real checkpoints, put images of 512x512 and more (for `768-v`: 768x768) in the place of `PHOTO`, `APPLE` and
+# `GREEN`, since these pipelines paint at the image's size; the rest of this notebook stays as it is. What to expect:
 #
 # - Each has 3.5 to 8 GB of weights in float32 and half of that in bfloat16, the default on accelerators: use a GPU or a
 #   TPU, and run the sections one by one. Each compiles for a minute or more. The upscaler makes sixteen times the
@@ -60,7 +60,7 @@ if jax.default_backend() == "cpu" and (CHECKPOINT is not None or any(FAMILY.valu
     print("No accelerator, which is slow with a real checkpoint. In Colab: Runtime > Change runtime type.")
 
 # %% [markdown]
-# What differs is set here. `show` refuses pictures of one colour, so that nothing below is blank by mistake.
+# What differs is set here. `show` refuses images of one colour, so that nothing below is blank by mistake.
 
 # %%
 import shutil
@@ -71,13 +71,13 @@ from PIL import Image, ImageDraw
 
 import unclip_jax
 from convert.random import write_random_checkpoint
-from unclip_jax.demo import demo_pictures
+from unclip_jax.demo import demo_images
 from unclip_jax.image_files import contact_sheet
 
 demo = CHECKPOINT is None
 settings = {"num_inference_steps": 20, "guidance_scale": 3.0 if demo else 10.0}
-PHOTO = Image.open(demo_pictures() / "fire-engine.png").convert("RGB")  # any picture for a real checkpoint
-APPLE, GREEN = (Image.open(demo_pictures() / f"{name}.png").convert("RGB") for name in ("red-apple", "green-apple"))
+PHOTO = Image.open(demo_images() / "fire-engine.png").convert("RGB")  # any image for a real checkpoint
+APPLE, GREEN = (Image.open(demo_images() / f"{name}.png").convert("RGB") for name in ("red-apple", "green-apple"))
 
 
 def open_member(kind, pipeline):
@@ -89,9 +89,9 @@ def open_member(kind, pipeline):
 
 
 def show(inputs, outputs, columns=None):
-    for picture, label in (*inputs, *outputs):
-        if np.asarray(picture).std() < 4:
-            raise ValueError(f"{label}: the picture is blank")
+    for image, label in (*inputs, *outputs):
+        if np.asarray(image).std() < 4:
+            raise ValueError(f"{label}: the image is blank")
     display(contact_sheet(inputs, outputs, columns, 96).quantize())
 
 
@@ -109,7 +109,7 @@ show([], [(out.images[0], "a lighthouse"), (out.images[1], "a fox")])
 # %% [markdown]
 # ## Image to image
 #
-# The run does not begin with noise but with a picture's latents, noised to a level in the middle
+# The run does not begin with noise but with an image's latents, noised to a level in the middle
 # ([SDEdit, Meng et al. 2021](https://arxiv.org/abs/2108.01073)). `strength` is the share of the steps that are run: the
 # more, the less stays. This is **real**: an unCLIP begins with the fire engine and is guided by its embedding too
 # (upper row), or by that of an apple (lower row).
@@ -145,7 +145,7 @@ pipe = unclip_jax.InpaintPipeline.from_pretrained(CHECKPOINT)
 hole = {"image": APPLE, "mask_image": mask, "paste_back": True, "num_images_per_prompt": 3}
 out = pipe(**hole, condition_image=GREEN, **settings)
 show(
-    [(APPLE, "picture"), (mask, "mask"), (GREEN, "guide")],
+    [(APPLE, "image"), (mask, "mask"), (GREEN, "guide")],
     [(image, f"image {i}") for i, image in enumerate(out.images)],
     3,
 )
@@ -156,19 +156,19 @@ same = all((np.asarray(image)[kept] == np.asarray(APPLE)[kept]).all() for image 
 print(f"{kept.mean():.0%} of the pixels are kept, bit for bit: {same}")
 
 # %% [markdown]
-# The member that was trained for it reads nine channels: the latents, the mask, and the picture without the hole. With
+# The member that was trained for it reads nine channels: the latents, the mask, and the image without the hole. With
 # the random weights the hole is filled with **texture**.
 
 # %%
 pipe, small = open_member("inpainting", unclip_jax.InpaintPipeline)
 out = pipe(image=APPLE, mask_image=mask, paste_back=True, prompt="an apple", **small)
-show([(APPLE, "picture"), (mask, "mask")], [(out.images[0], "nine channels")])
+show([(APPLE, "image"), (mask, "mask")], [(out.images[0], "nine channels")])
 
 # %% [markdown]
 # ## Upscaling by four
 #
-# The small picture, noised a little, is three more channels of what the UNet reads, and the noise level is its class
-# ([cascaded diffusion, Ho et al. 2021](https://arxiv.org/abs/2106.15282)). Large pictures are made in tiles that
+# The small image, noised a little, is three more channels of what the UNet reads, and the noise level is its class
+# ([cascaded diffusion, Ho et al. 2021](https://arxiv.org/abs/2106.15282)). Large images are made in tiles that
 # overlap. With the random weights: **texture**, of the right size.
 
 # %%
@@ -180,7 +180,7 @@ show([(low, f"{low.width}x{low.height}")], [(out.images[0], f"{out.images[0].wid
 # %% [markdown]
 # ## Depth to image
 #
-# One more channel, the picture's depth, keeps the layout while the prompt changes the rest. The published checkpoint
+# One more channel, the image's depth, keeps the layout while the prompt changes the rest. The published checkpoint
 # holds MiDaS ([Ranftl et al. 2021](https://arxiv.org/abs/2103.13413)), which estimates it; the small model has no
 # estimator, so a map is drawn here: what is not paper is near. With the random weights: **texture**.
 
@@ -190,14 +190,14 @@ near = np.where(np.asarray(PHOTO.convert("L")) < 240, 200, 20) + np.arange(PHOTO
 depth = Image.fromarray(near.astype(np.uint8))
 given = {"depth_map": depth} if pipe.config.depth_estimator is None else {}
 out = pipe(image=PHOTO, prompt="a fire engine of ice", strength=0.8, **given, **small)
-show([(PHOTO, "picture"), (depth, "depth")], [(out.images[0], "depth to image")])
+show([(PHOTO, "image"), (depth, "depth")], [(out.images[0], "depth to image")])
 
 # %% [markdown]
-# ## A prior: text to embedding to picture
+# ## A prior: text to embedding to image
 #
-# unCLIP ([Ramesh et al. 2022](https://arxiv.org/abs/2204.06125)) makes a picture of an image embedding. A prior, a
+# unCLIP ([Ramesh et al. 2022](https://arxiv.org/abs/2204.06125)) makes an image of an image embedding. A prior, a
 # transformer that denoises embeddings, makes one of a text: together they are a text-to-image model. Here the prior has
-# random weights and the unCLIP is the demo model: the pictures are **drawings of what the prior says by chance**, and
+# random weights and the unCLIP is the demo model: the images are **drawings of what the prior says by chance**, and
 # have nothing to do with the text.
 
 # %%

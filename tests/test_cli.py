@@ -290,7 +290,7 @@ def test_text_to_image_by_a_prior(family_folder, tmp_path: Path, capsys):
         ("TEXT_TO_IMAGE", ["image-to-image", "none.png"], "none.png"),
         ("INPAINT", ["inpaint", "photo", "--mask", "none.png"], "none.png"),
         ("INPAINT", ["inpaint", "photo", "--mask", "mask", "--padding-mask-crop", "-1"], "padding_mask_crop is -1"),
-        ("DEPTH", ["depth-to-image", "photo", "--depth-map", "photo"], "depth_map is a colour picture"),
+        ("DEPTH", ["depth-to-image", "photo", "--depth-map", "photo"], "depth_map is a colour image"),
         ("UPSCALE", ["upscale", "photo", "--noise-level", "351"], "noise_level is 351"),
     ],
 )

@@ -23,10 +23,8 @@ def parser() -> argparse.ArgumentParser:
 
     add_commands(commands)
 
-    i = commands.add_parser("info", help="versions and devices; what a checkpoint is; a picture's recipe")
-    i.add_argument(
-        "source", nargs="?", metavar="SRC|PICTURE.png", help="a checkpoint, or a picture made by this program"
-    )
+    i = commands.add_parser("info", help="versions and devices; what a checkpoint is; an image's recipe")
+    i.add_argument("source", nargs="?", metavar="SRC|IMAGE.png", help="a checkpoint, or an image made by this program")
     i.add_argument("--json", action="store_true", help="print JSON")
     for name in ("config", "prediction_type", "clip_stats", "vae", "unet", "variant", "revision", "subfolder"):
         i.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help="as for variations")
@@ -58,26 +56,26 @@ def _add_evaluate(commands: Any) -> None:
     e = commands.add_parser(
         "evaluate",
         help="measure checkpoints: FID, CLIP-FID, CMMD, CLIP score, retention, diversity",
-        description="Makes variations of pictures with their captions at several guidance scales, and without at "
+        description="Makes variations of images with their captions at several guidance scales, and without at "
         "several noise levels, and measures them as the model card does. Writes results.json, tables and plots. One "
         "that was interrupted goes on where it was.",
     )
     e.add_argument("models", nargs="*", metavar="MODEL", help="checkpoints; default the bundled one")
-    e.add_argument("--pictures", required=True, metavar="DIR", help="an image folder, captions in its metadata")
-    e.add_argument("--captions", type=Path, metavar="JSON", help="COCO's captions of these pictures instead")
-    e.add_argument("--count", type=int, metavar="N", help="so many pictures; default all")
+    e.add_argument("--images", required=True, metavar="DIR", help="an image folder, captions in its metadata")
+    e.add_argument("--captions", type=Path, metavar="JSON", help="COCO's captions of these images instead")
+    e.add_argument("--count", type=int, metavar="N", help="number of images (default: all)")
     e.add_argument("--clip", metavar="SRC", help="the CLIP model that judges; default the first checkpoint's own")
     e.add_argument(
         "--inception", type=Path, metavar="FILE", help="weights for FID, pt_inception-2015-12-05-6726825d.pth"
     )
     e.add_argument("--guidance-scale", type=float, nargs="*", metavar="G", help="default 1.5 2 3 4 5 6 7 8")
     e.add_argument("--noise-levels", type=int, nargs="*", metavar="N", help="default 0 200 400 600 800 1000")
-    e.add_argument("--noise-level", type=int, default=0, metavar="N", help="of the pictures with prompts; default 0")
+    e.add_argument("--noise-level", type=int, default=0, metavar="N", help="of the images with prompts; default 0")
     e.add_argument("--level-guidance", type=float, default=3.0, metavar="G", help="at the noise levels; default 3")
-    e.add_argument("--variations", type=int, default=4, metavar="N", help="a picture and noise level; default 4")
+    e.add_argument("--variations", type=int, default=4, metavar="N", help="an image and noise level; default 4")
     e.add_argument("--steps", type=int, default=50, metavar="N", help="default 50")
     e.add_argument("--scheduler", default="ddim", metavar="S", help="default ddim")
-    e.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures at a time; default 8")
+    e.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time; default 8")
     e.add_argument("--seed", type=int, default=0, metavar="K")
     e.add_argument("--dtype", metavar="D", help="as for variations")
     e.add_argument("--devices", type=int, metavar="N", help="as for variations")
@@ -106,9 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def info(args: argparse.Namespace) -> None:
     """Prints versions and devices, and what `source` is."""
     if args.plan and args.source is None:
-        raise ValueError("--plan: of which checkpoint? give SRC")
+        raise ValueError("--plan needs a checkpoint: give SRC")
     facts: dict[str, Any] = {}
-    if args.source is not None and _named_like_a_image(args.source):
+    if args.source is not None and _named_like_an_image(args.source):
         from unclip_jax.image_files import read_recipe
 
         facts["recipe"] = read_recipe(args.source)
@@ -123,7 +121,7 @@ def info(args: argparse.Namespace) -> None:
     print(json.dumps(facts, indent=2, default=str) if args.json else "\n".join(_lines(facts)))
 
 
-def _named_like_a_image(source: str) -> bool:
+def _named_like_an_image(source: str) -> bool:
     name = shown(source) if is_address(source) else source
     return name.lower().startswith("data:") or name.lower().endswith((".png", ".jpg", ".jpeg", ".webp"))
 
@@ -146,7 +144,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from unclip_jax.pipelines.unclip import UnCLIPPipeline
     from unclip_jax.training.data import image_folder
 
-    folder = Path(args.pictures)
+    folder = Path(args.images)
     records = image_folder(folder) if args.captions is None else coco_captions(args.captions, folder)
     if args.count is not None and not 2 <= args.count <= len(records):
         raise ValueError(f"--count {args.count}: want 2 to {len(records)}")

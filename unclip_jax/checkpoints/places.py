@@ -1,4 +1,4 @@
-"""What people write for something on the hub: an id, a path below one, or an address as a browser shows it."""
+"""Ways to name something on the hub: an id, a path below an id, or an address as a browser shows it."""
 
 import os
 import re
@@ -19,7 +19,13 @@ REFS = ("refs", ("pr", "convert"))
 
 
 class Place(NamedTuple):
-    """A repository on the hub, or a file or folder in it. revision: a branch, tag or commit, if one is named."""
+    """A repository on the hub, or a file or folder in it.
+
+    Attributes:
+        repo_id: "owner/name".
+        path: The file or folder; "" for the whole repository.
+        revision: A branch, tag or commit, if one is named.
+    """
 
     repo_id: str
     path: str = ""
@@ -36,11 +42,18 @@ def is_hub_id(text: str) -> bool:
 
 
 def place_of(text: str) -> Place | None:
-    """The place on the hub that a text names; None for the path of something that exists, and for other texts.
+    """The place on the hub that a text names; None for an existing path and for other texts.
 
-    "owner/name"; "owner/name/" and the path of a file or folder in it; an address at the hub, or at HF_ENDPOINT, of a
-    repository, or of what is in it (`.../resolve/REVISION/PATH`, `.../blob/...`, `.../tree/...`), with or without
-    "https://", its query left out. Raises ValueError for an address that is none of a model, or of another host.
+    Args:
+        text: "owner/name"; "owner/name/" and the path of a file or folder in it; or an address at the hub, or at
+            HF_ENDPOINT, of a repository or of something in it (`.../resolve/REVISION/PATH`, `.../blob/...`,
+            `.../tree/...`), with or without "https://". Its query is ignored.
+
+    Returns:
+        The place, or None.
+
+    Raises:
+        ValueError: The address is at another host, or is not of a model.
     """
     if os.path.lexists(text):
         return None
@@ -65,7 +78,7 @@ def place_of(text: str) -> Place | None:
 
 
 def _below_the_hub(text: str) -> str | None:
-    """What follows the hub's own address in an address of it, without its query; None for other texts."""
+    """What follows the hub's own address in an address there, without its query; None for other texts."""
     from huggingface_hub import constants
 
     hub = "|".join(re.escape(host) for host in (*HOSTS, constants.ENDPOINT.partition("://")[2].rstrip("/")))

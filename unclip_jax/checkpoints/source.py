@@ -1,4 +1,4 @@
-"""Opens a checkpoint wherever it is: a converted directory, a diffusers folder, an original file, or on the hub."""
+"""Opens a checkpoint wherever it is: a converted directory, a diffusers folder, an original file, or the hub."""
 
 import contextlib
 import dataclasses
@@ -37,18 +37,30 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Opens a checkpoint for reading; use it as a context manager.
 
-    source: a converted directory, a diffusers folder, an original `.ckpt`/`.safetensors` file, or one of these on the
-        hub, see `local_path`; or a CLIP model on its own: open_clip's file, transformers' folder,
-        "open_clip:ViT-H-14/laion2b_s32b_b79k"; or a text-to-image prior on its own, see `open_prior`; None is the
-        bundled demo model
-    config, clip_stats, ema: for original files, see `convert.source.open_original`; text_encoder: for Karlo's prior,
-        see `convert.prior.open_karlo_prior`; each file may be on the hub as well
-    prediction_type: what the UNet predicts, "epsilon" or "v_prediction", instead of what the checkpoint says
-    vae, unet: another one than the checkpoint's own, from any source, see `convert.part.with_part`
-    variant: for diffusers folders, such as "fp16"; revision, subfolder, mirrors: see `local_path`
-    preprocess: how pictures become pixel values, instead of the checkpoint's own way
+    Args:
+        source: A converted directory, a diffusers folder, an original `.ckpt`/`.safetensors` file, or one of these on
+            the hub, see `local_path`. Or a CLIP model on its own: open_clip's file, transformers' folder,
+            "open_clip:ViT-H-14/laion2b_s32b_b79k". Or a text-to-image prior on its own, see `open_prior`. None is the
+            bundled demo model.
+        config: For original files, see `convert.source.open_original`; may be on the hub.
+        prediction_type: What the UNet predicts, "epsilon" or "v_prediction", instead of what the checkpoint says.
+        clip_stats: For original files, see `convert.source.open_original`; may be on the hub.
+        text_encoder: For Karlo's prior, see `convert.prior.open_karlo_prior`; may be on the hub.
+        vae: A VAE that replaces the checkpoint's own, from any source, see `convert.part.with_part`.
+        unet: A UNet that replaces the checkpoint's own, likewise.
+        preprocess: How images become pixel values, instead of the checkpoint's own way.
+        variant: For diffusers folders, such as "fp16".
+        revision: See `local_path`.
+        subfolder: See `local_path`.
+        mirrors: See `local_path`.
+        ema: For original files, see `convert.source.open_original`.
 
-    Raises FileNotFoundError when there is nothing there, ValueError for a file that is refused (one line).
+    Returns:
+        The open checkpoint.
+
+    Raises:
+        FileNotFoundError: There is nothing at the source.
+        ValueError: A file or an argument is refused.
     """
     if preprocess is not None and preprocess not in get_args(Preprocess):
         raise ValueError(f"preprocess is {preprocess!r}; accepted: {', '.join(get_args(Preprocess))}")
@@ -93,19 +105,33 @@ def open_prior(
 ) -> Checkpoint:
     """Opens a text-to-image prior for reading; use it as a context manager.
 
-    source: a converted directory; a diffusers folder with the parts `prior`, `prior_scheduler`, `prior_text_encoder`
-        and `prior_tokenizer`, alone or among those of StableUnCLIPPipeline, or as in "kakaobrain/karlo-v1-alpha"; one
-        of these on the hub, see `local_path`; or Karlo's own checkpoint, or the folder that it lies in
-    config, text_encoder, clip_stats: for Karlo's own, see `convert.prior.open_karlo_prior`
-    variant: for diffusers folders, such as "fp16"; revision, subfolder, mirrors: see `local_path`
+    Args:
+        source: A converted directory; a diffusers folder with the parts `prior`, `prior_scheduler`,
+            `prior_text_encoder` and `prior_tokenizer`, alone or among those of StableUnCLIPPipeline, or as in
+            "kakaobrain/karlo-v1-alpha"; one of these on the hub, see `local_path`; or Karlo's own checkpoint, or the
+            folder that holds it.
+        config: For Karlo's own, see `convert.prior.open_karlo_prior`.
+        text_encoder: For Karlo's own, likewise.
+        clip_stats: For Karlo's own, likewise.
+        variant: For diffusers folders, such as "fp16".
+        revision: See `local_path`.
+        subfolder: See `local_path`.
+        mirrors: See `local_path`.
 
-    Raises FileNotFoundError when there is nothing there, ValueError for a file that is refused (one line).
+    Returns:
+        The open checkpoint.
+
+    Raises:
+        FileNotFoundError: There is nothing at the source.
+        ValueError: A file or an argument is refused.
     """
     path = local_path(source, revision=revision, variant=variant, subfolder=subfolder, mirrors=mirrors)
     karlo = {"config": config, "text_encoder": text_encoder, "clip_stats": clip_stats}
     checkpoint = _open_prior(path, {name: value for name, value in karlo.items() if value is not None}, variant)
     if checkpoint is None:
-        raise ValueError(f"{path}: no text-to-image prior: neither converted, nor diffusers' (prior), nor Karlo's")
+        raise ValueError(
+            f"{path}: not a text-to-image prior; want a converted one, a diffusers folder (prior) or Karlo's"
+        )
     try:
         prior_config(checkpoint)
     except ValueError:
@@ -115,7 +141,7 @@ def open_prior(
 
 
 def _open_prior(path: Path, karlo: dict[str, Any], variant: str | None) -> Checkpoint | None:
-    """None where there is no prior. karlo: those of `open_karlo_prior`'s options that are given."""
+    """Opens a prior; None if there is none. karlo: the options of `open_karlo_prior` that were given."""
     from convert.prior import is_karlo_prior, is_prior_folder, open_diffusers_prior, open_karlo_prior
 
     converted = path.is_dir() and is_directory_checkpoint(path)
@@ -142,14 +168,23 @@ def local_path(
     variant: str | None = None,
     mirrors: bool = True,
 ) -> Path:
-    """Where a source is on this machine: a path as it is, anything on the hub after it is fetched.
+    """The local path of a source: a path as it is, or something on the hub after downloading it.
 
-    source: a path, which is taken where it exists; a hub id, "owner/name"; the path of a file or folder below one; or
-        an address of the hub, see `unclip_jax.checkpoints.places.place_of`
-    subfolder: within the source; revision, variant, mirrors: on the hub, see `unclip_jax.checkpoints.hub.download`
+    Args:
+        source: An existing path; a hub id, "owner/name"; the path of a file or folder below one; or an address of the
+            hub, see `unclip_jax.checkpoints.places.place_of`.
+        subfolder: A folder within the source.
+        revision: On the hub, see `unclip_jax.checkpoints.hub.download`.
+        variant: On the hub, likewise.
+        mirrors: On the hub, likewise.
 
-    Raises FileNotFoundError when there is nothing there, ValueError for what is no source or has no meaning for it,
-    and what `download` raises.
+    Returns:
+        The path of a file or folder.
+
+    Raises:
+        FileNotFoundError: There is nothing at the source.
+        ValueError: The source is not one of these, or an argument has no meaning for it.
+        OSError: As in `download`, with the same subclasses.
     """
     subfolder = (subfolder or "").strip("/")
     if subfolder and any(part in ("", ".", "..") for part in subfolder.split("/")):
@@ -178,9 +213,19 @@ def local_path(
 
 
 def file_beside(name: str, value: str | os.PathLike[str], otherwise: str = "") -> Path:
-    """The file that an option names, at a path or on the hub; of `clip_stats` also a repository that has them.
+    """The path of a file that an option names, local or on the hub.
 
-    otherwise: what a message adds. Raises FileNotFoundError, and what `local_path` raises.
+    Args:
+        name: The option's name.
+        value: What was given; for `clip_stats` it may also be a repository that has them.
+        otherwise: Added to the message if there is no such file.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        OSError: As in `local_path`.
     """
     if Path(value).exists():
         return Path(value)
@@ -190,7 +235,7 @@ def file_beside(name: str, value: str | os.PathLike[str], otherwise: str = "") -
 
 
 def _part_path(part: str, value: str | os.PathLike[str], mirrors: bool) -> Path:
-    """Where another UNet or VAE is: of a whole pipeline on the hub only the part is fetched."""
+    """The path of another UNet or VAE: from a whole pipeline on the hub only the part is downloaded."""
     place = place_of(os.fspath(value))
     if place is not None and not place.path:
         with contextlib.suppress(ValueError):  # a repository of the part alone has no such folder
@@ -222,7 +267,7 @@ def _open(
         assert checkpoint is not None
         return checkpoint
     if original.pop("text_encoder"):
-        raise ValueError(f"text_encoder: only for Karlo's prior, and {path} is none")
+        raise ValueError(f"text_encoder is only for Karlo's prior, and {path} is not one")
     if path.is_dir():
         if is_transformers_clip(path):
             return open_transformers_clip(path, variant=variant)

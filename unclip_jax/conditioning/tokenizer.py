@@ -1,7 +1,7 @@
-"""Prompts to token ids: CLIP's byte-pair encoding in the two dialects that Stable Diffusion 2 is used with.
+"""Prompts to token ids: CLIP's byte-pair encoding in the two variants that Stable Diffusion 2 is used with.
 
-Everything that distinguishes one vocabulary from another (tokens, merges, special tokens, padding) is data in one text
-in the format of the `tokenizers` library, the `tokenizer.json` that a converted checkpoint carries.
+Everything that distinguishes one vocabulary from another (tokens, merges, special tokens, padding) is data in one text,
+in the format of the `tokenizers` library: the `tokenizer.json` of a converted checkpoint.
 """
 
 import functools
@@ -49,20 +49,20 @@ SETTINGS = {"padding_side": "right", "truncation_side": "right", "split_special_
 
 
 class Tokenizer:
-    """Turns prompts into rows of token ids: start, at most `context_length` - 2 tokens, end, padding.
+    """Converts prompts to sequences of token ids: start, at most `context_length` - 2 tokens, end, padding.
 
-    dialect "open_clip": repairs the text with ftfy, unescapes HTML twice, collapses white space and lower-cases in
-    Python (as open_clip's SimpleTokenizer and with it Stability's code); the start and end strings typed in a prompt
-    are the special tokens. dialect "transformers": the fast CLIPTokenizer, whose cleaning (NFC, white space, lower
-    case) is part of `json`; every added token typed in a prompt is that token, which includes the padding token: with
-    Stable Diffusion 2's folders a "!" becomes id 0.
+    Dialect "open_clip" repairs the text with ftfy, unescapes HTML twice, collapses white space and lower-cases in
+    Python, as open_clip's SimpleTokenizer does, and with it Stability's code. The start and end strings typed in a
+    prompt are the special tokens. Dialect "transformers" is the fast CLIPTokenizer, whose cleaning (NFC, white space,
+    lower case) is part of `json`. Every added token typed in a prompt is that token. That includes the padding token:
+    with Stable Diffusion 2's folders a "!" becomes id 0.
     """
 
     def __init__(self, text: str, dialect: Dialect, context_length: int):
         if dialect not in get_args(Dialect):
-            raise ValueError(f"dialect {dialect!r}: expected one of {', '.join(map(repr, get_args(Dialect)))}")
+            raise ValueError(f"dialect is {dialect!r}; accepted: {', '.join(map(repr, get_args(Dialect)))}")
         if context_length < 2:
-            raise ValueError(f"context_length {context_length}: expected at least 2, for the start and end tokens")
+            raise ValueError(f"context_length is {context_length}; want at least 2, for the start and end tokens")
         _check_model(text)
         try:
             tokenizer = tokenizers.Tokenizer.from_str(text)
@@ -91,16 +91,24 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str, dialect: Dialect, context_length: int = 77) -> "Tokenizer":
-        """Builds the tokenizer from the text of a tokenizer.json as the functions below make it.
+        """Builds the tokenizer from the text of a tokenizer.json, as the functions below make it.
 
-        context_length: ids in a row, the text encoder's number of positions. Raises ValueError when the text is no
-        tokenizer or lacks padding or special tokens, or the dialect is unknown.
+        Args:
+            text: The JSON text.
+            dialect: "open_clip" or "transformers".
+            context_length: The number of ids in a sequence, which is the text encoder's number of positions.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            ValueError: The text is not a tokenizer or lacks padding or special tokens, or the dialect is unknown.
         """
         return cls(text, dialect, context_length)
 
     @property
     def vocabulary_size(self) -> int:
-        """One more than the highest id: as many rows the text encoder's embedding must have at least."""
+        """One more than the highest id: the least number of rows in the text encoder's embedding."""
         return max(self._pad, *self._tokenizer.get_vocab().values()) + 1
 
     @property
@@ -110,34 +118,42 @@ class Tokenizer:
 
     @property
     def added_tokens(self) -> set[str]:
-        """The tokens beside the vocabulary, without start and end: learnt words are among them."""
+        """The tokens added to the vocabulary, except start and end; textual inversion tokens are among them."""
         return set(self._words)
 
     def tokens(self, text: str) -> list[int]:
-        """A text's own ids, without start, end and padding, however many."""
+        """A text's own ids, without start, end and padding, in any number."""
         return self._encode(text, 0)
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
-        """prompts: B strings, each of any length. Returns ids, (B, context_length) int32.
+        """Converts prompts to token ids.
 
-        A prompt that does not fit is cut to `context_length` - 2 tokens with a UserWarning that quotes the rest. Raises
-        ValueError for a single string, an entry that is not a string, or text that is not valid Unicode.
+        A prompt that does not fit is cut to `context_length` - 2 tokens, with a UserWarning that quotes the rest.
+
+        Args:
+            prompts: B strings, each of any length.
+
+        Returns:
+            (B, context_length) int32.
+
+        Raises:
+            ValueError: It is a single string, or an entry is not a string or not valid Unicode.
         """
         return self._rows(prompts)[0]
 
     def with_mask(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The call's ids and a mask, (B, context_length) bool: true up to and including the end token."""
+        """The ids, and a mask (B, context_length) bool that is true up to and including the end token."""
         return self._rows(prompts)
 
     def _rows(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(prompts, str):
-            raise ValueError(f"prompts: expected a sequence of strings, got the string {prompts!r}")
+            raise ValueError(f"prompts is the string {prompts!r}; want a sequence of strings")
         mask = np.zeros((len(prompts), self.context_length), np.bool_)
         rows = np.full((len(prompts), self.context_length), self._pad, np.int32)
         room = self.context_length - 2
         for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
             if not isinstance(prompt, str):
-                raise ValueError(f"prompts[{index}]: expected a string, got {type(prompt).__name__}")
+                raise ValueError(f"prompts[{index}] is of type {type(prompt).__name__}; want a string")
             tokens = self._encode(prompt, index)
             if len(tokens) > room:
                 dropped = self._tokenizer.decode(tokens[room:], skip_special_tokens=False).strip()
@@ -150,7 +166,7 @@ class Tokenizer:
         return rows, mask
 
     def _encode(self, prompt: str, index: int) -> list[int]:
-        """The ids of a prompt's own tokens, however many."""
+        """The ids of a prompt's own tokens, in any number."""
         if self.dialect == "transformers":
             try:
                 return self._tokenizer.encode(prompt, add_special_tokens=False).ids
@@ -171,7 +187,7 @@ class Tokenizer:
 
 
 def clean(text: str) -> str:
-    """A prompt as open_clip reads it: repaired (ftfy), HTML entities resolved twice, white space single, lower case."""
+    """A prompt as open_clip reads it: repaired (ftfy), HTML unescaped twice, white space collapsed, in lower case."""
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
 
@@ -183,10 +199,10 @@ def clip_tokenizer_json() -> str:
 
 @functools.cache
 def openai_tokenizer_json() -> str:
-    """The same vocabulary as OpenAI's own code reads it, and with it Karlo's, for dialect open_clip.
+    """The same vocabulary as OpenAI's own code reads it, and Karlo's with it, for dialect open_clip.
 
-    The start and end tokens have other names, and padding is the end token. (Karlo pads with 0: its prior masks
-    padding, so that what it is never matters, and transformers' CLIP-L has this.)
+    The start and end tokens have other names, and padding is the end token. (Karlo pads with 0. Its prior masks
+    padding, so the id does not matter, and transformers' CLIP-L has this one.)
     """
     start, end = "<|startoftext|>", "<|endoftext|>"
     return _openai_json(_clip_merges(), OPENAI_WORDS, start, end, pad=end)
@@ -201,8 +217,11 @@ def _clip_merges() -> list[tuple[str, str]]:
 def open_clip_tokenizer_json(merges: Sequence[tuple[str, str]]) -> str:
     """The tokenizer.json of the vocabulary that a list of merges implies, in open_clip's order.
 
-    Ids: the 256 byte symbols, the same at the end of a word ("</w>"), one for each merge, the start and end tokens.
-    Padding is id 0. Raises ValueError when a merge joins tokens that no earlier line made.
+    The ids are the 256 byte symbols, the same at the end of a word ("</w>"), one for each merge, then the start and end
+    tokens. Padding is id 0.
+
+    Raises:
+        ValueError: A merge joins tokens that no earlier line made.
     """
     return _openai_json(merges, OPEN_CLIP_WORDS, "<start_of_text>", "<end_of_text>", pad=None)
 
