@@ -433,7 +433,7 @@ def test_folders_with_a_broken_file(tmp_path, file):
     where = file if "/" in file else "model_index.json"
     for content, words in (
         (b"{", "not valid JSON"),
-        (b"[1]", "want a JSON object, got list"),
+        (b"[1]", "is of type list; want a JSON object"),
         (b"\xff", "not valid JSON"),
         (b"[" * 100_000, "nested too deeply"),
     ):

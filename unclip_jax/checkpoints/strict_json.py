@@ -22,28 +22,31 @@ def parse_json(raw: bytes) -> Any:
         raise ValueError(f"is not valid JSON ({error})") from error
 
 
+def where(path: Path) -> str:
+    """What messages call a file of a folder."""
+    return f"{path.parent.name}/{path.name}"
+
+
 def read_bytes(path: Path) -> bytes:
     """A small file's content. Raises ValueError in one line that names it for what is no file, missing or too large."""
-    where = f"{path.parent.name}/{path.name}"
     if not path.is_file():  # never open a pipe or a device: it may block
-        raise ValueError(f"{where}: missing, or not a file")
+        raise ValueError(f"{where(path)}: missing, or not a file")
     with path.open("rb") as file:
         raw = file.read(LIMIT + 1)
     if len(raw) > LIMIT:
-        raise ValueError(f"{where}: more than {LIMIT} bytes")
+        raise ValueError(f"{where(path)}: more than {LIMIT} bytes")
     return raw
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ValueError in one line that names the file for anything else."""
-    where = f"{path.parent.name}/{path.name}"
     raw = read_bytes(path)
     try:
         data = parse_json(raw)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{where(path)}: {error}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{where}: want a JSON object, got {type(data).__name__}")
+        raise ValueError(f"{where(path)}: is of type {type(data).__name__}; want a JSON object")
     return data
 
 
