@@ -19,7 +19,7 @@ _MODULES = {
     "TextToImagePipeline": "pipelines.text_to_image",
     "UnCLIPPipeline": "pipelines.unclip",
     "UpscalePipeline": "pipelines.upscale",
-    "from_pretrained": "pipelines.choose",
+    "from_pretrained": "pipelines.auto",
 }
 __all__ = [
     "DepthToImagePipeline",
