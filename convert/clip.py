@@ -15,7 +15,7 @@ from convert.tokenizer import open_tokenizer
 from convert.weights import weights_file
 from unclip_jax.checkpoints.checkpoint import Checkpoint
 from unclip_jax.checkpoints.networks import abstract_params
-from unclip_jax.checkpoints.source import OPEN_CLIP
+from unclip_jax.checkpoints.places import OPEN_CLIP
 from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json
 
 # open_clip's trainer saves what it wrapped for several devices under one more name.

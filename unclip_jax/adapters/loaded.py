@@ -14,6 +14,7 @@ import numpy as np
 
 from unclip_jax.adapters.lora import Lora, merge_loras
 from unclip_jax.adapters.textual_inversion import placeholder_tokens, with_placeholder, with_rows
+from unclip_jax.checkpoints import foreign
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import Network
 from unclip_jax.conditioning.tokenizer import Tokenizer
@@ -127,9 +128,7 @@ def load_lora(
     weight_name: str | None,
 ) -> Adapters:
     """With the LoRA of a file, a folder, a repository or a state dict; see `convert.adapters.read_adapter`."""
-    from convert.adapters import read_adapter
-
-    lora, words = read_adapter(source, config, weight_name)
+    lora, words = foreign.read_adapter(source, config, weight_name)
     where, stem = _named(source, weight_name)
     if name is None:
         name = f"default_{len(adapters.loras)}" if stem is None else stem
@@ -144,8 +143,6 @@ def load_words(
     weight_name: str | None,
 ) -> Adapters:
     """With the learnt words of one source or of several; see `convert.adapters.read_textual_inversion`."""
-    from convert.adapters import read_textual_inversion
-
     several = isinstance(sources, list | tuple)
     given: Sequence[Any] = sources if isinstance(sources, list | tuple) else [sources]
     names: Sequence[str | None] = (
@@ -158,7 +155,7 @@ def load_words(
         raise ValueError(f"token has {len(names)} names for {len(given)} sources; want one for each")
     for source, token in zip(given, names, strict=True):
         where, _ = _named(source, weight_name)
-        adapters = adapters.with_words(read_textual_inversion(source, config, token, weight_name), where)
+        adapters = adapters.with_words(foreign.read_textual_inversion(source, config, token, weight_name), where)
     return adapters
 
 

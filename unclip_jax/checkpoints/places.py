@@ -1,4 +1,4 @@
-"""What people write for something on the hub: an id, a path below one, or an address as a browser shows it."""
+"""What people write for something elsewhere: a hub id, a path below one, an address as a browser shows it."""
 
 import os
 import re
@@ -11,6 +11,8 @@ HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w
 ORIGINAL_SUFFIXES = (".safetensors", ".ckpt")
 FILE_SUFFIXES = (*ORIGINAL_SUFFIXES, ".pt", ".pth", ".bin", ".th", ".npz", ".yaml", ".json")
 HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
+# Before NAME/TAG of one of open_clip's published models.
+OPEN_CLIP = "open_clip:"
 # Between a repository's address and a revision; of these the first four go on with a path.
 ROUTES = ("resolve", "blob", "raw", "tree", "commit", "commits")
 OTHER_KINDS = ("datasets", "spaces", "buckets", "collections", "papers", "blog", "docs", "api")
