@@ -307,7 +307,7 @@ def _adapt(pipe: Any, args: argparse.Namespace) -> None:
 
         pipe.watermark = MARK
     if args.safety_checker is not None:
-        from convert.safety import open_safety_checker
+        from unclip_jax.checkpoints.foreign import open_safety_checker
 
         pipe.safety_checker = open_safety_checker(args.safety_checker)
 

@@ -92,7 +92,7 @@ def _class_labels(
     mixed: bool,
     width: int,
 ) -> jax.Array:
-    """The class labels of B images, (B, 2 D). embeds: (B, K, D) and levels: (B, K), the K input images of each image."""
+    """The class labels of B images, (B, 2 D). embeds: (B, K, D), levels: (B, K), of the K inputs of each image."""
     inputs = embeds.shape[1]
     if noise is None:
         keys = image_keys(seed, indices)
