@@ -1,6 +1,6 @@
 """The commands that make images: `unclip-jax variations`, `text-to-image`, `image-to-image` and the rest.
 
-Each has the arguments of its pipeline, and writes one PNG an image, with its recipe inside, and a contact sheet.
+Each has the arguments of its pipeline, and writes one PNG per image, with its recipe inside, and a contact sheet.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def add_commands(commands: Any) -> None:
         p = commands.add_parser(
             name,
             help=command.help,
-            description=f"To {command.help}. Writes one PNG an image, with its recipe inside, and a contact sheet.",
+            description=f"To {command.help}. Writes one PNG per image, with its recipe inside, and a contact sheet.",
         )
         if command.inputs == "images":
             p.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or their addresses (http, https)")
@@ -146,7 +146,7 @@ def add_commands(commands: Any) -> None:
             nargs="+",
             default=[],
             metavar="FILE[=WORD]",
-            help="learnt words: files, folders or hub ids, and what to call them",
+            help="textual inversion embeddings: files, folders or hub ids, and the word for each",
         )
         adapt.add_argument("--freeu", type=float, nargs=4, metavar=("S1", "S2", "B1", "B2"), help="reweight the UNet")
         adapt.add_argument("--watermark", action="store_true", help="mark the images invisibly, as the original does")
@@ -165,7 +165,7 @@ def add_memory(command: argparse.ArgumentParser) -> None:
 
 
 def make(args: argparse.Namespace) -> None:
-    """Makes the images and says where they are."""
+    """Makes the images and prints their paths."""
     started = time.monotonic()
     command = COMMANDS[args.command]
     paths = getattr(args, "images", [])
@@ -189,7 +189,7 @@ def make(args: argparse.Namespace) -> None:
 
     # Opened once, and as they are: what becomes of transparency, or of 16 bits, is the pipeline's to say.
     opened = {path: _open(path) for path in dict.fromkeys((*paths, *others))}
-    images = [opened[path].image for path in paths]
+    loaded = [opened[path].image for path in paths]
     given = {k: getattr(args, k, None) for k in OPENING}
     overrides = {k: v for k, v in given.items() if v is not None}
     opening = {"dtype": args.dtype, "mesh": mesh_of(args.devices), "memory": memory_of(args), **overrides}
@@ -201,7 +201,7 @@ def make(args: argparse.Namespace) -> None:
         call = pipe = getattr(unclip_jax, command.pipeline).from_pretrained(args.model, **opening)
     _adapt(pipe, args)
     settings = _settings(args, max(1, len(paths)))
-    inputs = {"image": images} if paths else {}
+    inputs = {"image": loaded} if paths else {}
     inputs |= {name: opened[path].image for name in IMAGES if (path := settings.get(name)) is not None}
     images = call(**{**settings, **inputs}, batch_size=args.batch_size).images
 
