@@ -6,13 +6,14 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from unclip_jax.conditioning.clip_image import Dialect as PreprocessDialect
+from unclip_jax.conditioning.clip_image import Preprocess
 from unclip_jax.conditioning.tokenizer import Dialect as TokenizerDialect
 from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.depth import DepthConfig
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import PREDICTION_TYPES, NoiseSchedule
 
 FORMAT_VERSION = 1
@@ -26,30 +27,23 @@ _TASKS: dict[int, Task] = {5: "depth-to-image", 7: "upscale", 9: "inpaint"}
 class CheckpointConfig:
     """A Stable Diffusion 2 checkpoint without its weights.
 
-    Args:
-        unet: The UNet's architecture.
-        vae: The VAE's.
-        text_encoder: The text encoder's.
-        image_encoder: The image encoder's; None for checkpoints without one.
-        dialect: The reference implementation whose arithmetic it follows: "original" (Stability's code: tokenizer with
-            text cleaning, float64 schedule tables, pixels truncated to 8 bits) or "diffusers" (transformers' tokenizer,
-            float32 tables, pixels rounded).
-        scheduler: The default solver's name.
-        scheduler_config: The diffusers settings that solvers read.
-        preprocess: How images become pixel values, see `unclip_jax.conditioning.clip_image.preprocess`.
-        image_noising: The noise schedule of the conditioning image: of the image embedding, or of an upscaler's small
-            image. None for the others.
-        depth_estimator: The network that makes the depth map for depth-to-image; None for the others.
+    reference: whose arithmetic it follows, "original" (Stability's code: tokenizer with text cleaning, float64 schedule
+        tables, pixels truncated to 8 bits) or "diffusers" (transformers' tokenizer, float32 tables, pixels rounded)
+    scheduler: the default solver's name; scheduler_config: the diffusers settings that solvers read
+    preprocess: how pictures become pixel values, see `unclip_jax.conditioning.clip_image.preprocess`
+    image_noising: the schedule by which the image that conditions is noised: the embedding of the image encoder, or the
+        small picture of an upscaler; None for the others
+    depth_estimator: the network that makes the depth map of depth-to-image; None for the others
     """
 
     unet: UNetConfig
     vae: VAEConfig
     text_encoder: TextConfig
     image_encoder: VisionConfig | None
-    dialect: Literal["original", "diffusers"]
+    reference: Reference
     scheduler: str
     scheduler_config: Mapping[str, Any]
-    preprocess: PreprocessDialect = "original"
+    preprocess: Preprocess = "original"
     image_noising: NoiseSchedule | None = None
     depth_estimator: DepthConfig | None = None
 
@@ -73,7 +67,7 @@ class CheckpointConfig:
 
     @property
     def tokenizer_dialect(self) -> TokenizerDialect:
-        return "open_clip" if self.dialect == "original" else "transformers"
+        return "open_clip" if self.reference == Reference.ORIGINAL else "transformers"
 
     def to_json(self) -> dict[str, Any]:
         """The configuration in JSON types, with the format's version."""
@@ -149,20 +143,13 @@ class ClipConfig:
 class PriorCheckpointConfig:
     """A text-to-image-embedding prior on its own: its network, and the text tower that it reads.
 
-    Args:
-        prior: The prior's architecture.
-        text_encoder: The text tower's.
-        dialect: The reference implementation whose arithmetic it follows, as in `CheckpointConfig`; Karlo's own code is
-            "original".
-        scheduler_config: The diffusers settings of its scheduler, with `_class_name`.
-
-    Raises:
-        ValueError: The text tower's widths or length do not fit the prior's.
+    reference: whose arithmetic it follows, as in `CheckpointConfig`; Karlo's own code is "original"
+    scheduler_config: the diffusers settings of its scheduler, with `_class_name`
     """
 
     prior: PriorConfig
     text_encoder: TextConfig
-    dialect: Literal["original", "diffusers"]
+    reference: Reference
     scheduler_config: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -180,7 +167,7 @@ class PriorCheckpointConfig:
 
     @property
     def tokenizer_dialect(self) -> TokenizerDialect:
-        return "open_clip" if self.dialect == "original" else "transformers"
+        return "open_clip" if self.reference == Reference.ORIGINAL else "transformers"
 
     def to_json(self) -> dict[str, Any]:
         """The configuration in JSON types, with the format's version."""
@@ -273,6 +260,8 @@ def _value(hint: Any, value: Any, where: str, largest: float) -> Any:
         return tuple(_value(args[0], item, where, largest) for item in value)
     if origin is Literal and value in args:
         return value
+    if hint is Reference and value in list(Reference):
+        return Reference(value)
     if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
         return dict(value)
     if hint in (int, float) and isinstance(value, int | float) and not abs(value) <= largest:  # nor NaN
@@ -281,5 +270,5 @@ def _value(hint: Any, value: Any, where: str, largest: float) -> Any:
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    expected = args if origin is Literal else getattr(hint, "__name__", hint)
+    expected = args if origin is Literal else tuple(Reference) if hint is Reference else getattr(hint, "__name__", hint)
     raise ValueError(f"{where} is {value!r}; want {expected}")

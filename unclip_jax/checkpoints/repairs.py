@@ -13,6 +13,7 @@ from typing import Any
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.solvers.settings import DEFAULTED
 
 
@@ -58,7 +59,7 @@ def repaired(config: CheckpointConfig, diffusers_class: str, source: str) -> Che
     Returns:
         The corrected configuration.
     """
-    if config.dialect == "original":
+    if config.reference == Reference.ORIGINAL:
         return config
     config = dataclasses.replace(config, vae=repaired_vae(config.vae, diffusers_class, source))
     settings, changes = dict(config.scheduler_config), []

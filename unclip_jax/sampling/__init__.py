@@ -2,7 +2,6 @@
 
 from unclip_jax.sampling.guidance import (
     Guidance,
-    double,
     guidance_rows,
     guidance_state,
     guide,
@@ -28,7 +27,6 @@ __all__ = [
     "Guidance",
     "Solver",
     "ddim_inversion",
-    "double",
     "draw",
     "first_step",
     "guidance_rows",

@@ -80,11 +80,6 @@ def interleave(*rows: jax.Array) -> jax.Array:
     return stacked.reshape(-1, *stacked.shape[2:])
 
 
-def double(x: jax.Array) -> jax.Array:
-    """Repeats each image's row: (B, ...) -> (2 B, ...), in the order of `interleave`."""
-    return interleave(x, x)
-
-
 def guidance_rows(guidance: Guidance, unconditional: jax.Array | None, conditional: jax.Array) -> jax.Array:
     """Builds a condition for all rows: (B, ...) -> (rows B, ...), ordered unconditional, conditional, perturbed.
 
@@ -125,7 +120,7 @@ def guidance_state(guidance: Guidance, latents: jax.Array) -> State:
 
 
 def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> StatefulDenoise:
-    """Makes the guided prediction, in the form that `unclip_jax.sampling.loop.run_stateful_steps` takes.
+    """The guided prediction, as `unclip_jax.sampling.loop.run_stateful_steps` takes it.
 
     With u, c and p for the predictions of the unconditional, conditional and perturbed rows:
 
@@ -146,7 +141,7 @@ def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> 
         (latents (B, ...), row of the grid, guidance state) -> prediction (B, ...) float32, next guidance state.
     """
 
-    def denoise(x: jax.Array, row: Row, memory: State) -> tuple[jax.Array, State]:
+    def denoise(x: jax.Array, row: Row, state: State) -> tuple[jax.Array, State]:
         rows = interleave(*[x] * guidance.rows)
         out = network(rows, row, perturbed_rows(guidance, x.shape[0]))
         parts = out.astype(jnp.float32).reshape(-1, guidance.rows, *out.shape[1:])
@@ -156,8 +151,8 @@ def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> 
             x0, _ = to_x0_eps(prediction_type, conditional, x, a)
             x0_unconditional, _ = to_x0_eps(prediction_type, parts[:, 0], x, a)
             strengths = (row[name] for name in ("apg_eta", "apg_threshold", "apg_momentum"))
-            update, memory = project(x0, x0_unconditional, memory, *strengths)
-            # Converted back by the slope, not through the whole x0: at low noise that would lose digits.
+            update, state = project(x0, x0_unconditional, state, *strengths)
+            # Back by the slope instead of by the whole x0: at low noise that would lose the prediction's digits.
             move = _per_image(row["guidance_scale"] - 1, out.ndim) * update
             out = conditional + _slope(prediction_type, a) * move
         elif guidance.unconditional:
@@ -166,20 +161,16 @@ def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> 
             out = out + _per_image(row["pag_scale"], out.ndim) * (conditional - parts[:, -1])
         if guidance.rescaled:
             out = rescale(out, conditional, row["guidance_rescale"])
-        return out, memory
+        return out, state
 
     return denoise
 
 
 def guide(out: jax.Array, scale: jax.Array) -> jax.Array:
-    """Extrapolates from the unconditional to the conditional prediction: u + scale (c - u).
+    """Plain classifier-free guidance, for loops of your own: u + scale (c - u).
 
-    Args:
-        out: (2 B, ...), predictions in the order of `interleave`.
-        scale: () or (B,).
-
-    Returns:
-        (B, ...) float32.
+    out: (2 B, ...), predictions without and with the conditions, as `interleave` orders them; scale: () or (B,).
+    Returns (B, ...) float32.
     """
     pairs = out.astype(jnp.float32).reshape(-1, 2, *out.shape[1:])
     return _extrapolate(pairs[:, 0], pairs[:, 1], scale)

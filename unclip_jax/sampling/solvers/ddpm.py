@@ -48,7 +48,7 @@ def ddpm(config: Mapping[str, Any], num_inference_steps: int, start_step: int = 
         ValueError: A setting or a number is out of range.
     """
     settings = read_settings(config, DEFAULTS, CHOICES)
-    table = alphas_cumprod(noise_schedule(settings), "diffusers")
+    table = alphas_cumprod(noise_schedule(settings))
     timesteps = spaced_timesteps(settings, check_steps(num_inference_steps, len(table)))
     here = table[timesteps].astype(np.float64)
     there = np.append(here[1:], 1.0)

@@ -65,7 +65,7 @@ def noise_levels(settings: Mapping[str, Any], num_inference_steps: int, spacing:
     Raises:
         ValueError: A setting or a number is out of range.
     """
-    table = alphas_cumprod(noise_schedule(settings), "diffusers")
+    table = alphas_cumprod(noise_schedule(settings))
     if settings.get("rescale_betas_zero_snr"):
         table[-1] = 2**-24  # diffusers' choice: sigma is 4096 there and not infinite
     if not table.all():
