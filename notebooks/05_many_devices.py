@@ -93,7 +93,7 @@ def latents(params, seed, indices, text, labels):
     """Indices (B,), text states (B, T, C), class labels (B, 2 D) -> latents (B, size, size, 4)."""
     model = unet.merge(params)
     context = model.encode_context(interleave(text, text))
-    classes = model.embed_class(interleave(0 * labels, labels))  # without the picture, and with it
+    classes = model.embed_class(interleave(0 * labels, labels))  # without the image, and with it
     keys = image_keys(seed, indices)
 
     def denoise(x, row):

@@ -223,8 +223,8 @@ def make(args: argparse.Namespace) -> None:
         pipe = getattr(unclip_jax, command.pipeline).from_pretrained(args.model, **opening)
     _adapt(pipe, args)
     settings = _settings(args, max(1, len(paths)))
-    inputs = {"image": pictures} if paths else {}
-    inputs |= {name: opened[path].picture for name in IMAGES if (path := settings.get(name)) is not None}
+    inputs = {"image": loaded} if paths else {}
+    inputs |= {name: opened[path].image for name in IMAGES if (path := settings.get(name)) is not None}
     images = pipe(**{**settings, **inputs}, batch_size=args.batch_size).images
 
     args.out.mkdir(parents=True, exist_ok=True)

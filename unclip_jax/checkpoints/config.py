@@ -27,13 +27,20 @@ _TASKS: dict[int, Task] = {5: "depth-to-image", 7: "upscale", 9: "inpaint"}
 class CheckpointConfig:
     """A Stable Diffusion 2 checkpoint without its weights.
 
-    reference: whose arithmetic it follows, "original" (Stability's code: tokenizer with text cleaning, float64 schedule
-        tables, pixels truncated to 8 bits) or "diffusers" (transformers' tokenizer, float32 tables, pixels rounded)
-    scheduler: the default solver's name; scheduler_config: the diffusers settings that solvers read
-    preprocess: how pictures become pixel values, see `unclip_jax.conditioning.clip_image.preprocess`
-    image_noising: the schedule by which the image that conditions is noised: the embedding of the image encoder, or the
-        small picture of an upscaler; None for the others
-    depth_estimator: the network that makes the depth map of depth-to-image; None for the others
+    Args:
+        unet: The UNet's architecture.
+        vae: The VAE's.
+        text_encoder: The text encoder's.
+        image_encoder: The image encoder's; None for checkpoints without one.
+        reference: The reference whose arithmetic it follows: "original" (Stability's code: tokenizer with text
+            cleaning, float64 schedule tables, pixels truncated to 8 bits) or "diffusers" (transformers' tokenizer,
+            float32 tables, pixels rounded).
+        scheduler: The default solver's name.
+        scheduler_config: The diffusers settings that solvers read.
+        preprocess: How images become pixel values, see `unclip_jax.conditioning.clip_image.preprocess`.
+        image_noising: The noise schedule of the conditioning image: of the image embedding, or of an upscaler's small
+            image. None for the others.
+        depth_estimator: The network that makes the depth map for depth-to-image; None for the others.
     """
 
     unet: UNetConfig
@@ -143,8 +150,14 @@ class ClipConfig:
 class PriorCheckpointConfig:
     """A text-to-image-embedding prior on its own: its network, and the text tower that it reads.
 
-    reference: whose arithmetic it follows, as in `CheckpointConfig`; Karlo's own code is "original"
-    scheduler_config: the diffusers settings of its scheduler, with `_class_name`
+    Args:
+        prior: The prior's architecture.
+        text_encoder: The text tower's.
+        reference: The reference whose arithmetic it follows, as in `CheckpointConfig`; Karlo's own code is "original".
+        scheduler_config: The diffusers settings of its scheduler, with `_class_name`.
+
+    Raises:
+        ValueError: The text tower's widths or length do not fit the prior's.
     """
 
     prior: PriorConfig

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 from unclip_jax.conditioning.address import fetch, is_address, shown
 
 Preprocess = Literal["diffusers", "original", "original-kornia-0.6.0"]
-# A picture as it is stored: opened, at a path or an address, or the bytes of a file.
+# A stored image: opened, at a path or an address, or the bytes of a file.
 StoredImage = Image.Image | str | os.PathLike[str] | bytes
 ImageSource = StoredImage | NDArray[Any]
 STORED = (Image.Image, str, os.PathLike, bytes)
@@ -105,12 +105,15 @@ def open_image(source: StoredImage, name: str) -> Image.Image:
 
 
 def preprocess(image: NDArray[np.uint8], mode: Preprocess, size: int = 224) -> NDArray[np.float32]:
-    """Turns a picture, uint8 (H, W, 3), into the image encoder's pixel values, float32 (size, size, 3).
+    """Converts an image to the image encoder's pixel values, normalised by CLIP's mean and standard deviation.
 
-    mode "diffusers": bicubic resize of the shorter side to `size`, then the middle square, bit for bit as
-    transformers' `CLIPImageProcessorPil`. "original": Stability's code with kornia 0.6.4 or newer; the whole picture is
-    squashed into the square. "original-kornia-0.6.0": the same with the version that its requirements pin, whose blur
-    before the reduction is stronger. All end with CLIP's mean and standard deviation.
+    Args:
+        image: (H, W, 3) uint8.
+        mode: "diffusers": bicubic resize of the shorter side to `size`, then the middle square, bit for bit as
+            transformers' `CLIPImageProcessorPil`. "original": Stability's code with kornia 0.6.4 or newer; the whole
+            image is squashed into the square. "original-kornia-0.6.0": the same with the version that its requirements
+            pin, which blurs more before a reduction.
+        size: The side of the square.
 
     Returns:
         (size, size, 3) float32.

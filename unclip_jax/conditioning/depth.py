@@ -21,15 +21,21 @@ LARGEST = 1e30
 
 
 def estimator_pixels(image: NDArray[Any], reference: Reference, side: int = SIDE) -> NDArray[np.float32]:
-    """What the depth estimator reads of a picture: float32 (h, w, 3), about -1..1, h and w multiples of 32.
+    """The depth estimator's input for an image: about -1..1, with sides that are multiples of 32.
 
-    image: uint8 (H, W, 3), or float32 (H, W, 3) in 0..1.
-    reference "diffusers": squeezed into (side, side), bit for bit as transformers' DPTImageProcessor, which torchvision
-    serves. "original": scaled in its proportions by that side's ratio to `side` which changes it less, each length
-    rounded to a multiple of 32, by bicubic interpolation without antialiasing as OpenCV's; the caller gives it the
-    picture in the size that is painted.
+    Args:
+        image: (H, W, 3), uint8, or float32 in 0..1.
+        reference: "diffusers": squeezed into (side, side), bit for bit as transformers' DPTImageProcessor on
+            torchvision. "original": scaled in its proportions by the ratio to `side` of the side that this changes
+            less, each length rounded to a multiple of 32, by bicubic interpolation without antialiasing as OpenCV's;
+            the caller passes the image in the size that is painted. Source: MiDaS' transform for `dpt_hybrid`.
+        side: The size near which the estimator was trained.
 
-    Raises ValueError for another reference. Source of "original": MiDaS' transform for `dpt_hybrid`.
+    Returns:
+        (h, w, 3) float32.
+
+    Raises:
+        ValueError: The reference is unknown.
     """
     if reference == Reference.DIFFUSERS:
         if image.dtype != np.uint8:

@@ -49,9 +49,11 @@ def check_levels(value: Any, images: int, rows: int = MAX_LEVEL + 1) -> np.ndarr
         ValueError: A level is out of range, or there is a wrong number of them.
     """
     several = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
-    levels = list(value) if several else [value] * pictures
-    if len(levels) != pictures:
-        raise ValueError(f"noise_level has {len(levels)} values; there are {pictures} images, want one for each")
+    levels = list(value) if several else [value] * images
+    if len(levels) != images:
+        raise ValueError(
+            f"noise_level has {len(levels)} values for {images} images; want one per image, or one for all"
+        )
     most = min(rows - 1, MAX_LEVEL)
     for level in levels:
         if not isinstance(level, int | np.integer) or isinstance(level, bool) or not 0 <= level <= most:

@@ -79,7 +79,7 @@ def clip_features(checkpoint: Checkpoint, mesh: Mesh, batch_size: int = 32) -> C
     see = over_devices(lambda params, x: vision.merge(params)(x), vision.params, mesh, batch_size)
     read = over_devices(lambda params, tokens: text.merge(params).embed(tokens), text.params, mesh, batch_size)
     return ClipFeatures(
-        lambda pictures: see(np.stack([preprocess(picture, mode, size) for picture in pictures])),
+        lambda images: see(np.stack([preprocess(image, mode, size) for image in images])),
         lambda texts: read(_tokens(tokenizer, texts)),
     )
 

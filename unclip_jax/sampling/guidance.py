@@ -120,7 +120,7 @@ def guidance_state(guidance: Guidance, latents: jax.Array) -> State:
 
 
 def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> StatefulDenoise:
-    """The guided prediction, as `unclip_jax.sampling.loop.run_stateful_steps` takes it.
+    """Makes the guided prediction, in the form that `unclip_jax.sampling.loop.run_stateful_steps` takes.
 
     With u, c and p for the predictions of the unconditional, conditional and perturbed rows:
 
@@ -152,7 +152,7 @@ def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> 
             x0_unconditional, _ = to_x0_eps(prediction_type, parts[:, 0], x, a)
             strengths = (row[name] for name in ("apg_eta", "apg_threshold", "apg_momentum"))
             update, state = project(x0, x0_unconditional, state, *strengths)
-            # Back by the slope instead of by the whole x0: at low noise that would lose the prediction's digits.
+            # Converted back by the slope, not through the whole x0: at low noise that would lose digits.
             move = _per_image(row["guidance_scale"] - 1, out.ndim) * update
             out = conditional + _slope(prediction_type, a) * move
         elif guidance.unconditional:
@@ -169,8 +169,12 @@ def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> 
 def guide(out: jax.Array, scale: jax.Array) -> jax.Array:
     """Plain classifier-free guidance, for loops of your own: u + scale (c - u).
 
-    out: (2 B, ...), predictions without and with the conditions, as `interleave` orders them; scale: () or (B,).
-    Returns (B, ...) float32.
+    Args:
+        out: (2 B, ...), predictions without and with the conditions, in the order of `interleave`.
+        scale: () or (B,).
+
+    Returns:
+        (B, ...) float32.
     """
     pairs = out.astype(jnp.float32).reshape(-1, 2, *out.shape[1:])
     return _extrapolate(pairs[:, 0], pairs[:, 1], scale)

@@ -52,7 +52,7 @@ class ExampleLoader:
             row["tokens"] = self.tokenizer([record.text])[0]
         if self.vision is not None:
             size, mode = self.vision
-            row["pixel_values"] = preprocess(np.ascontiguousarray(picture), mode, size)
+            row["pixel_values"] = preprocess(np.ascontiguousarray(image), mode, size)
         if self.whole_mask_share is not None:
             row["mask"] = random_mask(rng, self.resolution, self.resolution, self.whole_mask_share)
         if self.low_res_factor is not None:

@@ -101,7 +101,7 @@ def tcd(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, s
 
 
 def _timesteps(settings: Mapping[str, Any], num_inference_steps: int, solver: str) -> tuple[np.ndarray, np.ndarray]:
-    """Timesteps, falling, out of those of the distillation, and alphas_cumprod."""
+    """The timesteps, falling, chosen from those of the distillation, and alphas_cumprod."""
     table = alphas_cumprod(noise_schedule(settings))
     most = settings["original_inference_steps"]
     if not 1 <= most <= len(table):
