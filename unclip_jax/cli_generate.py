@@ -256,7 +256,7 @@ def make(args: argparse.Namespace) -> None:
         labelled.append((image, path.stem))
         print(path)
     labels = [source["name"].rpartition("/")[2] for source in sources]
-    sheet = contact_sheet(list(zip(images, labels, strict=True)), labelled)
+    sheet = contact_sheet(list(zip(loaded, labels, strict=True)), labelled)
     path = args.out / f"{run:04d}-sheet.png"
     save_png(path, sheet, {**common, **({"images": sources} if sources else {})})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
