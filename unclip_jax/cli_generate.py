@@ -128,7 +128,7 @@ def add_commands(commands: Any) -> None:
         model.add_argument(
             "--dtype", metavar="D", help="float32, bfloat16 or float16; default float32 on CPU, else bfloat16"
         )
-        model.add_argument("--devices", type=int, metavar="N", help="how many local devices to use; default all")
+        model.add_argument("--devices", type=int, metavar="N", help="number of local devices to use; default all")
         what = p.add_argument_group("what to make")
         if command.inputs == "images":
             what.add_argument("--prompt", default="", metavar="T", help="text that guides")
@@ -173,7 +173,7 @@ def add_commands(commands: Any) -> None:
         )
         adapt.add_argument("--freeu", type=float, nargs=4, metavar=("S1", "S2", "B1", "B2"), help="reweight the UNet")
         adapt.add_argument("--watermark", action="store_true", help="mark the images invisibly, as the original does")
-        adapt.add_argument("--safety-checker", metavar="DIR", help="make black what diffusers' checker flags")
+        adapt.add_argument("--safety-checker", metavar="DIR", help="black out images that diffusers' checker flags")
         add_memory(p)
         how.add_argument("--out", type=Path, default=Path(name), metavar="DIR", help=f"default ./{name}")
 
@@ -184,7 +184,7 @@ def add_memory(command: argparse.ArgumentParser) -> None:
     m.add_argument("--decoding", default="whole", metavar="D", help="whole, seamless (half of the memory) or tiled")
     m.add_argument("--tile", type=int, metavar="N", help="of tiled, pixels along a side; default the checkpoint's")
     m.add_argument("--attention-chunk", type=int, metavar="N", help="queries at a time")
-    m.add_argument("--free-networks", action="store_true", help="read each network for its stage, and let it go after")
+    m.add_argument("--free-networks", action="store_true", help="read each network for its stage and free it after")
 
 
 def make(args: argparse.Namespace) -> None:
@@ -265,7 +265,7 @@ def make(args: argparse.Namespace) -> None:
 
 
 def mesh_of(count: int | None) -> Any:
-    """A mesh of so many local devices, or all. Raises ValueError for more than there are."""
+    """A mesh of this many local devices, or all. Raises ValueError for more than there are."""
     import jax
 
     from unclip_jax.distributed.mesh import local_mesh
@@ -284,14 +284,14 @@ def memory_of(args: argparse.Namespace) -> Any:
 
 
 def model_name(model: str | None) -> str:
-    """What recipes and reports call a checkpoint: a file's or a folder's own name, a hub id, or the demo."""
+    """A checkpoint's name in recipes and reports: a file's or a folder's own name, a hub id, or the demo."""
     if model is None:
         return "the demo model"
     return Path(model).name if Path(model).exists() else shown(model)
 
 
 def _adapt(pipe: Any, args: argparse.Namespace) -> None:
-    """Loads the adapters, and says what is done to finished images."""
+    """Loads the adapters, and sets what is done to finished images."""
     for given in args.lora:
         file, _, weight = given.rpartition("=") if re.search(r"=-?(\d+\.?\d*|\.\d+)$", given) else (given, "", "1")
         pipe.load_lora_weights(file, adapter_name=given, weight=float(weight))
@@ -333,7 +333,7 @@ def _settings(args: argparse.Namespace, images: int) -> dict[str, Any]:
 
 
 class _Opened(NamedTuple):
-    """An image, and what recipes say of its file."""
+    """An image, and the facts about its file that go into recipes."""
 
     image: Any
     origin: dict[str, str]

@@ -21,7 +21,7 @@ class Memory:
     attention_chunk: queries that attention takes at a time in the UNet and the VAE; None leaves it to the platform
     free_networks: each network is read from the checkpoint when its stage begins, and let go after it
 
-    Images are always decoded one a device at a time. Raises ValueError for other values.
+    Images are always decoded one per device at a time. Raises ValueError for other values.
     """
 
     decoding: Decoding = "whole"

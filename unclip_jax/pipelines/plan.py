@@ -93,7 +93,7 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, free
         bar.update()
         return made
 
-    # The networks that look at a given image, and its size.
+    # The networks that read a given image, and its size.
     looks: dict[str, tuple[str, Any, tuple[int, ...]]] = {}
     if config.image_encoder is not None:
         side = config.image_encoder.image_size
