@@ -76,7 +76,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         },
     ),
     "paste-back": (("inpaint",), {"action": "store_true", "help": "keep what is black in the mask, bit for bit"}),
-    "condition-image": (("inpaint",), {"metavar": "FILE", "help": "what guides an unCLIP checkpoint; default IMAGE"}),
+    "condition-image": (("inpaint",), {"metavar": "FILE", "help": "guides an unCLIP checkpoint; default IMAGE"}),
     "height": (
         ("variations", "text-to-image", "image-to-image", "depth-to-image", "inpaint"),
         {"type": int, "metavar": "H", "help": "pixels; default the checkpoint's, or the image's"},
