@@ -28,7 +28,7 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog=program,
         description="Converts Stable Diffusion 2 checkpoints between PyTorch's formats and ours, without PyTorch.",
-        epilog=f"{program} {ADD_DIFFERENCE} A B C DST makes a checkpoint of three: see its own --help. A file "
+        epilog=f"{program} {ADD_DIFFERENCE} A B C DST merges three checkpoints: see its own --help. A file "
         f"or folder of that name is ./{ADD_DIFFERENCE}.",
     )
     p.add_argument(
@@ -50,8 +50,8 @@ def difference_parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog=f"{program} {ADD_DIFFERENCE}",
         description="Writes A + scale (B - C): A with what the fine-tune B has learnt since its base C. Each may be of "
-        "any layout. Whatever B and C do not both have stays A's. The options without a letter are A's and the "
-        "result's, as for a conversion; B or C that needs others is converted first.",
+        "any layout. What B and C do not both have stays A's. Options without a letter are for A and the result, as in "
+        "a conversion; a B or C that needs other options must be converted first.",
     )
     for name, what in {"a": "the checkpoint to change", "b": "a fine-tune of C", "c": "the base of B"}.items():
         p.add_argument(name, metavar=name.upper(), help=what)

@@ -65,7 +65,7 @@ _SCHEDULE = (
     r"|log_one_minus_alphas_cumprod|sqrt_recip_alphas_cumprod|sqrt_recipm1_alphas_cumprod"
     r"|posterior_variance|posterior_log_variance_clipped|posterior_mean_coef1|posterior_mean_coef2|logvar|lvlb_weights"
 )
-# Empty tensors by which ComfyUI and others say what a UNet predicts, and that its schedule ends without signal.
+# Empty tensors by which ComfyUI and others mark what a UNet predicts, and that its schedule ends without signal.
 V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
 BESIDE = [
     Unused(rf"(noise_augmentor\.|low_scale_model\.)?({_SCHEDULE})", "noise schedule: recomputed from its betas"),

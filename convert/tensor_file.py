@@ -119,7 +119,7 @@ def map_file(path: Path, resources: contextlib.ExitStack) -> mmap.mmap:
 
 
 def _unmap(mapping: mmap.mmap) -> None:
-    # Arrays that still look at the file keep it mapped; the last of them lets go of it.
+    # Arrays that still view the file keep it mapped; the last of them releases it.
     with contextlib.suppress(BufferError):
         mapping.close()
 

@@ -1,4 +1,4 @@
-"""`unclip-jax ...`: a thin face over the Python API."""
+"""`unclip-jax ...`: a thin layer over the Python API."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     for name in ("config", "prediction_type", "clip_stats", "vae", "unet", "variant", "revision", "subfolder"):
         i.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help="as for variations")
     planned = i.add_argument_group("memory that a run would need", "compiles the programs, runs nothing")
-    planned.add_argument("--plan", action="store_true", help="print each stage's peak on a device")
+    planned.add_argument("--plan", action="store_true", help="print each stage's peak memory on a device")
     planned.add_argument("--height", type=int, metavar="H", help="pixels; default the checkpoint's")
     planned.add_argument("--width", type=int, metavar="W", help="pixels; default the checkpoint's")
     planned.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time; default 1")
@@ -40,13 +40,13 @@ def parser() -> argparse.ArgumentParser:
     t = commands.add_parser(
         "train",
         help="train or fine-tune a network",
-        description="Trains by the settings in a YAML file: a UNet, an adapter (LoRA), a new word (textual inversion), "
-        "an autoencoder, a CLIP model. A run that was interrupted goes on where it was. docs/training.md has the "
+        description="Trains by the settings in a YAML file: a UNet, an adapter (LoRA), a textual inversion embedding, "
+        "an autoencoder or a CLIP model. An interrupted run resumes where it stopped. docs/training.md has the "
         "settings.",
     )
     t.add_argument("config", type=Path, metavar="CONFIG", help="the settings, a YAML file")
     t.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="instead of the file's, as run.total_steps=500"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a setting, as in run.total_steps=500"
     )
     _add_evaluate(commands)
     commands.add_parser("convert", help="convert checkpoints between PyTorch's formats and ours", add_help=False)
@@ -57,9 +57,9 @@ def _add_evaluate(commands: Any) -> None:
     e = commands.add_parser(
         "evaluate",
         help="measure checkpoints: FID, CLIP-FID, CMMD, CLIP score, retention, diversity",
-        description="Makes variations of images with their captions at several guidance scales, and without at "
-        "several noise levels, and measures them as the model card does. Writes results.json, tables and plots. One "
-        "that was interrupted goes on where it was.",
+        description="Makes variations of images, with their captions at several guidance scales and without captions "
+        "at several noise levels, and measures them as the model card does. Writes results.json, tables and plots. An "
+        "interrupted evaluation resumes where it stopped.",
     )
     e.add_argument("models", nargs="*", metavar="MODEL", help="checkpoints; default the bundled one")
     e.add_argument("--images", required=True, metavar="DIR", help="an image folder, captions in its metadata")
@@ -73,7 +73,7 @@ def _add_evaluate(commands: Any) -> None:
     e.add_argument("--noise-levels", type=int, nargs="*", metavar="N", help="default 0 200 400 600 800 1000")
     e.add_argument("--noise-level", type=int, default=0, metavar="N", help="of the images with prompts; default 0")
     e.add_argument("--level-guidance", type=float, default=3.0, metavar="G", help="at the noise levels; default 3")
-    e.add_argument("--variations", type=int, default=4, metavar="N", help="an image and noise level; default 4")
+    e.add_argument("--variations", type=int, default=4, metavar="N", help="per image and noise level; default 4")
     e.add_argument("--steps", type=int, default=50, metavar="N", help="default 50")
     e.add_argument("--scheduler", default="ddim", metavar="S", help="default ddim")
     e.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time; default 8")
@@ -142,7 +142,7 @@ def _named_like_an_image(source: str) -> bool:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Trains, and says what was made."""
+    """Trains, and prints the result's path."""
     from unclip_jax.training.settings import read_settings
     from unclip_jax.training.tasks import run_training
 
@@ -150,7 +150,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Measures checkpoints, and says where the report is."""
+    """Measures checkpoints, and prints the report's path."""
     from unclip_jax.checkpoints.source import open_checkpoint
     from unclip_jax.evaluation.features import clip_features, inception_features
     from unclip_jax.evaluation.protocol import Judges, Protocol, coco_captions

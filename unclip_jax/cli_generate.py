@@ -1,6 +1,6 @@
 """The commands that make images: `unclip-jax variations`, `text-to-image`, `image-to-image` and the rest.
 
-Each has the arguments of its pipeline, and writes one PNG an image, with its recipe inside, and a contact sheet.
+Each has the arguments of its pipeline, and writes one PNG per image, with its recipe inside, and a contact sheet.
 """
 
 import argparse
@@ -76,7 +76,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         },
     ),
     "paste-back": (("inpaint",), {"action": "store_true", "help": "keep what is black in the mask, bit for bit"}),
-    "condition-image": (("inpaint",), {"metavar": "FILE", "help": "what guides an unCLIP checkpoint; default IMAGE"}),
+    "condition-image": (("inpaint",), {"metavar": "FILE", "help": "guides an unCLIP checkpoint; default IMAGE"}),
     "height": (
         ("variations", "text-to-image", "image-to-image", "depth-to-image", "inpaint"),
         {"type": int, "metavar": "H", "help": "pixels; default the checkpoint's, or the image's"},
@@ -100,7 +100,7 @@ def add_commands(commands: Any) -> None:
         p = commands.add_parser(
             name,
             help=command.help,
-            description=f"To {command.help}. Writes one PNG an image, with its recipe inside, and a contact sheet.",
+            description=f"To {command.help}. Writes one PNG per image, with its recipe inside, and a contact sheet.",
         )
         if command.inputs == "images":
             p.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or their addresses (http, https)")
@@ -128,7 +128,7 @@ def add_commands(commands: Any) -> None:
         model.add_argument(
             "--dtype", metavar="D", help="float32, bfloat16 or float16; default float32 on CPU, else bfloat16"
         )
-        model.add_argument("--devices", type=int, metavar="N", help="how many local devices to use; default all")
+        model.add_argument("--devices", type=int, metavar="N", help="number of local devices to use; default all")
         what = p.add_argument_group("what to make")
         if command.inputs == "images":
             what.add_argument("--prompt", default="", metavar="T", help="text that guides")
@@ -169,11 +169,11 @@ def add_commands(commands: Any) -> None:
             nargs="+",
             default=[],
             metavar="FILE[=WORD]",
-            help="learnt words: files, folders or hub ids, and what to call them",
+            help="textual inversion embeddings: files, folders or hub ids, and the word for each",
         )
         adapt.add_argument("--freeu", type=float, nargs=4, metavar=("S1", "S2", "B1", "B2"), help="reweight the UNet")
         adapt.add_argument("--watermark", action="store_true", help="mark the images invisibly, as the original does")
-        adapt.add_argument("--safety-checker", metavar="DIR", help="make black what diffusers' checker flags")
+        adapt.add_argument("--safety-checker", metavar="DIR", help="black out images that diffusers' checker flags")
         add_memory(p)
         how.add_argument("--out", type=Path, default=Path(name), metavar="DIR", help=f"default ./{name}")
 
@@ -184,11 +184,11 @@ def add_memory(command: argparse.ArgumentParser) -> None:
     m.add_argument("--decoding", default="whole", metavar="D", help="whole, seamless (half of the memory) or tiled")
     m.add_argument("--tile", type=int, metavar="N", help="of tiled, pixels along a side; default the checkpoint's")
     m.add_argument("--attention-chunk", type=int, metavar="N", help="queries at a time")
-    m.add_argument("--free-networks", action="store_true", help="read each network for its stage, and let it go after")
+    m.add_argument("--free-networks", action="store_true", help="read each network for its stage and free it after")
 
 
 def make(args: argparse.Namespace) -> None:
-    """Makes the images and says where they are."""
+    """Makes the images and prints their paths."""
     started = time.monotonic()
     command = COMMANDS[args.command]
     paths = getattr(args, "images", [])
@@ -212,7 +212,7 @@ def make(args: argparse.Namespace) -> None:
 
     # Opened once, and as they are: what becomes of transparency, or of 16 bits, is the pipeline's to say.
     opened = {path: _open(path) for path in dict.fromkeys((*paths, *others))}
-    images = [opened[path].image for path in paths]
+    loaded = [opened[path].image for path in paths]
     given = {k: getattr(args, k, None) for k in OPENING}
     overrides = {k: v for k, v in given.items() if v is not None}
     opening = {"dtype": args.dtype, "mesh": mesh_of(args.devices), "memory": memory_of(args), **overrides}
@@ -223,7 +223,7 @@ def make(args: argparse.Namespace) -> None:
         pipe = getattr(unclip_jax, command.pipeline).from_pretrained(args.model, **opening)
     _adapt(pipe, args)
     settings = _settings(args, max(1, len(paths)))
-    inputs = {"image": images} if paths else {}
+    inputs = {"image": loaded} if paths else {}
     inputs |= {name: opened[path].image for name in IMAGES if (path := settings.get(name)) is not None}
     images = pipe(**{**settings, **inputs}, batch_size=args.batch_size).images
 
@@ -256,7 +256,7 @@ def make(args: argparse.Namespace) -> None:
         labelled.append((image, path.stem))
         print(path)
     labels = [source["name"].rpartition("/")[2] for source in sources]
-    sheet = contact_sheet(list(zip(images, labels, strict=True)), labelled)
+    sheet = contact_sheet(list(zip(loaded, labels, strict=True)), labelled)
     path = args.out / f"{run:04d}-sheet.png"
     save_png(path, sheet, {**common, **({"images": sources} if sources else {})})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
@@ -265,7 +265,7 @@ def make(args: argparse.Namespace) -> None:
 
 
 def mesh_of(count: int | None) -> Any:
-    """A mesh of so many local devices, or all. Raises ValueError for more than there are."""
+    """A mesh of this many local devices, or all. Raises ValueError for more than there are."""
     import jax
 
     from unclip_jax.distributed.mesh import local_mesh
@@ -284,14 +284,14 @@ def memory_of(args: argparse.Namespace) -> Any:
 
 
 def model_name(model: str | None) -> str:
-    """What recipes and reports call a checkpoint: a file's or a folder's own name, a hub id, or the demo."""
+    """A checkpoint's name in recipes and reports: a file's or a folder's own name, a hub id, or the demo."""
     if model is None:
         return "the demo model"
     return Path(model).name if Path(model).exists() else shown(model)
 
 
 def _adapt(pipe: Any, args: argparse.Namespace) -> None:
-    """Loads the adapters, and says what is done to finished images."""
+    """Loads the adapters, and sets what is done to finished images."""
     for given in args.lora:
         file, _, weight = given.rpartition("=") if re.search(r"=-?(\d+\.?\d*|\.\d+)$", given) else (given, "", "1")
         pipe.load_lora_weights(file, adapter_name=given, weight=float(weight))
@@ -333,7 +333,7 @@ def _settings(args: argparse.Namespace, images: int) -> dict[str, Any]:
 
 
 class _Opened(NamedTuple):
-    """An image, and what recipes say of its file."""
+    """An image, and the facts about its file that go into recipes."""
 
     image: Any
     origin: dict[str, str]

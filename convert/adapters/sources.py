@@ -15,7 +15,7 @@ from unclip_jax.checkpoints.places import place_of
 
 LORA_FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 WORD_FILES = ("learned_embeds.safetensors", "learned_embeds.bin")
-# peft's folders, one a network, of which the settings lie beside the file.
+# peft's folders, one per network, with the settings beside the file.
 PEFT_FILES, PEFT_SETTINGS = ("adapter_model.safetensors", "adapter_model.bin"), "adapter_config.json"
 PEFT_FOLDERS = ("unet", "text_encoder")
 

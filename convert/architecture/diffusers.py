@@ -171,7 +171,7 @@ def from_folder(folder: Path) -> CheckpointConfig:
             f"unet/config.json: cross_attention_dim is {unet.cross_attention_dim}; "
             f"text_encoder/config.json has hidden_size {text.width}"
         )
-    # As in diffusers the index says which class the settings are read by, whatever they say of it themselves.
+    # As in diffusers the index names the class that reads the settings, whatever class they name themselves.
     scheduler_class = str(torch_class(index["scheduler"][1]))
     scheduler = given(read_json(folder / "scheduler" / "scheduler_config.json")) | {"_class_name": scheduler_class}
     try:

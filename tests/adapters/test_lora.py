@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_refused_by_name():
     ):
         with pytest.raises(ValueError, match=words):
             with_lora(PARAMS, [lora], [1.0])
-    with pytest.raises(ValueError, match="1 scales for 2 adapters"):
+    with pytest.raises(ValueError, match="scales has 1 entries for 2 adapters"):
         with_lora(PARAMS, [FIRST, SECOND], [1.0])
     with pytest.raises(ValueError, match="weight is nan"):
         merge_loras(networks(), [FIRST], [float("nan")])

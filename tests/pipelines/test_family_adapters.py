@@ -161,7 +161,9 @@ def test_words_that_come_with_a_lora_go_with_it(pipe, files, tmp_path):
     assert np.abs(pipe.encode_prompts(["a <both>"]) - plain).max() > 1e-2
     pipe.unload_textual_inversion()  # of words of their own, of which there are none
     assert "<both>_1" in pipe.tokenizer.known_tokens
-    with pytest.raises(ValueError, match="tokens has '<both>', which came with the adapter 'both': delete_adapters"):
+    with pytest.raises(
+        ValueError, match="tokens has '<both>', which came with the adapter 'both'; use delete_adapters"
+    ):
         pipe.unload_textual_inversion("<both>")
     with pytest.raises(ValueError, match=r"again: the word '<both>' is not new.*delete_adapters\('both'\)"):
         pipe.load_lora_weights(shutil.copy(tmp_path / "both.safetensors", tmp_path / "again"))

@@ -160,7 +160,7 @@ class Tokenizer:
         # Word by word: the library's own `encode` would find special strings before it splits words.
         model, ids = self._tokenizer.model, []
         for part in [prompt] if self._word is None else self._word.split(prompt):
-            if part.lower() in self._lower:  # one that was learnt, see `unclip_jax.adapters.textual_inversion`
+            if part.lower() in self._lower:  # a textual inversion, see `unclip_jax.adapters.textual_inversion`
                 ids.append(self._words.get(part, self._lower[part.lower()]))
                 continue
             for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(clean(part)):

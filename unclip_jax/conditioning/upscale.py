@@ -52,7 +52,7 @@ def check_levels(value: Any, images: int, rows: int = MAX_LEVEL + 1) -> np.ndarr
     levels = list(value) if several else [value] * images
     if len(levels) != images:
         raise ValueError(
-            f"noise_level has {len(levels)} values; there are {images} images: want one per image, or one for all"
+            f"noise_level has {len(levels)} values for {images} images; want one per image, or one for all"
         )
     most = min(rows - 1, MAX_LEVEL)
     for level in levels:

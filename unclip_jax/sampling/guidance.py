@@ -170,7 +170,7 @@ def guide(out: jax.Array, scale: jax.Array) -> jax.Array:
     """Plain classifier-free guidance, for loops of your own: u + scale (c - u).
 
     Args:
-        out: (2 B, ...), predictions in the order of `interleave`.
+        out: (2 B, ...), predictions without and with the conditions, in the order of `interleave`.
         scale: () or (B,).
 
     Returns:

@@ -159,21 +159,26 @@ def choose_solver(
     depth: bool = False,
     given: Collection[str] = ("num_inference_steps", "eta", "strength"),
 ) -> Solver:
-    """The solver that a call of a pipeline asks for.
+    """The solver for a pipeline's call.
 
     Args:
-        scheduler: a name of `SCHEDULERS`, a `Solver`, or None for the checkpoint's own.
-        own: the name of the checkpoint's own.
-        config: the checkpoint's diffusers scheduler_config.json.
-        num_inference_steps, eta: as for `make_solver`.
-        strength: of a run that starts from an image, see `first_step`; None for a run from pure noise. A `Solver` of
-            all steps is cut to the share of them.
-        depth: as for `first_step`.
-        given: which of the arguments num_inference_steps, eta and strength are the caller's, and no defaults.
+        scheduler: A name of `SCHEDULERS`, a `Solver`, or None for the checkpoint's own.
+        own: The name of the checkpoint's own.
+        config: The checkpoint's diffusers scheduler_config.json.
+        num_inference_steps: As in `make_solver`.
+        eta: As in `make_solver`.
+        strength: For a run that starts from an image, see `first_step`; None for a run from pure noise. A `Solver` of
+            all steps is cut to that share of them.
+        depth: As in `first_step`.
+        given: Which of the arguments num_inference_steps, eta and strength come from the caller rather than from
+            defaults.
+
+    Returns:
+        The solver.
 
     Raises:
-        ValueError: for what `make_solver` and `first_step` refuse, for another type, and for an argument that a
-            `Solver` cannot honour.
+        ValueError: As in `make_solver` and `first_step`; or the scheduler has another type, or a `Solver` cannot honour
+            an argument.
     """
     if isinstance(scheduler, Solver):
         _refuse_other_settings(scheduler, num_inference_steps, eta, given)
@@ -231,7 +236,11 @@ def _cut(solver: Solver, strength: float, depth: bool, given: bool) -> Solver:
 
 
 def check_strength(strength: float) -> float:
-    """A number above 0, to 1. Raises ValueError for anything else."""
+    """Checks a strength: a number above 0, at most 1.
+
+    Raises:
+        ValueError: It is not.
+    """
     if not isinstance(strength, Real) or isinstance(strength, bool) or not 0 < strength <= 1:
         raise ValueError(f"strength is {strength!r:.80}; want a number above 0, to 1")
     return float(strength)

@@ -18,7 +18,7 @@ Step = Callable[[str, State, jax.Array, jax.Array, Row, jax.Array | None], tuple
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `unclip_jax.sampling.make_solver` made a solver from: its arguments."""
+    """The arguments of `unclip_jax.sampling.make_solver` that made a solver."""
 
     name: str
     config: Mapping[str, Any]
@@ -54,9 +54,9 @@ class Solver:
             is the noise level of the first evaluation, except for "ldm-ddim", which starts one level above it, or from
             pure noise (a is 0) when no step is left out.
         scale: The factor of the initial noise, for solvers whose first noise level does not include the image's share.
-        reference: Whose procedure a pipeline follows around the loop with this solver.
-        recipe: What made it, so that a pipeline can make it again with fewer steps. None for a solver of your own, and
-            inside compiled programs.
+        reference: The reference whose procedure a pipeline follows around the loop with this solver.
+        recipe: The arguments that made it, so that a pipeline can make it again with fewer steps; None for a solver of
+            your own, and inside compiled programs.
     """
 
     grid: Mapping[str, jax.Array | np.ndarray]
@@ -76,7 +76,7 @@ class Solver:
 
     @property
     def steps(self) -> np.ndarray:
-        """(calls,) int32: the step of each network call. Calls that repeat a timestep are of one step."""
+        """(calls,) int32: the step of each network evaluation. Those that repeat a timestep belong to one step."""
         timesteps = np.asarray(self.grid["timestep"])
         return np.concatenate([[0], np.cumsum(timesteps[1:] != timesteps[:-1])]).astype(np.int32)
 
