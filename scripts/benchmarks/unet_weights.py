@@ -26,7 +26,7 @@ def full_size(width: int) -> dict[str, Any]:
 def random_folder(config: Mapping[str, Any]) -> Iterator[str]:
     """A folder with random weights, written in a process of its own, whose memory then counts for nobody."""
     with tempfile.TemporaryDirectory() as folder:
-        writer = multiprocessing.get_context("spawn").Process(target=_write, args=(folder, dict(config)))
+        writer = multiprocessing.get_context("spawn").Process(target=write_random, args=(folder, dict(config)))
         writer.start()
         writer.join()
         if writer.exitcode != 0:
@@ -34,7 +34,8 @@ def random_folder(config: Mapping[str, Any]) -> Iterator[str]:
         yield folder
 
 
-def _write(folder: str, config: dict[str, Any]) -> None:
+def write_random(folder: str, config: dict[str, Any]) -> None:
+    """Random weights as diffusers begins with them, and their configuration."""
     from diffusers import UNet2DConditionModel
 
     UNet2DConditionModel(**config).save_pretrained(folder)
