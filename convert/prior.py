@@ -22,6 +22,7 @@ from unclip_jax.checkpoints.networks import abstract_network, abstract_params
 from unclip_jax.conditioning.tokenizer import Tokenizer, openai_tokenizer_json, tokenizer_json_from_folder
 from unclip_jax.models.clip import TextConfig, TextEncoder
 from unclip_jax.models.prior import Prior, PriorConfig
+from unclip_jax.reference import Reference
 
 # Karlo's files, as published, and the suffixes under which `export.prior` puts the same beside a checkpoint.
 KARLO_FILE = "prior-ckpt-step=01000000-of-01000000.ckpt"
@@ -80,7 +81,7 @@ def open_karlo_prior(
         if statistics[0].shape != (width,):
             raise CheckpointError(f"{clip_stats.name}: {len(statistics[0])} features; the prior gives {width}")
         try:
-            settings = PriorCheckpointConfig(karlo.prior, karlo.text, "original", architecture.KARLO_SCHEDULER)
+            settings = PriorCheckpointConfig(karlo.prior, karlo.text, Reference.ORIGINAL, architecture.KARLO_SCHEDULER)
         except ValueError as error:
             raise CheckpointError(f"{karlo.path.name}: {error}") from error
         parameters = engine.import_params(karlo.rules, karlo.params, karlo.tensors, karlo.read)

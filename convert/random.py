@@ -29,6 +29,7 @@ from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER
 
 _VISION = VisionConfig(width=80, layers=2, heads=4, mlp_width=320, projection_dim=48)
@@ -44,7 +45,7 @@ TINY = CheckpointConfig(
     vae=VAEConfig(block_out_channels=(32, 64, 128, 128)),
     text_encoder=TextConfig(width=64, layers=2, heads=4, mlp_width=256),
     image_encoder=_VISION,
-    dialect="original",
+    reference=Reference.ORIGINAL,
     scheduler="ldm-ddim",
     scheduler_config=PUBLISHED_UNCLIP_SCHEDULER,
     image_noising=COSINE,
@@ -73,7 +74,7 @@ _TEXT_TO_IMAGE = dataclasses.replace(
 _PRIOR = PriorCheckpointConfig(
     PriorConfig(embedding_dim=192, width=128, layers=3, heads=4),
     TextConfig(width=192, layers=2, heads=3, mlp_width=384, activation="quick_gelu", projection_dim=192),
-    "original",
+    Reference.ORIGINAL,
     KARLO_SCHEDULER,
 )
 

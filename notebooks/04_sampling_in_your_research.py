@@ -105,7 +105,7 @@ def show(latents, labels, columns=3):
 
 # %%
 from unclip_jax.models.timestep import timestep_embedding
-from unclip_jax.sampling import Guidance, double, guidance_rows, guide
+from unclip_jax.sampling import Guidance, guidance_rows, guide, interleave
 
 
 def denoiser(params, embeds):
@@ -117,7 +117,7 @@ def denoiser(params, embeds):
 
     def denoise(x, row):
         time = unet.embed_time(row["timestep"][None])
-        return guide(unet.denoise(double(x), time + classes, context), settings["guidance_scale"])
+        return guide(unet.denoise(interleave(x, x), time + classes, context), settings["guidance_scale"])
 
     return denoise
 

@@ -78,7 +78,7 @@ from unclip_jax.demo import demo_pictures
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.image_files import contact_sheet
 from unclip_jax.models.timestep import timestep_embedding
-from unclip_jax.sampling import Branch, double, draw, guide, image_keys, interleave, make_solver, sample
+from unclip_jax.sampling import Branch, draw, guide, image_keys, interleave, make_solver, sample
 
 PHOTO = demo_pictures() / "fire-engine.png"  # any picture for a real checkpoint
 guidance_scale = 3.0 if CHECKPOINT is None else 10.0
@@ -92,13 +92,13 @@ size = config.unet.sample_size
 def latents(params, seed, indices, text, labels):
     """Indices (B,), text states (B, T, C), class labels (B, 2 D) -> latents (B, size, size, 4)."""
     model = unet.merge(params)
-    context = model.encode_context(double(text))
+    context = model.encode_context(interleave(text, text))
     classes = model.embed_class(interleave(0 * labels, labels))  # without the picture, and with it
     keys = image_keys(seed, indices)
 
     def denoise(x, row):
         time = model.embed_time(jnp.full(2 * len(x), row["timestep"]))
-        return guide(model.denoise(double(x), time + classes, context), guidance_scale)
+        return guide(model.denoise(interleave(x, x), time + classes, context), guidance_scale)
 
     return sample(denoise, solver, draw(keys, Branch.LATENTS, (size, size, 4)), keys=keys)
 

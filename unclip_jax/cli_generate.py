@@ -14,25 +14,41 @@ from typing import Any, NamedTuple
 
 from unclip_jax import __version__
 from unclip_jax.conditioning.address import fetch, is_address, shown
+from unclip_jax.pipelines.arguments import (
+    CommonArguments,
+    DepthToImageArguments,
+    ImageToImageArguments,
+    InpaintArguments,
+    StableUnCLIPArguments,
+    TextToImageArguments,
+    UnCLIPArguments,
+    UpscaleArguments,
+    default,
+)
 
 
 class Command(NamedTuple):
-    """pipeline: the class in `unclip_jax`. help: what it does. inputs: "images", "prompts". steps, scale: defaults."""
+    """pipeline: the class in `unclip_jax`. arguments: of its call. help: what it does. inputs: "images", "prompts"."""
 
     pipeline: str
+    arguments: type[CommonArguments]
     help: str
     inputs: str
-    steps: int
-    scale: float
+
+    def default(self, name: str) -> Any:
+        """The default of an argument of the call."""
+        return default(self.arguments, name)
 
 
 COMMANDS = {
-    "variations": Command("UnCLIPPipeline", "make variations of pictures", "images", 20, 10.0),
-    "text-to-image": Command("TextToImagePipeline", "make pictures of prompts", "prompts", 50, 7.5),
-    "image-to-image": Command("ImageToImagePipeline", "change pictures by a prompt", "images", 50, 7.5),
-    "depth-to-image": Command("DepthToImagePipeline", "change pictures, but not their depth", "images", 50, 7.5),
-    "inpaint": Command("InpaintPipeline", "repaint the white part of a mask", "images", 50, 7.5),
-    "upscale": Command("UpscalePipeline", "make pictures four times as large", "images", 75, 9.0),
+    "variations": Command("UnCLIPPipeline", UnCLIPArguments, "make variations of images", "images"),
+    "text-to-image": Command("TextToImagePipeline", TextToImageArguments, "make images of prompts", "prompts"),
+    "image-to-image": Command("ImageToImagePipeline", ImageToImageArguments, "change images by a prompt", "images"),
+    "depth-to-image": Command(
+        "DepthToImagePipeline", DepthToImageArguments, "change images, but not their depth", "images"
+    ),
+    "inpaint": Command("InpaintPipeline", InpaintArguments, "repaint the white part of a mask", "images"),
+    "upscale": Command("UpscalePipeline", UpscaleArguments, "make images four times as large", "images"),
 }
 # Options that only some commands have: name -> the commands, and what argparse is told.
 OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -114,15 +130,22 @@ def add_commands(commands: Any) -> None:
         if command.inputs == "images":
             what.add_argument("--prompt", default="", metavar="T", help="text that guides")
         what.add_argument("--negative-prompt", default="", metavar="T", help="text to steer away from")
-        what.add_argument("--num-images", type=int, default=1, metavar="N", help="pictures of each input; default 1")
+        what.add_argument(
+            "--num-images",
+            type=int,
+            default=default(command.arguments, "num_images_per_prompt"),
+            metavar="N",
+            help="images of each input; default 1",
+        )
         for option, (names, settings) in OPTIONS.items():
             if name in names:
                 what.add_argument(f"--{option}", **settings)
         how = p.add_argument_group("how")
-        steps, scale = f"1..1000; default {command.steps}", f"default {command.scale}"
+        steps = f"1..1000; default {command.default('num_inference_steps')}"
+        scale = f"default {command.default('guidance_scale')}"
         if name == "text-to-image":
-            unclip = COMMANDS["variations"]
-            steps, scale = f"{steps}, with --prior {unclip.steps}", f"{scale}, with --prior {unclip.scale}"
+            steps += f", with --prior {default(StableUnCLIPArguments, 'num_inference_steps')}"
+            scale += f", with --prior {default(StableUnCLIPArguments, 'guidance_scale')}"
         how.add_argument("--steps", type=int, metavar="N", help=steps)
         how.add_argument("--guidance-scale", type=float, metavar="G", help=scale)
         how.add_argument("--guidance-rescale", type=float, metavar="R", help="0..1, against overexposure")
@@ -132,7 +155,7 @@ def add_commands(commands: Any) -> None:
         how.add_argument("--pag-scale", type=float, metavar="G", help="of perturbed-attention guidance")
         how.add_argument("--scheduler", metavar="S", help="solver; default the checkpoint's own")
         how.add_argument("--eta", type=float, default=0.0, metavar="E", help="0..1, how stochastic DDIM is")
-        how.add_argument("--seed", type=int, default=0, metavar="K", help="0..2**32-1")
+        how.add_argument("--seed", type=int, default=default(command.arguments, "seed"), metavar="K", help="0..2**32-1")
         how.add_argument("--batch-size", type=int, metavar="N", help="images at a time; default all")
         adapt = p.add_argument_group("adapters and marks")
         adapt.add_argument(
@@ -172,10 +195,10 @@ def make(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f"{'IMAGE' if path in paths else 'FILE'}: no such file: {path}")
     if args.command == "text-to-image" and args.prior is None and args.noise_level is not None:
         raise ValueError("--noise-level is of a prior's embeddings: give --prior, too")
-    # What a prior makes is for an unCLIP checkpoint, with the defaults of one.
-    defaults = COMMANDS["variations"] if getattr(args, "prior", None) is not None else command
-    args.steps = defaults.steps if args.steps is None else args.steps
-    args.guidance_scale = defaults.scale if args.guidance_scale is None else args.guidance_scale
+    arguments = command.arguments if getattr(args, "prior", None) is None else StableUnCLIPArguments
+    for option, name in (("steps", "num_inference_steps"), ("guidance_scale", "guidance_scale")):
+        if getattr(args, option) is None:
+            setattr(args, option, default(arguments, name))
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out} is a file; want a directory")
 
@@ -190,17 +213,16 @@ def make(args: argparse.Namespace) -> None:
     given = {k: getattr(args, k, None) for k in OPENING}
     overrides = {k: v for k, v in given.items() if v is not None}
     opening = {"dtype": args.dtype, "mesh": mesh_of(args.devices), "memory": memory_of(args), **overrides}
-    call: Any
+    pipe: Any
     if getattr(args, "prior", None) is not None:
-        call = unclip_jax.StableUnCLIPPipeline.from_pretrained(args.model, prior=args.prior, **opening)
-        pipe = call.unclip
+        pipe = unclip_jax.StableUnCLIPPipeline.from_pretrained(args.model, prior=args.prior, **opening)
     else:
-        call = pipe = getattr(unclip_jax, command.pipeline).from_pretrained(args.model, **opening)
+        pipe = getattr(unclip_jax, command.pipeline).from_pretrained(args.model, **opening)
     _adapt(pipe, args)
     settings = _settings(args, max(1, len(paths)))
     inputs = {"image": pictures} if paths else {}
     inputs |= {name: opened[path].picture for name in IMAGES if (path := settings.get(name)) is not None}
-    images = call(**{**settings, **inputs}, batch_size=args.batch_size).images
+    images = pipe(**{**settings, **inputs}, batch_size=args.batch_size).images
 
     args.out.mkdir(parents=True, exist_ok=True)
     run = _next_run(args.out)
@@ -274,7 +296,9 @@ def _adapt(pipe: Any, args: argparse.Namespace) -> None:
         file, _, word = (given, "", "") if Path(given).exists() else given.partition("=")
         pipe.load_textual_inversion(file, word or None)
     if args.freeu is not None:
-        pipe.enable_freeu(*args.freeu)
+        from unclip_jax.models.freeu import FreeU
+
+        pipe.freeu = FreeU(*args.freeu)
     if args.watermark:
         from unclip_jax.watermark import MARK
 

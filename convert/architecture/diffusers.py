@@ -19,6 +19,7 @@ from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.depth import PATCH, DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import NoiseSchedule
 from unclip_jax.sampling.solvers import scheduler_name
 from unclip_jax.sampling.solvers.settings import given
@@ -174,7 +175,7 @@ def from_folder(folder: Path) -> CheckpointConfig:
         vae=vae,
         text_encoder=text,
         image_encoder=vision,
-        dialect="diffusers",
+        reference=Reference.DIFFUSERS,
         scheduler=name,
         scheduler_config=scheduler,
         preprocess="diffusers",

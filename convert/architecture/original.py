@@ -21,6 +21,7 @@ from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.depth import DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import NoiseSchedule
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER
 
@@ -207,7 +208,7 @@ class _Reader:
             vae=vae,
             text_encoder=text,
             image_encoder=vision,
-            dialect="original",
+            reference=Reference.ORIGINAL,
             scheduler="ldm-ddim",
             scheduler_config={
                 **PUBLISHED_UNCLIP_SCHEDULER,

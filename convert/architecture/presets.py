@@ -12,6 +12,7 @@ from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.depth import DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import NoiseSchedule
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER
 
@@ -29,7 +30,7 @@ def unclip(vision: VisionConfig) -> CheckpointConfig:
         vae=VAEConfig(),
         text_encoder=TextConfig(),
         image_encoder=vision,
-        dialect="original",
+        reference=Reference.ORIGINAL,
         scheduler="ldm-ddim",
         scheduler_config=PUBLISHED_UNCLIP_SCHEDULER,
         image_noising=COSINE,
@@ -46,7 +47,7 @@ def published(
         vae=VAEConfig(),
         text_encoder=TextConfig(),
         image_encoder=None,
-        dialect="original",
+        reference=Reference.ORIGINAL,
         scheduler="ldm-ddim",
         scheduler_config={**PUBLISHED_UNCLIP_SCHEDULER, "_class_name": kind, "prediction_type": prediction_type},
         depth_estimator=depth_estimator,
@@ -67,7 +68,7 @@ UPSCALER = CheckpointConfig(
     vae=VAEConfig(block_out_channels=(128, 256, 512), scaling_factor=0.08333),
     text_encoder=TextConfig(),
     image_encoder=None,
-    dialect="original",
+    reference=Reference.ORIGINAL,
     scheduler="ldm-ddim",
     scheduler_config={
         **PUBLISHED_UNCLIP_SCHEDULER,

@@ -12,6 +12,7 @@ from convert.readers import CheckpointError, TensorInfo
 from unclip_jax.checkpoints.config import PriorCheckpointConfig
 from unclip_jax.models.clip import TextConfig
 from unclip_jax.models.prior import EXTRA_TOKENS, PriorConfig
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.solvers.unclip_scheduler import prior_solver
 
 # What Karlo's own code does, in the settings of diffusers' scheduler for it. (Its diffusers folder clips at 5.)
@@ -165,7 +166,7 @@ def from_folder(folder: Path) -> PriorCheckpointConfig:
         folder.name,
         prior=prior,
         text_encoder=tower,
-        dialect="diffusers",
+        reference=Reference.DIFFUSERS,
         scheduler_config=scheduler,
     )
 

@@ -80,7 +80,7 @@ def test_the_reduced_models():
     assert config.text_encoder == TextConfig(width=64, layers=2, heads=4, mlp_width=256)
     assert config.image_encoder == VisionConfig(width=80, layers=3, heads=4, mlp_width=320, projection_dim=48)
     assert config.image_noising == COSINE
-    assert (config.dialect, config.preprocess, config.scheduler) == ("original", "original", "ldm-ddim")
+    assert (config.reference, config.preprocess, config.scheduler) == ("original", "original", "ldm-ddim")
     chosen = {key: config.scheduler_config[key] for key in ("beta_start", "beta_end", "prediction_type")}
     assert chosen == {"beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "v_prediction"}
 

@@ -21,6 +21,7 @@ from unclip_jax.models.clip import TextConfig
 from unclip_jax.models.depth import DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.reference import Reference
 
 DEPTH = DepthConfig(
     image_size=64,
@@ -50,7 +51,7 @@ CONFIG = dataclasses.replace(
     ),
     vae=VAEConfig(block_out_channels=(8, 8), norm_groups=4),
     text_encoder=TextConfig(width=16, layers=1, heads=2, mlp_width=32),
-    dialect="diffusers",
+    reference=Reference.DIFFUSERS,
     scheduler="pndm",
     preprocess="diffusers",
 )

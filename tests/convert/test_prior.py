@@ -82,7 +82,7 @@ def test_every_tensor_is_mapped_once_in_both_layouts():
 def test_round_trips_are_bit_equal(written, tmp_path, capsys):
     """Through each layout into each other one, on the command line."""
     assert assert_same(written / "karlo.safetensors") == CONFIG
-    assert assert_same(written / "diffusers").dialect == "diffusers"
+    assert assert_same(written / "diffusers").reference == "diffusers"
     assert main([str(written / "karlo.safetensors"), "--check"]) == 0
     assert main([str(written / "diffusers"), "--check"]) == 0
     assert main([str(written / "karlo.safetensors"), str(tmp_path / "ours")]) == 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import unclip_jax.pipelines.pipeline as pipeline_module
+import unclip_jax.pipelines.finish as finish_module
 from convert.export.lora import save_lora
 from convert.export.textual_inversion import save_textual_inversion
 from tests import small_models
@@ -20,6 +20,7 @@ from unclip_jax import Memory
 from unclip_jax.adapters.changes import LowRank
 from unclip_jax.adapters.textual_inversion import EMBEDDING
 from unclip_jax.cli_generate import _adapt as adapt
+from unclip_jax.models.freeu import FreeU
 from unclip_jax.safety import Concepts, SafetyChecker
 from unclip_jax.watermark import MARK, read_watermark
 
@@ -249,14 +250,14 @@ def test_freeu(pipe, family_folder, tmp_path):
     """Ones change nothing up to rounding; other numbers compile nothing new."""
     plain = run(pipe)
     try:
-        pipe.enable_freeu(1, 1, 1, 1)
+        pipe.freeu = FreeU(1, 1, 1, 1)
         np.testing.assert_allclose(run(pipe), plain, rtol=0, atol=1e-4)
         with Compilations() as compiled:
-            pipe.enable_freeu(0.5, 0.2, 1.4, 1.6)
+            pipe.freeu = FreeU(0.5, 0.2, 1.4, 1.6)
             run(pipe)
         assert compiled.count == 0
     finally:
-        pipe.disable_freeu()
+        pipe.freeu = None
     np.testing.assert_array_equal(run(pipe), plain)
 
 
@@ -272,7 +273,7 @@ def test_marks_and_the_safety_check(family, monkeypatch):
     nothing = Concepts(np.ones((1, 2), np.float32), np.ones(1, np.float32))
     monkeypatch.setattr(pipe, "watermark", MARK)
     monkeypatch.setattr(pipe, "safety_checker", SafetyChecker(None, 8, nothing, nothing))
-    monkeypatch.setattr(pipeline_module, "check_safety", lambda checker, images: [False, True])
+    monkeypatch.setattr(finish_module, "check_safety", lambda checker, images: [False, True])
     out = pipe(**arguments("inpainting", **settings))
     assert out.nsfw_content_detected == [False, True]
     marked, black = map(np.asarray, out.images)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.pipelines.small_family import Compilations
+from unclip_jax.reference import Reference
 
 STEPS = 4
 
@@ -101,16 +102,16 @@ def test_a_stream_is_the_same_run_and_can_be_closed(which, request):
     assert_close(pipe(output_type="latent", num_images_per_prompt=2, **settings).latents, whole)
 
 
-@pytest.mark.parametrize("dialect", ["diffusers", "original"])
-def test_output_types(opened, dialect):
+@pytest.mark.parametrize("reference", list(Reference))
+def test_output_types(opened, reference):
     pipe = opened()
-    pipe.config = dataclasses.replace(pipe.config, dialect=dialect)
+    pipe.config = dataclasses.replace(pipe.config, reference=reference)
     settings = {"image": photo(), "num_inference_steps": STEPS, "seed": 3}
     pictures, arrays, latents = (pipe(output_type=kind, **settings) for kind in ("pil", "np", "latent"))
     assert arrays.images.dtype == np.float32
     assert arrays.images.min() >= 0
     assert arrays.images.max() <= 1
-    levels = np.floor(arrays.images[0] * 255) if dialect == "original" else np.round(arrays.images[0] * 255)
+    levels = np.floor(arrays.images[0] * 255) if reference == Reference.ORIGINAL else np.round(arrays.images[0] * 255)
     np.testing.assert_array_equal(np.asarray(pictures.images[0]), levels)
     np.testing.assert_array_equal(latents.images, latents.latents)
     np.testing.assert_allclose(pipe.decode_latents(latents.latents), arrays.images, atol=1e-5)

@@ -6,13 +6,14 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from unclip_jax.conditioning.clip_image import Dialect as PreprocessDialect
+from unclip_jax.conditioning.clip_image import Preprocess
 from unclip_jax.conditioning.tokenizer import Dialect as TokenizerDialect
 from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.depth import DepthConfig
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import PREDICTION_TYPES, NoiseSchedule
 
 FORMAT_VERSION = 1
@@ -26,7 +27,7 @@ _TASKS: dict[int, Task] = {5: "depth-to-image", 7: "upscale", 9: "inpaint"}
 class CheckpointConfig:
     """A Stable Diffusion 2 checkpoint without its weights.
 
-    dialect: whose arithmetic it follows, "original" (Stability's code: tokenizer with text cleaning, float64 schedule
+    reference: whose arithmetic it follows, "original" (Stability's code: tokenizer with text cleaning, float64 schedule
         tables, pixels truncated to 8 bits) or "diffusers" (transformers' tokenizer, float32 tables, pixels rounded)
     scheduler: the default solver's name; scheduler_config: the diffusers settings that solvers read
     preprocess: how pictures become pixel values, see `unclip_jax.conditioning.clip_image.preprocess`
@@ -39,10 +40,10 @@ class CheckpointConfig:
     vae: VAEConfig
     text_encoder: TextConfig
     image_encoder: VisionConfig | None
-    dialect: Literal["original", "diffusers"]
+    reference: Reference
     scheduler: str
     scheduler_config: Mapping[str, Any]
-    preprocess: PreprocessDialect = "original"
+    preprocess: Preprocess = "original"
     image_noising: NoiseSchedule | None = None
     depth_estimator: DepthConfig | None = None
 
@@ -66,7 +67,7 @@ class CheckpointConfig:
 
     @property
     def tokenizer_dialect(self) -> TokenizerDialect:
-        return "open_clip" if self.dialect == "original" else "transformers"
+        return "open_clip" if self.reference == Reference.ORIGINAL else "transformers"
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON types, with the format's version."""
@@ -114,13 +115,13 @@ class ClipConfig:
 class PriorCheckpointConfig:
     """A text-to-image-embedding prior on its own: its network and the text tower that it reads.
 
-    dialect: whose arithmetic it follows, as in `CheckpointConfig`; Karlo's own code is "original"
+    reference: whose arithmetic it follows, as in `CheckpointConfig`; Karlo's own code is "original"
     scheduler_config: the diffusers settings of its scheduler, with `_class_name`
     """
 
     prior: PriorConfig
     text_encoder: TextConfig
-    dialect: Literal["original", "diffusers"]
+    reference: Reference
     scheduler_config: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -138,7 +139,7 @@ class PriorCheckpointConfig:
 
     @property
     def tokenizer_dialect(self) -> TokenizerDialect:
-        return "open_clip" if self.dialect == "original" else "transformers"
+        return "open_clip" if self.reference == Reference.ORIGINAL else "transformers"
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON types, with the format's version."""
@@ -213,6 +214,8 @@ def _value(hint: Any, value: Any, where: str, largest: float) -> Any:
         return tuple(_value(args[0], item, where, largest) for item in value)
     if origin is Literal and value in args:
         return value
+    if hint is Reference and value in list(Reference):
+        return Reference(value)
     if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
         return dict(value)
     if hint in (int, float) and isinstance(value, int | float) and not abs(value) <= largest:  # nor NaN
@@ -221,5 +224,5 @@ def _value(hint: Any, value: Any, where: str, largest: float) -> Any:
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    expected = args if origin is Literal else getattr(hint, "__name__", hint)
+    expected = args if origin is Literal else tuple(Reference) if hint is Reference else getattr(hint, "__name__", hint)
     raise ValueError(f"{where} is {value!r}; want {expected}")

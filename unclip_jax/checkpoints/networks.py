@@ -20,6 +20,7 @@ from unclip_jax.models.vae import VAE
 Place = Callable[[str, np.ndarray], jax.Array]
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["graphdef"])
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A network split into its structure and its parameters, as compiled functions take it: `net.merge(net.params)`.

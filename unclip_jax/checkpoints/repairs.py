@@ -13,6 +13,7 @@ from typing import Any
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.solvers.settings import DEFAULTED
 
 
@@ -48,7 +49,7 @@ def repaired(config: CheckpointConfig, diffusers_class: str, source: str) -> Che
     source: the checkpoint's name. The reader of folders repairs the networks already, so that their sizes are right in
     whatever is made of them.
     """
-    if config.dialect == "original":
+    if config.reference == Reference.ORIGINAL:
         return config
     config = dataclasses.replace(config, vae=repaired_vae(config.vae, diffusers_class, source))
     settings, changes = dict(config.scheduler_config), []

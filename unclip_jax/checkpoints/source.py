@@ -12,7 +12,7 @@ from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_direc
 from unclip_jax.checkpoints.hub import download
 from unclip_jax.checkpoints.places import place_of
 from unclip_jax.conditioning.address import shown
-from unclip_jax.conditioning.clip_image import Dialect as PreprocessDialect
+from unclip_jax.conditioning.clip_image import Preprocess
 from unclip_jax.demo import demo_model
 from unclip_jax.sampling.schedule import PREDICTION_TYPES
 
@@ -28,7 +28,7 @@ def open_checkpoint(
     text_encoder: str | os.PathLike[str] | None = None,
     vae: str | os.PathLike[str] | None = None,
     unet: str | os.PathLike[str] | None = None,
-    preprocess: PreprocessDialect | None = None,
+    preprocess: Preprocess | None = None,
     variant: str | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
@@ -50,8 +50,8 @@ def open_checkpoint(
 
     Raises FileNotFoundError when there is nothing there, ValueError for a file that is refused (one line).
     """
-    if preprocess is not None and preprocess not in get_args(PreprocessDialect):
-        raise ValueError(f"preprocess is {preprocess!r}; accepted: {', '.join(get_args(PreprocessDialect))}")
+    if preprocess is not None and preprocess not in get_args(Preprocess):
+        raise ValueError(f"preprocess is {preprocess!r}; accepted: {', '.join(get_args(Preprocess))}")
     if prediction_type is not None and prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type is {prediction_type!r}; accepted: {', '.join(PREDICTION_TYPES)}")
     source = demo_model() if source is None else source

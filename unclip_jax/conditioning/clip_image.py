@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 
 from unclip_jax.conditioning.address import fetch, is_address, shown
 
-Dialect = Literal["diffusers", "original", "original-kornia-0.6.0"]
+Preprocess = Literal["diffusers", "original", "original-kornia-0.6.0"]
 # A picture as it is stored: opened, at a path or an address, or the bytes of a file.
 StoredImage = Image.Image | str | os.PathLike[str] | bytes
 ImageSource = StoredImage | NDArray[Any]
@@ -81,10 +81,10 @@ def open_image(source: StoredImage, name: str) -> Image.Image:
     return _opened(source, name)[0]
 
 
-def preprocess(image: NDArray[np.uint8], dialect: Dialect, size: int = 224) -> NDArray[np.float32]:
+def preprocess(image: NDArray[np.uint8], mode: Preprocess, size: int = 224) -> NDArray[np.float32]:
     """Turns a picture, uint8 (H, W, 3), into the image encoder's pixel values, float32 (size, size, 3).
 
-    dialect "diffusers": bicubic resize of the shorter side to `size`, then the middle square, bit for bit as
+    mode "diffusers": bicubic resize of the shorter side to `size`, then the middle square, bit for bit as
     transformers' `CLIPImageProcessorPil`. "original": Stability's code with kornia 0.6.4 or newer; the whole picture is
     squashed into the square. "original-kornia-0.6.0": the same with the version that its requirements pin, whose blur
     before the reduction is stronger. All end with CLIP's mean and standard deviation.
@@ -92,8 +92,8 @@ def preprocess(image: NDArray[np.uint8], dialect: Dialect, size: int = 224) -> N
     Raises ValueError (one line) for a picture of one pixel, of which a side is more than 100 times the other, or, in
     the original's ways, with a side below 64 pixels.
     """
-    if dialect not in get_args(Dialect):
-        raise ValueError(f"preprocess is {dialect!r}; accepted: {', '.join(get_args(Dialect))}")
+    if mode not in get_args(Preprocess):
+        raise ValueError(f"preprocess is {mode!r}; accepted: {', '.join(get_args(Preprocess))}")
     if size < 1:
         raise ValueError(f"size is {size}; want at least 1")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -103,11 +103,11 @@ def preprocess(image: NDArray[np.uint8], dialect: Dialect, size: int = 224) -> N
         raise ValueError(f"image is {width}x{height} pixels; want more than one")
     if max(height, width) > LARGEST_ASPECT_RATIO * min(height, width):
         raise ValueError(f"image is {width}x{height} pixels; want an aspect ratio of at most {LARGEST_ASPECT_RATIO}:1")
-    if dialect == "diffusers":
+    if mode == "diffusers":
         # transformers multiplies by 1/255 in float64
         pixels = (_middle_square(image, size) * (1 / 255)).astype(np.float32)
     else:
-        pixels = _squashed(image, dialect, size)
+        pixels = _squashed(image, mode, size)
     return (pixels - CLIP_MEAN) / CLIP_STD
 
 
@@ -226,7 +226,7 @@ def _middle_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return resized[top : top + size, left : left + size]
 
 
-def _squashed(image: NDArray[np.uint8], dialect: Dialect, size: int) -> NDArray[np.float32]:
+def _squashed(image: NDArray[np.uint8], mode: Preprocess, size: int) -> NDArray[np.float32]:
     """The original's way: sides cut to multiples of 64, then kornia's resize with antialias, corners aligned.
 
     kornia blurs, then interpolates; both are linear along each axis, so one matrix an axis does the whole of it. The
@@ -234,22 +234,22 @@ def _squashed(image: NDArray[np.uint8], dialect: Dialect, size: int) -> NDArray[
     """
     height, width = image.shape[:2]
     if min(height, width) < 64:
-        raise ValueError(f"image is {width}x{height} pixels; want sides of at least 64 (preprocess {dialect!r})")
+        raise ValueError(f"image is {width}x{height} pixels; want sides of at least 64 (preprocess {mode!r})")
     height, width = height - height % 64, width - width % 64
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
     x = np.asarray(resized, np.float32) / 255 * 2 - 1
     reduced = max(height, width) > size
     rows, columns = (
-        _resampling_matrix(length, size, _blur_kernel(length / size, dialect) if reduced else np.ones(1))
+        _resampling_matrix(length, size, _blur_kernel(length / size, mode) if reduced else np.ones(1))
         for length in (height, width)
     )
     x = (rows @ x.reshape(height, width * 3)).reshape(size, width, 3)
     return np.asarray((columns @ x + 1) / 2, np.float32)
 
 
-def _blur_kernel(factor: float, dialect: Dialect) -> NDArray[np.float64]:
+def _blur_kernel(factor: float, mode: Preprocess) -> NDArray[np.float64]:
     """kornia's Gaussian (odd length,) before a reduction by `factor`; the rule changed between 0.6.0 and 0.6.4."""
-    if dialect == "original-kornia-0.6.0":
+    if mode == "original-kornia-0.6.0":
         sigma = max(factor, 1.0)
         length = int(4 * sigma)
     else:

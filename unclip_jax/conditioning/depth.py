@@ -1,6 +1,6 @@
 """The depth map of depth-to-image: what the estimator reads of a picture, and what the UNet reads of a map."""
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ from unclip_jax.conditioning.clip_image import STORED, ImageSource, load_image, 
 from unclip_jax.conditioning.resize_8bit import resize_bicubic_8bit
 from unclip_jax.conditioning.vae_image import to_pixels
 from unclip_jax.models.resize import cubic_weights, resize_bicubic
+from unclip_jax.reference import Reference
 
-Dialect = Literal["diffusers", "original"]
 SIDE = 384  # near which the estimator was trained
 MULTIPLE = 32  # what its sides divide by
 # A map whose range is below this share of its values is constant: what differs is rounding.
@@ -20,23 +20,23 @@ CONSTANT = 4e-6
 LARGEST = 1e30
 
 
-def estimator_pixels(image: NDArray[Any], dialect: Dialect, side: int = SIDE) -> NDArray[np.float32]:
+def estimator_pixels(image: NDArray[Any], reference: Reference, side: int = SIDE) -> NDArray[np.float32]:
     """What the depth estimator reads of a picture: float32 (h, w, 3), about -1..1, h and w multiples of 32.
 
     image: uint8 (H, W, 3), or float32 (H, W, 3) in 0..1.
-    dialect "diffusers": squeezed into (side, side), bit for bit as transformers' DPTImageProcessor, which torchvision
+    reference "diffusers": squeezed into (side, side), bit for bit as transformers' DPTImageProcessor, which torchvision
     serves. "original": scaled in its proportions by that side's ratio to `side` which changes it less, each length
     rounded to a multiple of 32, by bicubic interpolation without antialiasing as OpenCV's; the caller gives it the
     picture in the size that is painted.
 
-    Raises ValueError for another dialect. Source of "original": MiDaS' transform for `dpt_hybrid`.
+    Raises ValueError for another reference. Source of "original": MiDaS' transform for `dpt_hybrid`.
     """
-    if dialect == "diffusers":
+    if reference == Reference.DIFFUSERS:
         if image.dtype != np.uint8:
             image = np.rint(np.asarray(image, np.float32) * 255).astype(np.uint8)
         return (resize_bicubic_8bit(image, side, side).astype(np.float32) - np.float32(127.5)) / np.float32(127.5)
-    if dialect != "original":
-        raise ValueError(f"dialect is {dialect!r}; accepted: {', '.join(get_args(Dialect))}")
+    if reference != Reference.ORIGINAL:
+        raise ValueError(f"reference is {reference!r}; accepted: {', '.join(Reference)}")
     height, width = image.shape[:2]
     unit = (to_pixels(image) + np.float32(1)) * np.float32(0.5)
     resized = resize_cubic(unit, *estimator_size(height, width, side))

@@ -34,7 +34,7 @@ def check_levels(value: Any, pictures: int, rows: int = MAX_LEVEL + 1) -> np.nda
     several = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
     levels = list(value) if several else [value] * pictures
     if len(levels) != pictures:
-        raise ValueError(f"noise_level has {len(levels)} values; there are {pictures} pictures, want one for each")
+        raise ValueError(f"noise_level has {len(levels)} values; there are {pictures} images, want one for each")
     most = min(rows - 1, MAX_LEVEL)
     for level in levels:
         if not isinstance(level, int | np.integer) or isinstance(level, bool) or not 0 <= level <= most:

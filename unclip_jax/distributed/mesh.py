@@ -1,5 +1,6 @@
 """Where arrays live: a mesh of devices, batches over its "data" axis, weights by an ordered rule table over "model"."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -84,3 +85,63 @@ def pad_batch(tree: Any, size: int) -> Any:
         return a if len(a) == size else np.concatenate([a, np.repeat(a[-1:], size - len(a), axis=0)])
 
     return jax.tree.map(pad, tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Images that are made together.
+
+    Attributes:
+        mesh: where.
+        rows: (R,) int, the images' indices in the call; R is a multiple of the devices, the last index is repeated.
+        count: how many of the rows are images.
+        prompts: (R,) int, which prompt (or input image) each is of.
+        seed, indices: () uint32 and (R,) int32 on the devices, of the images' keys.
+    """
+
+    mesh: Mesh
+    rows: np.ndarray
+    count: int
+    prompts: np.ndarray
+    seed: jax.Array
+    indices: jax.Array
+
+    def split(self, array: np.ndarray) -> jax.Array:
+        """(R, ...) on the host -> over the devices."""
+        return jax.device_put(array, batch_sharding(self.mesh))
+
+    def of_images(self, values: np.ndarray) -> jax.Array:
+        """(B, ...), one for each image of the call -> (R, ...) over the devices."""
+        return self.split(values[self.rows])
+
+    def of_prompts(self, values: np.ndarray) -> jax.Array:
+        """(prompts, ...), or (1, ...) for all -> (R, ...) over the devices."""
+        return self.split(values[np.minimum(self.prompts, len(values) - 1)])
+
+    def by_call(self, values: np.ndarray) -> jax.Array:
+        """(network evaluations, B, ...) -> (network evaluations, R, ...) over the devices."""
+        spec = batch_sharding(self.mesh).spec
+        return jax.device_put(values[:, self.rows], NamedSharding(self.mesh, P(None, *spec)))
+
+    def everywhere(self, tree: Any) -> Any:
+        """Arrays that every device has whole."""
+        return jax.device_put(tree, replicated(self.mesh))
+
+    def trim(self, array: jax.Array) -> np.ndarray:
+        """(R, ...) -> (count, ...) on the host."""
+        return np.asarray(array)[: self.count]
+
+
+def make_chunk(mesh: Mesh, rows: np.ndarray, repeats: int, seed: int) -> Chunk:
+    """The chunk of the images with these indices, of which `repeats` neighbours are of one prompt."""
+    size = data_size(mesh)
+    padded = pad_batch(rows, -(-len(rows) // size) * size)
+    everywhere, by_batch = replicated(mesh), batch_sharding(mesh)
+    return Chunk(
+        mesh=mesh,
+        rows=padded,
+        count=len(rows),
+        prompts=padded // repeats,
+        seed=jax.device_put(np.uint32(seed), everywhere),
+        indices=jax.device_put(padded.astype(np.int32), by_batch),
+    )

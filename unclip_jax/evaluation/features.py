@@ -14,7 +14,7 @@ from unclip_jax.checkpoints.checkpoint import Checkpoint
 from unclip_jax.checkpoints.config import ClipConfig, PriorCheckpointConfig
 from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import Network, abstract_network
-from unclip_jax.conditioning.clip_image import Dialect, preprocess
+from unclip_jax.conditioning.clip_image import Preprocess, preprocess
 from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.distributed.mesh import batch_sharding, data_size, pad_batch, replicated
 from unclip_jax.models.clip import TextEncoder, VisionEncoder
@@ -65,12 +65,12 @@ def clip_features(checkpoint: Checkpoint, mesh: Mesh, batch_size: int = 32) -> C
     }
     loaded = load_networks(checkpoint, networks, mesh)
     vision, text = loaded["image_encoder"], loaded["text_encoder"]
-    dialect: Dialect = "diffusers" if isinstance(config, ClipConfig) else config.preprocess
+    mode: Preprocess = "diffusers" if isinstance(config, ClipConfig) else config.preprocess
     size, tokenizer = config.image_encoder.image_size, checkpoint.tokenizer
     see = over_devices(lambda params, x: vision.merge(params)(x), vision.params, mesh, batch_size)
     read = over_devices(lambda params, tokens: text.merge(params).embed(tokens), text.params, mesh, batch_size)
     return ClipFeatures(
-        lambda pictures: see(np.stack([preprocess(picture, dialect, size) for picture in pictures])),
+        lambda pictures: see(np.stack([preprocess(picture, mode, size) for picture in pictures])),
         lambda texts: read(_tokens(tokenizer, texts)),
     )
 

@@ -2,7 +2,6 @@
 
 from unclip_jax.sampling.guidance import (
     Guidance,
-    double,
     guidance_rows,
     guidance_state,
     guide,
@@ -28,7 +27,6 @@ __all__ = [
     "Guidance",
     "Solver",
     "ddim_inversion",
-    "double",
     "draw",
     "first_step",
     "guidance_rows",
@@ -41,7 +39,6 @@ __all__ = [
     "make_solver",
     "run_stateful_steps",
     "run_steps",
-    "run_steps_with_state",
     "sample",
     "start",
 ]

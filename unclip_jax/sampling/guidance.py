@@ -69,11 +69,6 @@ def interleave(*rows: jax.Array) -> jax.Array:
     return stacked.reshape(-1, *stacked.shape[2:])
 
 
-def double(x: jax.Array) -> jax.Array:
-    """(B, ...) -> (2 B, ...): every image's row twice, as `interleave` orders them."""
-    return interleave(x, x)
-
-
 def guidance_rows(guidance: Guidance, unconditional: jax.Array | None, conditional: jax.Array) -> jax.Array:
     """A condition for all rows: (B, ...) -> (rows B, ...), in the order unconditional, conditional, perturbed.
 
@@ -99,7 +94,7 @@ def guidance_state(guidance: Guidance, latents: jax.Array) -> State:
 
 
 def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> StatefulDenoise:
-    """The guided prediction, as `unclip_jax.sampling.loop.run_steps_with_state` takes it.
+    """The guided prediction, as `unclip_jax.sampling.loop.run_stateful_steps` takes it.
 
     network: (latents (rows B, ...), row of the grid, perturbed (rows B,) bool or None) -> predictions (rows B, ...) of
         `prediction_type` and of any float dtype. Its conditions are of `guidance_rows`.
@@ -115,7 +110,7 @@ def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> 
     APG: that is defined on x0.
     """
 
-    def denoise(x: jax.Array, row: Row, memory: State) -> tuple[jax.Array, State]:
+    def denoise(x: jax.Array, row: Row, state: State) -> tuple[jax.Array, State]:
         rows = interleave(*[x] * guidance.rows)
         out = network(rows, row, perturbed_rows(guidance, x.shape[0]))
         parts = out.astype(jnp.float32).reshape(-1, guidance.rows, *out.shape[1:])
@@ -125,7 +120,7 @@ def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> 
             x0, _ = to_x0_eps(prediction_type, conditional, x, a)
             x0_unconditional, _ = to_x0_eps(prediction_type, parts[:, 0], x, a)
             strengths = (row[name] for name in ("apg_eta", "apg_threshold", "apg_momentum"))
-            update, memory = project(x0, x0_unconditional, memory, *strengths)
+            update, state = project(x0, x0_unconditional, state, *strengths)
             # Back by the slope instead of by the whole x0: at low noise that would lose the prediction's digits.
             move = _per_image(row["guidance_scale"] - 1, out.ndim) * update
             out = conditional + _slope(prediction_type, a) * move
@@ -135,15 +130,16 @@ def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> 
             out = out + _per_image(row["pag_scale"], out.ndim) * (conditional - parts[:, -1])
         if guidance.rescaled:
             out = rescale(out, conditional, row["guidance_rescale"])
-        return out, memory
+        return out, state
 
     return denoise
 
 
 def guide(out: jax.Array, scale: jax.Array) -> jax.Array:
-    """Extrapolates from the unconditional to the conditional prediction: u + scale (c - u).
+    """Plain classifier-free guidance, for loops of your own: u + scale (c - u).
 
-    out: (2 B, ...) as `interleave` orders it; scale: () or (B,). Returns (B, ...) float32.
+    out: (2 B, ...), predictions without and with the conditions, as `interleave` orders them; scale: () or (B,).
+    Returns (B, ...) float32.
     """
     pairs = out.astype(jnp.float32).reshape(-1, 2, *out.shape[1:])
     return _extrapolate(pairs[:, 0], pairs[:, 1], scale)

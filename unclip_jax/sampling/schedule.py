@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unclip_jax.reference import Reference
+
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 BETA_SCHEDULES: tuple[BetaSchedule, ...] = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -57,19 +59,19 @@ class NoiseSchedule:
                 raise ValueError("trained_betas has values outside (0, 1); only the last may be 1")
 
 
-def alphas_cumprod(schedule: NoiseSchedule, reference: Literal["ldm", "diffusers"]) -> np.ndarray:
+def alphas_cumprod(schedule: NoiseSchedule, reference: Reference = Reference.DIFFUSERS) -> np.ndarray:
     """The signal's share of the variance at each training timestep: (N,) float32, falling within (0, 1).
 
     Only the last value may be 0, with `rescale_betas_zero_snr` or a last beta of 1.
 
-    reference: whose rounding; each is equal to its reference bit for bit. "ldm", the original repository: float64
+    reference: whose rounding; each is equal to its reference bit for bit. "original", the original repository: float64
         throughout, rounded once at the end. "diffusers": float32 as torch computes it on a CPU. The two differ by up
         to 1e-6 relative for the Stable Diffusion 2 betas and by 1e-5 at the end of the cosine schedule. (A rescaled
         schedule follows diffusers within 1e-6 only: torch's square root rounds differently from machine to machine.)
 
     Raises ValueError for betas so small or so large that a value is not distinct from 0 or 1 in float32.
     """
-    table = _float64_table(schedule).astype(np.float32) if reference == "ldm" else _torch_table(schedule)
+    table = _float64_table(schedule).astype(np.float32) if reference == Reference.ORIGINAL else _torch_table(schedule)
     if not (table < 1).all() or not (table[:-1] > 0).all():
         raise ValueError("noise schedule: its betas are too small or too large for float32")
     return table

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,11 +86,10 @@ class DiffusionTrainer:
             diffusion |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         self.config = dataclasses.replace(config, scheduler_config=diffusion)
 
-        reference: Literal["ldm", "diffusers"] = "ldm" if config.dialect == "original" else "diffusers"
         self.frozen: dict[str, Any] = {name: network.params for name, network in filled.items()}
-        self.frozen["alphas_cumprod"] = alphas_cumprod(_schedule(diffusion), reference)
+        self.frozen["alphas_cumprod"] = alphas_cumprod(_schedule(diffusion), config.reference)
         if config.image_noising is not None:
-            table = alphas_cumprod(config.image_noising, reference)
+            table = alphas_cumprod(config.image_noising, config.reference)
             if config.image_encoder is None:
                 self.frozen["low_res_alphas_cumprod"] = table
             else:

@@ -12,8 +12,10 @@ from unclip_jax.checkpoints.networks import Network
 from unclip_jax.conditioning.noise_augmentation import noise_image_embeddings
 from unclip_jax.image_files import to_uint8
 from unclip_jax.models.vae import posterior
-from unclip_jax.sampling.guidance import double, guide, interleave
-from unclip_jax.sampling.loop import sample
+from unclip_jax.pipelines.arguments import UpscaleArguments, default
+from unclip_jax.pipelines.denoiser import prepare, unet_denoiser
+from unclip_jax.sampling.guidance import Guidance
+from unclip_jax.sampling.loop import run_stateful_steps, start
 from unclip_jax.sampling.noise import Branch, draw, image_keys
 from unclip_jax.sampling.schedule import add_noise
 from unclip_jax.sampling.solvers import Solver
@@ -33,36 +35,31 @@ def sample_latents(
 
     encoded, frozen: as for `unclip_jax.training.diffusion_objective.losses`.
     """
-    model = unet.merge(params)
-    count = len(encoded["moments"])
+    count, guidance = len(encoded["moments"]), Guidance()
     shape = (*encoded["moments"].shape[1:3], encoded["moments"].shape[3] // 2)
     keys = image_keys(seed, jnp.arange(count))
     empty = jnp.broadcast_to(frozen["empty_context"], encoded["context"].shape)
-    labels = None
+    labels, channels = None, None
     if (embeds := encoded.get("image_embeds")) is not None:
         noise = draw(keys, Branch.IMAGE, embeds.shape[1:])
         labels = noise_image_embeddings(embeds, jnp.zeros(count, jnp.int32), noise, **frozen["noising"])
-        labels = interleave(jnp.zeros_like(labels), labels)
-    added = None
     if "low_res" in encoded:
-        level = jnp.full(count, 20)
-        noise = draw(keys, Branch.IMAGE, encoded["low_res"].shape[1:])
-        added = add_noise(encoded["low_res"], noise, frozen["low_res_alphas_cumprod"][level])
-        labels = double(level)
+        labels = jnp.full(count, default(UpscaleArguments, "noise_level"), jnp.int32)
+        noise = draw(keys, Branch.LOW_RESOLUTION, encoded["low_res"].shape[1:])
+        channels = add_noise(encoded["low_res"], noise, frozen["low_res_alphas_cumprod"][labels])
     elif "masked_moments" in encoded:
-        added = jnp.concatenate([encoded["mask"], scaling_factor * posterior(encoded["masked_moments"]).mean], axis=-1)
+        masked = scaling_factor * posterior(encoded["masked_moments"]).mean
+        channels = jnp.concatenate([encoded["mask"], masked], axis=-1)
     elif "depth_map" in encoded:
-        added = encoded["depth_map"]
-    text = model.encode_context(interleave(empty, encoded["context"]))
-
-    def denoise(x: jax.Array, row: Mapping[str, jax.Array]) -> jax.Array:
-        emb = model.embed_time(jnp.full(2 * count, row["timestep"]))
-        emb = emb if labels is None else emb + model.embed_class(labels)
-        x = x if added is None else jnp.concatenate([x, added], axis=-1)
-        # Merged within the loop: one that recomputes activations must not come from outside of it.
-        return guide(unet.merge(params).denoise(double(x), emb, text), guidance_scale)
-
-    return sample(denoise, solver, draw(keys, Branch.LATENTS, shape), keys=keys)
+        channels = encoded["depth_map"]
+    timesteps = jnp.asarray(solver.grid["timestep"])
+    context = encoded["context"]
+    constants = prepare(unet, params, context, empty, labels, timesteps, channels, guidance=guidance)
+    denoise = unet_denoiser(unet, params, constants, guidance, solver.prediction_type)
+    rows = {name: jnp.asarray(column) for name, column in solver.grid.items()}
+    rows["guidance_scale"] = jnp.broadcast_to(guidance_scale, (solver.calls,))
+    carry = start(solver, draw(keys, Branch.LATENTS, shape))
+    return run_stateful_steps(denoise, solver, carry, rows, keys).latents
 
 
 def grid(rows: list[np.ndarray]) -> Image.Image:

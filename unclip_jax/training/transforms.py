@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from unclip_jax.conditioning.clip_image import Dialect, preprocess
+from unclip_jax.conditioning.clip_image import Preprocess, preprocess
 from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.training.data import Record, load_rgb
 from unclip_jax.training.masks import random_mask
@@ -27,7 +27,7 @@ class RowLoader:
     crop: Literal["center", "random"] = "center"
     flip: bool = False
     tokenizer: Tokenizer | None = None
-    vision: tuple[int, Dialect] | None = None
+    vision: tuple[int, Preprocess] | None = None
     whole_mask_share: float | None = None
     low_res_factor: int | None = None
     depth: bool = False
@@ -41,8 +41,8 @@ class RowLoader:
         if self.tokenizer is not None:
             row["tokens"] = self.tokenizer([record.text])[0]
         if self.vision is not None:
-            size, dialect = self.vision
-            row["pixel_values"] = preprocess(np.ascontiguousarray(picture), dialect, size)
+            size, mode = self.vision
+            row["pixel_values"] = preprocess(np.ascontiguousarray(picture), mode, size)
         if self.whole_mask_share is not None:
             row["mask"] = random_mask(rng, self.resolution, self.resolution, self.whole_mask_share)
         if self.low_res_factor is not None:

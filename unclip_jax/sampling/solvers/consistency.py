@@ -84,7 +84,7 @@ def tcd(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, s
 
 def _timesteps(settings: Mapping[str, Any], num_inference_steps: int, solver: str) -> tuple[np.ndarray, np.ndarray]:
     """Timesteps, falling, out of those of the distillation, and alphas_cumprod."""
-    table = alphas_cumprod(noise_schedule(settings), "diffusers")
+    table = alphas_cumprod(noise_schedule(settings))
     most = settings["original_inference_steps"]
     if not 1 <= most <= len(table):
         raise ValueError(f"scheduler config: original_inference_steps is {most}; want 1 to {len(table)}")

@@ -43,7 +43,7 @@ def ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, 
     quite the next timestep. Coefficients are computed in float32 in diffusers' order. Raises ValueError.
     """
     settings = read_settings(config, DEFAULTS)
-    table = alphas_cumprod(noise_schedule(settings), "diffusers")
+    table = alphas_cumprod(noise_schedule(settings))
     count, eta = check_steps(num_inference_steps, len(table)), check_eta(eta)
     timesteps = spaced_timesteps(settings, count)
     target = timesteps - len(table) // count
@@ -65,7 +65,7 @@ def ddim_inversion(config: Mapping[str, Any], num_inference_steps: int) -> Solve
     latents for the noise; `ddim` with the same config brings them back, the better the more steps. Raises ValueError.
     """
     settings = read_settings(swapped(config), DEFAULTS, {"timestep_spacing": ("leading", "trailing")})
-    table = alphas_cumprod(noise_schedule(settings), "diffusers")
+    table = alphas_cumprod(noise_schedule(settings))
     count = check_steps(num_inference_steps, len(table))
     timesteps = spaced_timesteps(settings, count)[::-1]
     source = timesteps - len(table) // count

@@ -40,7 +40,7 @@ def ddpm(config: Mapping[str, Any], num_inference_steps: int, start_step: int = 
     start_step: how many steps are left out. Raises ValueError.
     """
     settings = read_settings(config, DEFAULTS, CHOICES)
-    table = alphas_cumprod(noise_schedule(settings), "diffusers")
+    table = alphas_cumprod(noise_schedule(settings))
     timesteps = spaced_timesteps(settings, check_steps(num_inference_steps, len(table)))
     here = table[timesteps].astype(np.float64)
     there = np.append(here[1:], 1.0)

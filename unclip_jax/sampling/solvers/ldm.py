@@ -1,10 +1,12 @@
 """The samplers of the original Stable Diffusion 2 repository, with its step counts and its timesteps."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import NoiseSchedule, alphas_cumprod, torch_linspace
 from unclip_jax.sampling.solvers import dpmpp, linear
 from unclip_jax.sampling.solvers.ddim import ddim_columns
@@ -35,7 +37,7 @@ def ldm_ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0
     ValueError.
     """
     settings = read_settings(config, DEFAULTS, CHOICES)
-    table = alphas_cumprod(noise_schedule(settings), "ldm")
+    table = alphas_cumprod(noise_schedule(settings), Reference.ORIGINAL)
     eta, timesteps = check_eta(eta), _checked_timesteps(num_inference_steps, len(table), "ldm-ddim")
     start_step = check_begin(start_step, len(timesteps))
     # float64 arithmetic on the float32 table, as in the original
@@ -44,7 +46,7 @@ def ldm_ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0
     sigma = eta * np.sqrt((1 - there) / (1 - here) * (1 - here / there))
     grid = make_grid(timesteps, here, start_step, **ddim_columns(there, sigma))
     start = here[start_step - 1] if start_step else 0.0
-    return linear.table(grid, settings["prediction_type"], stochastic=True, start_alpha_cumprod=start)
+    return _original(linear.table(grid, settings["prediction_type"], stochastic=True, start_alpha_cumprod=start))
 
 
 def ldm_plms(config: Mapping[str, Any], num_inference_steps: int, start_step: int = 0) -> Solver:
@@ -59,7 +61,7 @@ def ldm_plms(config: Mapping[str, Any], num_inference_steps: int, start_step: in
         raise ValueError("'ldm-plms' works with models that predict epsilon only; this one has 'v_prediction'")
     settings = read_settings(config, DEFAULTS, {**CHOICES, "prediction_type": ("epsilon",)})
     _refuse_start_step(start_step, "ldm-plms")
-    table = alphas_cumprod(noise_schedule(settings), "ldm")
+    table = alphas_cumprod(noise_schedule(settings), Reference.ORIGINAL)
     timesteps = _checked_timesteps(num_inference_steps, len(table), "ldm-plms")
     here = table[timesteps].astype(np.float64)
     there = table[np.append(timesteps[1:], 0)].astype(np.float64)
@@ -81,7 +83,11 @@ def ldm_plms(config: Mapping[str, Any], num_inference_steps: int, start_step: in
         keep_eps=~keep_old,
         keep_memory=keep_old,
     )
-    return linear.table(grid, settings["prediction_type"], remembers=3)
+    return _original(linear.table(grid, settings["prediction_type"], remembers=3))
+
+
+def _original(solver: Solver) -> Solver:
+    return dataclasses.replace(solver, reference=Reference.ORIGINAL)
 
 
 def _refuse_start_step(start_step: int, solver: str) -> None:
@@ -135,12 +141,12 @@ def ldm_dpm(config: Mapping[str, Any], num_inference_steps: int, start_step: int
     timesteps = (times - np.float32(1 / schedule.num_train_timesteps)) * np.float32(1000)
     columns = dpmpp.multistep_columns(np.exp(log_alpha), sigma, orders, most=2)
     grid = make_grid(timesteps[:-1], np.exp(2 * log_alpha[:-1]), **columns)
-    return linear.table(grid, settings["prediction_type"], remembers=1)
+    return _original(linear.table(grid, settings["prediction_type"], remembers=1))
 
 
 def continuous_grid(schedule: NoiseSchedule, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Times from 1 to 1 / N, float32, and log(alpha) at each of them, float64: (count + 1,) each."""
     train = schedule.num_train_timesteps
     times = torch_linspace(1, 1 / train, count + 1, np.float32)
-    log_alphas = 0.5 * np.log(alphas_cumprod(schedule, "ldm").astype(np.float64))
+    log_alphas = 0.5 * np.log(alphas_cumprod(schedule, Reference.ORIGINAL).astype(np.float64))
     return times, np.interp(times, torch_linspace(0, 1, train + 1, np.float32)[1:], log_alphas)

@@ -48,7 +48,7 @@ def levels(
     Returns timesteps (steps,) int64, alpha and sigma (steps + 1,) float64; sigma falls and ends in 0 where
     final_sigmas_type is "zero", and at the lowest level otherwise. Raises ValueError.
     """
-    table = alphas_cumprod(noise_schedule(settings), "diffusers")
+    table = alphas_cumprod(noise_schedule(settings))
     if settings.get("rescale_betas_zero_snr"):
         table[-1] = 2**-24  # diffusers' choice, the least float16: sigma is 4096 there and not infinite
     if not table.all():

@@ -53,7 +53,7 @@ def pndm(config: Mapping[str, Any], num_inference_steps: int, start_step: int = 
     Raises ValueError.
     """
     settings = read_settings(config, DEFAULTS, {"prediction_type": ("epsilon", "v_prediction")})
-    table = alphas_cumprod(noise_schedule(settings), "diffusers")
+    table = alphas_cumprod(noise_schedule(settings))
     least = 1 if settings["skip_prk_steps"] else 4
     count = check_steps(num_inference_steps, len(table), least, "'pndm' with skip_prk_steps false" if least > 1 else "")
     stride = len(table) // count

@@ -1,10 +1,14 @@
 """Solvers by name."""
 
+import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from numbers import Real
 from typing import Any
+
+import jax
+import numpy as np
 
 from unclip_jax.sampling.solvers import aliases
 from unclip_jax.sampling.solvers.consistency import lcm, tcd
@@ -19,7 +23,7 @@ from unclip_jax.sampling.solvers.pndm import pndm
 from unclip_jax.sampling.solvers.second_order import dpm2, heun
 from unclip_jax.sampling.solvers.settings import check_eta, check_steps, swapped
 from unclip_jax.sampling.solvers.sigmas import SPACINGS
-from unclip_jax.sampling.solvers.solver import Solver
+from unclip_jax.sampling.solvers.solver import Recipe, Solver
 from unclip_jax.sampling.solvers.unipc import unipc
 
 # What stabilityai/stable-diffusion-2-1-unclip publishes; original files behave like it under diffusers' solver names.
@@ -121,6 +125,7 @@ def make_solver(
     base, spacing = _parts(name)
     options: dict[str, Any] = {"start_step": start_step}
     eta = check_eta(eta)
+    recipe = Recipe(name, config, num_inference_steps, eta, start_step, own)
     config = config if own else swapped(config)
     if base in _TAKE_ETA:
         options["eta"] = eta
@@ -128,7 +133,96 @@ def make_solver(
         config = {**config, "timestep_spacing": "trailing"}
     elif spacing:
         options["spacing"] = spacing
-    return _BUILDERS[base](config, num_inference_steps, **options)
+    return dataclasses.replace(_BUILDERS[base](config, num_inference_steps, **options), recipe=recipe)
+
+
+def choose_solver(
+    scheduler: str | Solver | None,
+    own: str,
+    config: Mapping[str, Any],
+    num_inference_steps: int,
+    eta: float = 0.0,
+    strength: float | None = None,
+    *,
+    depth: bool = False,
+    given: Collection[str] = ("num_inference_steps", "eta", "strength"),
+) -> Solver:
+    """The solver that a call of a pipeline asks for.
+
+    Args:
+        scheduler: a name of `SCHEDULERS`, a `Solver`, or None for the checkpoint's own.
+        own: the name of the checkpoint's own.
+        config: the checkpoint's diffusers scheduler_config.json.
+        num_inference_steps, eta: as for `make_solver`.
+        strength: of a run that starts from an image, see `first_step`; None for a run from pure noise. A `Solver` of
+            all steps is cut to the share of them.
+        depth: as for `first_step`.
+        given: which of the arguments num_inference_steps, eta and strength are the caller's, and no defaults.
+
+    Raises:
+        ValueError: for what `make_solver` and `first_step` refuse, for another type, and for an argument that a
+            `Solver` cannot honour.
+    """
+    if isinstance(scheduler, Solver):
+        _refuse_other_settings(scheduler, num_inference_steps, eta, given)
+        return scheduler if strength is None else _cut(scheduler, strength, depth, "strength" in given)
+    if scheduler is not None and not isinstance(scheduler, str):
+        raise ValueError(f"scheduler is {scheduler!r}; want None, a name or a Solver")
+    name = own if scheduler is None else scheduler
+    train = config.get("num_train_timesteps", 1000)
+    start_step = 0 if strength is None else first_step(name, num_inference_steps, strength, train, depth)
+    described = scheduler is None and describes(config, name)
+    return make_solver(name, config, num_inference_steps, eta, start_step, own=described)
+
+
+def _refuse_other_settings(solver: Solver, num_inference_steps: int, eta: float, given: Collection[str]) -> None:
+    recipe = solver.recipe
+    steps = int(solver.steps[-1]) + 1 if recipe is None else recipe.num_inference_steps
+    if "num_inference_steps" in given and num_inference_steps != steps:
+        raise ValueError(
+            f"num_inference_steps is {num_inference_steps}, but scheduler is a Solver of {steps}; want none"
+        )
+    if "eta" in given and eta != (0 if recipe is None else recipe.eta):
+        raise ValueError(f"eta is {eta}, but scheduler is a Solver, which has its own; want none")
+
+
+def _cut(solver: Solver, strength: float, depth: bool, given: bool) -> Solver:
+    """A solver without the first steps, for a run that starts from an image."""
+    recipe = solver.recipe
+    if recipe is not None and recipe.start_step == 0:
+        train = recipe.config.get("num_train_timesteps", 1000)
+        start_step = first_step(recipe.name, recipe.num_inference_steps, strength, train, depth)
+        again = (recipe.name, recipe.config, recipe.num_inference_steps, recipe.eta, start_step)
+        return make_solver(*again, own=recipe.own)
+    if recipe is not None:
+        if given:
+            raise ValueError(
+                f"strength is {strength}, but scheduler is a Solver that leaves out {recipe.start_step} steps already; "
+                "want a Solver of all steps, or no strength"
+            )
+        return solver
+    steps = int(solver.steps[-1]) + 1
+    made = min(int(steps * check_strength(strength)), steps)
+    if made == steps:
+        return solver
+    if made < 1:
+        raise ValueError(f"strength is {strength}, which leaves none of the Solver's {steps} steps; want more")
+    if jax.tree.leaves(jax.eval_shape(solver.init, jax.ShapeDtypeStruct((1, 1, 1, 1), np.float32))):
+        raise ValueError(
+            f"strength is {strength}, but scheduler is a Solver of your own that remembers earlier steps; want one of "
+            "make_solver, or strength 1"
+        )
+    kept = solver.steps >= steps - made
+    grid = {name: np.asarray(column)[kept] for name, column in solver.grid.items()}
+    grid["index"] = np.arange(len(grid["index"]), dtype=np.int32)
+    return dataclasses.replace(solver, grid=grid, start_alpha_cumprod=grid["alpha_cumprod"][0])
+
+
+def check_strength(strength: float) -> float:
+    """A number above 0, to 1. Raises ValueError for anything else."""
+    if not isinstance(strength, Real) or isinstance(strength, bool) or not 0 < strength <= 1:
+        raise ValueError(f"strength is {strength!r:.80}; want a number above 0, to 1")
+    return float(strength)
 
 
 def first_step(name: str, num_inference_steps: int, strength: float, train: int = 1000, depth: bool = False) -> int:
@@ -145,8 +239,7 @@ def first_step(name: str, num_inference_steps: int, strength: float, train: int 
     base, _ = _parts(name)
     if base in ("ldm-dpm", "ldm-plms"):
         raise ValueError(f"scheduler {name!r} cannot start from a picture in the original; want 'ldm-ddim' or another")
-    if not isinstance(strength, Real) or isinstance(strength, bool) or not 0 < strength <= 1:
-        raise ValueError(f"strength is {strength!r:.80}; want a number above 0, to 1")
+    check_strength(strength)
     count = check_steps(num_inference_steps, train)
     made = min(int(count * strength), count)
     # The original's grid may have more steps than were asked for.

@@ -53,7 +53,7 @@ def noise_levels(settings: Mapping[str, Any], num_inference_steps: int, spacing:
     evenly in sigma^(1/7), in its logarithm, or by the quantiles of Beta(0.6, 0.6) (arXiv:2407.12173); None keeps those.
     Raises ValueError.
     """
-    table = alphas_cumprod(noise_schedule(settings), "diffusers")
+    table = alphas_cumprod(noise_schedule(settings))
     if settings.get("rescale_betas_zero_snr"):
         table[-1] = 2**-24  # diffusers' choice: sigma is 4096 there and not infinite
     if not table.all():

@@ -8,16 +8,31 @@ from typing import Any
 import jax
 import numpy as np
 
+from unclip_jax.reference import Reference
+
 State = Any
 Row = Mapping[str, jax.Array]
 Init = Callable[[jax.Array], State]
 Step = Callable[[str, State, jax.Array, jax.Array, Row, jax.Array | None], tuple[jax.Array, State]]
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What `unclip_jax.sampling.make_solver` made a solver from: its arguments."""
+
+    name: str
+    config: Mapping[str, Any]
+    num_inference_steps: int
+    eta: float
+    start_step: int
+    own: bool
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["grid", "start_alpha_cumprod", "scale"],
-    meta_fields=["prediction_type", "init", "step", "stochastic"],
+    meta_fields=["prediction_type", "init", "step", "stochastic", "reference"],
+    drop_fields=["recipe"],
 )
 @dataclass(frozen=True, eq=False)
 class Solver:
@@ -38,6 +53,9 @@ class Solver:
         first call's noise level, but for "ldm-ddim", which starts one level above it, and from pure noise alone (a is
         0) when no step is left out
     scale: what the initial noise is multiplied by, for solvers that begin at a noise level without a picture's share
+    reference: whose procedure a pipeline follows around the loop with this solver
+    recipe: what made it, so that a pipeline can make it again with fewer steps; None for a solver of your own, and
+        inside of compiled programs
     """
 
     grid: Mapping[str, jax.Array | np.ndarray]
@@ -47,11 +65,19 @@ class Solver:
     stochastic: bool
     start_alpha_cumprod: jax.Array | np.floating
     scale: jax.Array | np.floating = np.float32(1)  # noqa: RUF009
+    reference: Reference = Reference.DIFFUSERS
+    recipe: Recipe | None = None
 
     @property
     def calls(self) -> int:
         """How often the network is called; some solvers need more calls than steps."""
         return self.grid["index"].shape[0]
+
+    @property
+    def steps(self) -> np.ndarray:
+        """(calls,) int32: the step of each network call. Calls that repeat a timestep are of one step."""
+        timesteps = np.asarray(self.grid["timestep"])
+        return np.concatenate([[0], np.cumsum(timesteps[1:] != timesteps[:-1])]).astype(np.int32)
 
 
 def make_grid(
