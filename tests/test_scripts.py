@@ -187,7 +187,9 @@ def test_a_folder_that_is_no_environment_is_left_alone(tmp_path, script):
     assert keep.exists()
 
 
-@pytest.mark.parametrize("script", ["quickstart", "test", "make_random_checkpoint"])
+@pytest.mark.parametrize(
+    "script", ["quickstart", "test", "make_random_checkpoint", "demo/drawings", "demo/train", "demo/report"]
+)
 def test_help(script):
     run = subprocess.run([sys.executable, SCRIPTS / script, "--help"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
