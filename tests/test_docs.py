@@ -108,6 +108,7 @@ def test_every_block_is_run_somewhere():
     assert all(re.search(pattern, lines) for pattern in NOT_RUN)
 
 
+@pytest.mark.e2e
 def test_adapters(desk, server, tmp_path_factory):  # noqa: F811
     (name,) = [name for name in stand_ins.HUB if name.endswith("stable-diffusion-2-1")]
     made = tmp_path_factory.mktemp("hub")
@@ -139,6 +140,7 @@ def test_adapters(desk, server, tmp_path_factory):  # noqa: F811
     assert list((desk / "text-to-image").glob("*-sheet.png"))
 
 
+@pytest.mark.e2e
 def test_guidance_from_the_parts(small_model):
     page = (readme.ROOT / "docs" / "guidance.md").read_text("utf-8")
     (section,) = re.findall(r"^## From the parts$(.*?)^## ", page, re.DOTALL | re.MULTILINE)
@@ -172,12 +174,14 @@ def test_guidance_from_the_parts(small_model):
     assert np.isfinite(names["latents"]).all()
 
 
+@pytest.mark.e2e
 def test_memory(desk, capsys):
     small_models.write(one_level(small_models.TEXT_TO_IMAGE), desk / "SRC")
     run("memory")
     assert "peak" in capsys.readouterr().out
 
 
+@pytest.mark.e2e
 def test_merging(desk):
     stand_ins.write_original("sd21-unclip-h", desk / "sd21-unclip-h.ckpt")
     stand_ins.write_original("768-v", desk / "my-finetune.safetensors", seed=1)
@@ -190,6 +194,7 @@ def test_merging(desk):
 PIPELINES = readme.blocks("docs/pipelines.md")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("index", range(len(PIPELINES)), ids=[re.findall(r"(\w+)\.from_", b)[0] for _, b in PIPELINES])
 def test_pipelines(index, desk):
     (_, text) = PIPELINES[index]
@@ -222,6 +227,7 @@ def test_pipelines(index, desk):
     assert isinstance(names["pipe"], unclip_jax.UnCLIPPipeline) or names["out"].images
 
 
+@pytest.mark.e2e
 def test_use_restrictions(desk):
     assert len(readme.blocks("docs/use-restrictions.md")) == 2
     picture = natural(256, 256, seed=0)
