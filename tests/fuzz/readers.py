@@ -22,7 +22,7 @@ from tests.convert.test_readers import VALID, torch_bytes
 from unclip_jax.checkpoints.config import read_config
 from unclip_jax.checkpoints.strict_json import read_object
 from unclip_jax.conditioning.tokenizer import Tokenizer, tokenizer_json_from_folder
-from unclip_jax.pictures import read_recipe
+from unclip_jax.image_files import read_recipe
 
 CORPUS = Path(__file__).parent / "corpus"
 
