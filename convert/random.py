@@ -124,7 +124,7 @@ def write_random_checkpoint(path: Path, preset: str = "tiny", seed: int = 0) -> 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     params = {
-        name: _random(name, spec.shape, seed)
+        name: random_parameter(name, spec.shape, seed)
         for name, spec in abstract_params(config).items()
         if name not in STATISTICS
     }
@@ -144,7 +144,7 @@ def write_random_checkpoint(path: Path, preset: str = "tiny", seed: int = 0) -> 
     return path, settings
 
 
-def _random(name: str, shape: tuple[int, ...], seed: int) -> Parameter:
+def random_parameter(name: str, shape: tuple[int, ...], seed: int) -> Parameter:
     """A parameter determined by its name and the seed: about unit gain for kernels, scales near 1, small biases."""
     leaf = name.rsplit(".", 1)[-1]
 

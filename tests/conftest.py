@@ -19,7 +19,7 @@ from hypothesis import settings
 from PIL import Image
 
 from convert.random import write_random_checkpoint
-from tests import small_models
+from tests import compiled_programs, small_models
 from tests.convert.diffusers_folder import random_tensors, write_folder
 from tests.golden_weights import GOLDEN, write_model
 from tests.pipelines import small_family
@@ -40,6 +40,18 @@ settings.register_profile("default", deadline=None, derandomize=True, max_exampl
 settings.load_profile("default")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Of several runs at once, one has the folder of compiled programs and the others make theirs anew."""
+    kept = os.environ.get("UNCLIP_JAX_TEST_CACHE")
+    if not kept or "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    lock = compiled_programs.take(Path(kept))
+    if lock is None:
+        del os.environ["UNCLIP_JAX_TEST_CACHE"]  # before the processes of this run are started, which inherit it
+    else:
+        config.add_cleanup(lock.release)
+
+
 def pytest_ignore_collect(collection_path, config: pytest.Config) -> bool | None:
     """Files named *_parity.py import torch: they are read only when their marker is selected (`-m parity`)."""
     selected = "parity" in config.option.markexpr.replace("not parity", "")
@@ -48,7 +60,7 @@ def pytest_ignore_collect(collection_path, config: pytest.Config) -> bool | None
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory):
-    """Compiled programs are shared by the processes of a run and left nowhere else."""
+    """Compiled programs are shared by the processes of a run; kept for the next where UNCLIP_JAX_TEST_CACHE says."""
     run = tmp_path_factory.getbasetemp()
     folder = (run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "compiled"
     jax.config.update("jax_compilation_cache_dir", os.environ.get("UNCLIP_JAX_TEST_CACHE", str(folder)))

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from convert.random import TINY, _random
+from convert.random import TINY, random_parameter
 from unclip_jax.checkpoints import directory
 from unclip_jax.checkpoints.checkpoint import Checkpoint
 from unclip_jax.checkpoints.config import ClipConfig
@@ -42,7 +42,7 @@ SMALL = dataclasses.replace(
 
 def write(config, folder, seed=0):
     """A checkpoint of random weights."""
-    params = {name: _random(name, spec.shape, seed) for name, spec in abstract_params(config).items()}
+    params = {name: random_parameter(name, spec.shape, seed) for name, spec in abstract_params(config).items()}
     length = config.text_encoder.context_length
     dialect = "open_clip" if isinstance(config, ClipConfig) else config.tokenizer_dialect
     tokenizer = Tokenizer.from_json(open_clip_tokenizer_json([]), dialect, length)

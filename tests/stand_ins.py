@@ -13,12 +13,12 @@ from convert.architecture.presets import PRESETS
 from convert.engine import export_tensors
 from convert.export.diffusers import save_diffusers
 from convert.prior import KARLO_FILE, KARLO_STATISTICS, KARLO_TEXT
-from convert.random import _random
+from convert.random import random_parameter
 from convert.rules import ldm
 from convert.rules import prior as prior_rules
 from convert.statistics import STATISTICS
 from tests import small_models, small_prior
-from tests.convert.test_readers import mapping, storage, tensor, torch_bytes
+from tests.convert.torch_files import mapping, storage, tensor, torch_bytes
 from tests.pipelines.small_family import one_level
 from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.checkpoints.source import open_checkpoint
@@ -77,7 +77,9 @@ def write_original(name, path, seed=0):
     """A file in the original's layout, safetensors or torch's by its suffix. name: of `ARCHITECTURES`."""
     config = ARCHITECTURES[name]
     params = {
-        key: _random(key, spec.shape, seed) for key, spec in abstract_params(config).items() if key not in STATISTICS
+        key: random_parameter(key, spec.shape, seed)
+        for key, spec in abstract_params(config).items()
+        if key not in STATISTICS
     }
     tensors = export_tensors(ldm.table(config, params).rules, params)
     if TELLING in params:

@@ -1,7 +1,7 @@
 """Every block of code on the pages in docs runs as it is written, with small checkpoints of the kinds that it names.
 
 The README's are run by test_readme.py and test_readme_parity.py, docs/devices.md's by distributed/test_recipes.py, the
-settings in docs/training.md are read by training/test_settings.py, and what takes longer is in test_docs_parity.py.
+settings in docs/training.md are read by training/test_settings.py, and what takes longer is in test_docs_long.py.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 import unclip_jax
 from convert.__main__ import difference_parser
@@ -21,9 +20,10 @@ from convert.__main__ import parser as convert_parser
 from convert.export.lora import save_lora
 from convert.export.textual_inversion import save_textual_inversion
 from tests import readme, small_models, stand_ins
+from tests.convert.adapter_files import random_lora
 from tests.convert.safety_folder import PREPROCESSOR, write_safety_checker
-from tests.convert.test_adapters import random_lora
-from tests.convert.test_readers import mapping, storage, tensor, torch_bytes
+from tests.convert.torch_files import mapping, storage, tensor, torch_bytes
+from tests.docs import NOT_RUN, mask, photo, run
 from tests.pipelines.small_family import one_level
 from tests.watermarked import natural
 from unclip_jax import UnCLIPPipeline
@@ -33,48 +33,16 @@ from unclip_jax.sampling import Branch, draw, image_keys, make_solver
 
 PAGES = [path.relative_to(readme.ROOT).as_posix() for path in sorted((readme.ROOT / "docs").glob("*.md"))]
 DEMO = readme.ROOT / "unclip_jax" / "demo" / "pictures"
-# Lines of shell blocks that nothing here can run, and why.
-NOT_RUN = {
-    r"pip install .*": "an installation",
-    r"apt-get install .*|npm install .*": "an installation, of the material that the demo model is made from",
-    r"scripts/demo/(drawings|train|report) .*": "hours, with that material; tests/demo has the parts",
-}
 # Files with the tensors of two published checkpoints, and what is rightly guessed of them.
 GUESSED = {"v2-1_768-ema-pruned.safetensors": "v_prediction", "512-base-ema.ckpt": "epsilon"}
 ELSEWHERE = {
-    "docs/demo-model.md": "test_docs_parity.py",
+    "docs/demo-model.md": "test_docs_long.py",
     "docs/devices.md": "distributed/test_recipes.py",
-    "docs/editing.md": "test_docs_parity.py",
-    "docs/evaluation.md": "test_docs_parity.py",
-    "docs/guidance.md": "test_docs_parity.py",
-    "docs/training.md": "test_docs_parity.py",
+    "docs/editing.md": "test_docs_long.py",
+    "docs/evaluation.md": "test_docs_long.py",
+    "docs/guidance.md": "test_docs_long.py",
+    "docs/training.md": "test_docs_long.py",
 }
-
-
-def photo(path, size=32, mode="RGB"):
-    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
-    Image.fromarray(pixels).convert(mode).save(path)
-
-
-def mask(path, size=32):
-    Image.fromarray(np.pad(np.full((size // 2, size // 2), 255, np.uint8), size // 4)).save(path)
-
-
-def without_installations(text):
-    """A shell block's lines that are run."""
-    lines = text.replace("\\\n", " ").splitlines()
-    return "\n".join(line for line in lines if not any(re.fullmatch(pattern, line) for pattern in NOT_RUN))
-
-
-def run(page, names=None, only=None, options=""):
-    """Runs a page's blocks in order, or one of them; returns what Python's leave behind."""
-    names = {} if names is None else names
-    for index, (language, text) in enumerate(readme.blocks(f"docs/{page}.md")):
-        if only in (None, index):
-            language = "python" if language == "python" else "shell"
-            text = text if language == "python" else without_installations(text)
-            readme.run(language, text, names, f"docs/{page}.md", options)
-    return names
 
 
 def test_every_block_is_run_somewhere():
@@ -92,6 +60,7 @@ def test_every_block_is_run_somewhere():
     assert all(re.search(pattern, lines) for pattern in NOT_RUN)
 
 
+@pytest.mark.e2e
 def test_adapters(desk, hub_server, tmp_path_factory):
     (name,) = [name for name in stand_ins.HUB if name.endswith("stable-diffusion-2-1")]
     made = tmp_path_factory.mktemp("hub")
@@ -123,11 +92,12 @@ def test_adapters(desk, hub_server, tmp_path_factory):
     assert list((desk / "text-to-image").glob("*-sheet.png"))
 
 
+@pytest.mark.e2e
 def test_guidance_from_the_parts(small_model):
     page = (readme.ROOT / "docs" / "guidance.md").read_text("utf-8")
     (section,) = re.findall(r"^## From the parts$(.*?)^## ", page, re.DOTALL | re.MULTILINE)
     (block,) = re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
-    assert [block] == [text for _, text in readme.blocks("docs/guidance.md")[1:]]  # the first: test_docs_parity.py
+    assert [block] == [text for _, text in readme.blocks("docs/guidance.md")[1:]]  # the first: test_docs_long.py
     pipe = UnCLIPPipeline.from_pretrained(small_model, "float32", local_mesh(jax.local_devices()[:1]))
     network = pipe.networks["unet"]
     model, keys = network.merge(network.params), image_keys(0, jnp.arange(2))
@@ -156,12 +126,14 @@ def test_guidance_from_the_parts(small_model):
     assert np.isfinite(names["latents"]).all()
 
 
+@pytest.mark.e2e
 def test_memory(desk, capsys):
     small_models.write(one_level(small_models.TEXT_TO_IMAGE), desk / "SRC")
     run("memory")
     assert "peak" in capsys.readouterr().out
 
 
+@pytest.mark.e2e
 def test_merging(desk):
     stand_ins.write_original("sd21-unclip-h", desk / "sd21-unclip-h.ckpt")
     stand_ins.write_original("768-v", desk / "my-finetune.safetensors", seed=1)
@@ -174,6 +146,7 @@ def test_merging(desk):
 PIPELINES = readme.blocks("docs/pipelines.md")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("index", range(len(PIPELINES)), ids=[re.findall(r"(\w+)\.from_", b)[0] for _, b in PIPELINES])
 def test_pipelines(index, desk):
     (_, text) = PIPELINES[index]
@@ -206,6 +179,7 @@ def test_pipelines(index, desk):
     assert isinstance(names["pipe"], unclip_jax.UnCLIPPipeline) or names["out"].images
 
 
+@pytest.mark.e2e
 def test_use_restrictions(desk):
     assert len(readme.blocks("docs/use-restrictions.md")) == 2
     picture = natural(256, 256, seed=0)

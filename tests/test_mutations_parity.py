@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from tests.models import comparisons
-from tests.models.test_networks_parity import TOLERANCE
+from tests.models.comparisons import TOLERANCE
 from unclip_jax.checkpoints.networks import abstract_network
 from unclip_jax.models import attention, clip, layers, unet, vae
 

@@ -32,7 +32,7 @@ def restored(monkeypatch, clone, published, hub_server):
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
 
 
-def test_the_two_commands_are_what_decides_about_a_change():
+def test_its_first_two_commands_are_run_by_ci():
     """They make an environment each: .ci/run runs them."""
     (language, text), *rest = readme.blocks()
     assert language == ""
@@ -46,8 +46,9 @@ def test_the_two_commands_are_what_decides_about_a_change():
 HERE = [block for block in readme.blocks()[1:] if not readme.needs_torch(block[1])]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("block", HERE, ids=[text.split("\n")[0][:40] for _, text in HERE])
-def test_it_runs(block, restored, clone):
+def test_a_block_runs_and_what_it_draws_is_not_blank(block, restored, clone):
     before = set(clone.rglob("*.png"))
     readme.run(*block)
     made = set(clone.rglob("*.png")) - before
@@ -55,7 +56,7 @@ def test_it_runs(block, restored, clone):
     assert all(np.asarray(Image.open(path)).std() > 5 for path in made)
 
 
-def test_what_it_names_is_there():
+def test_the_files_it_names_are_there():
     text = (readme.ROOT / "README.md").read_text("utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)?", text):
         assert (readme.ROOT / target).exists(), target

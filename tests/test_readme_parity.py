@@ -5,7 +5,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from tests import readme
-from tests.pipelines.test_unclip_parity import build
+from tests.pipelines.live_unclip import build
 from tests.references import write_tokenizer
 
 pytestmark = [

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from imwatermark import WatermarkDecoder, WatermarkEncoder
 
 from tests.golden_weights import GOLDEN
-from tests.test_watermark import digests
-from tests.watermarked import gradients, natural, noise
+from tests.watermarked import digests, gradients, natural, noise
 from unclip_jax.watermark import _from_yuv, _to_yuv, embed_watermark, read_watermark
 
 pytestmark = pytest.mark.parity

@@ -1,103 +1,24 @@
 """Adapters beside diffusers and peft: the same files and settings, the same predictions. Tolerances: relative (L2)."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from convert.adapters import read_lora, read_textual_inversion
-from convert.export.diffusers import save_diffusers
 from convert.export.lora import save_lora
 from convert.export.textual_inversion import save_textual_inversion
-from tests import small_models
+from tests.adapters.live import CONFIG, TIMES, TOKENS, TOLERANCE, X, check, predicted, wanted
 from unclip_jax.adapters.changes import Decomposed
 from unclip_jax.adapters.lora import merge_loras
 from unclip_jax.adapters.textual_inversion import add_words, expand_words
-from unclip_jax.checkpoints.networks import abstract_networks, fill
-from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.models.freeu import FreeU
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("any_release_of_peft")]
 
-TOLERANCE = 1e-5  # measured: 1.3e-6 of the UNet, 6e-7 of the text encoder
-CONFIG = dataclasses.replace(
-    small_models.TEXT_TO_IMAGE,
-    unet=dataclasses.replace(
-        small_models.TEXT_TO_IMAGE.unet,
-        block_out_channels=(32, 64, 64),
-        layers_per_block=2,
-        attention_levels=(True, True, False),
-        num_heads=(2, 4, 4),
-        only_cross_attention=(False,) * 3,
-    ),
-    text_encoder=dataclasses.replace(small_models.TEXT, context_length=24, layers=3, projection_dim=None),
-)
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.0.proj", "ff.net.2", "time_emb_proj"]
 CONVOLUTIONS = ["conv1", "conv_shortcut", "downsamplers.0.conv", "conv_in", "time_embedding.linear_1"]
 TEXT_TARGETS = ["q_proj", "v_proj", "out_proj", "fc1"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def any_release_of_peft():
-    """transformers asks for one newer than the last that was published when this was written, and works with it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.integrations.peft.check_peft_version", lambda min_version: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """Networks and tokenizer of ours, and a function that opens the same as a pipeline of diffusers."""
-    from diffusers import StableDiffusionPipeline
-
-    folder = tmp_path_factory.mktemp("both")
-    small_models.write(CONFIG, folder / "ours")
-    with open_checkpoint(folder / "ours") as checkpoint:
-        save_diffusers(checkpoint, folder / "theirs")
-        abstract = abstract_networks(CONFIG)
-        networks = {
-            name: fill(
-                abstract[name],
-                lambda n, name=name: checkpoint.params[f"{name}.{n}"].read(),
-                lambda _, a: jnp.asarray(a),
-            )
-            for name in ("unet", "text_encoder")
-        }
-    with open_checkpoint(folder / "theirs") as checkpoint:
-        tokenizer = checkpoint.tokenizer
-    return networks, tokenizer, lambda: StableDiffusionPipeline.from_pretrained(folder / "theirs", safety_checker=None)
-
-
-X = np.random.default_rng(0).standard_normal((2, 16, 24, 4), np.float32)
-TOKENS = np.random.default_rng(1).integers(0, 512, (2, 16))
-TIMES = np.array([5, 700])
-
-
-def predicted(networks, freeu=None):
-    """The text encoder's states, and what the UNet makes of them."""
-    context = networks["text_encoder"].merge()(jnp.asarray(TOKENS))
-    unet = networks["unet"].merge()
-    out = unet.denoise(X, unet.embed_time(jnp.asarray(TIMES)), unet.encode_context(context), freeu=freeu)
-    return np.asarray(context), np.asarray(out)
-
-
-def wanted(pipe):
-    import torch
-
-    with torch.no_grad():
-        context = pipe.text_encoder(torch.tensor(TOKENS))[0]
-        x = torch.tensor(np.ascontiguousarray(np.moveaxis(X, -1, 1)))
-        out = pipe.unet(x, torch.tensor(TIMES), context).sample
-    return context.numpy(), np.moveaxis(out.numpy(), 1, -1)
-
-
-def check(made, want, base):
-    for ours, theirs, before in zip(made, want, base, strict=True):
-        assert np.linalg.norm(theirs - before) > 0.02 * np.linalg.norm(before)
-        error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
-        assert error < TOLERANCE, error
 
 
 def add_adapter(pipe, name, seed, rank, alpha, alphas=None, ranks=None, **settings):

@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 
 from convert.adapters import read_adapter, read_lora
-from tests.adapters.test_adapters_parity import CONFIG, any_release_of_peft, both, check, predicted, wanted
+from tests.adapters.live import CONFIG, check, predicted, wanted
 from unclip_jax.adapters.changes import Decomposed, Difference, Factor, Hadamard, Kronecker, LowRank, Replacement
 from unclip_jax.adapters.lora import merge_loras
 
-__all__ = ["any_release_of_peft", "both"]
-
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("any_release_of_peft")]
 
 # LyCORIS: what it is told, and the kind that comes of it, beside the differences of norms.
 LYCORIS = {

@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from convert.adapters import read_lora, read_textual_inversion
 from convert.export.lora import save_lora
-from tests.convert.test_adapters import CONFIG, random_lora
+from tests.convert.adapter_files import CONFIG, random_lora
 from tests.hub_server import Handler, Hub, commit, is_body
 from unclip_jax.checkpoints import directory, hub
 from unclip_jax.checkpoints.hub import download, download_file

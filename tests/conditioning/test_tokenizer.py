@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convert.tokenizer import tokenizer_json_from_folder
-from tests.convert.tokenizer_folder import BANG, END, MERGES, START, write_files
+from tests.convert.tokenizer_folder import BANG, CASES, END, MERGES, START, write_files
 from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json, open_clip_tokenizer_json
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "tokens.json"
-CASES = json.loads(GOLDEN.read_text("utf-8"))["cases"]
 DIALECTS = ("open_clip", "transformers")
 
 

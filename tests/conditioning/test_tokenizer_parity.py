@@ -19,8 +19,7 @@ from tokenizers import AddedToken
 from transformers import CLIPTokenizer, CLIPTokenizerFast
 
 from convert.tokenizer import tokenizer_json_from_folder
-from tests.conditioning.test_tokenizer import CASES, GOLDEN
-from tests.convert.tokenizer_folder import END, FOLDERS, START, write_files
+from tests.convert.tokenizer_folder import CASES, END, FOLDERS, GOLDEN, START, write_files
 from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:the prompt is:UserWarning")]

@@ -11,9 +11,9 @@ from safetensors.numpy import save_file
 from convert import layouts
 from convert.engine import export_tensors
 from convert.layouts import Place
-from convert.random import SMALL, TINY, _random
+from convert.random import SMALL, TINY, random_parameter
 from convert.rules import ldm
-from tests.convert.test_readers import integer, mapping, storage, tensor, torch_bytes
+from tests.convert.torch_files import integer, mapping, storage, tensor, torch_bytes
 from unclip_jax.checkpoints.checkpoint import Parameter
 from unclip_jax.models.clip import VisionConfig
 
@@ -53,7 +53,7 @@ class Writer:
 
 def parameters(config):
     """Random parameters that an original file holds."""
-    return {name: _random(name, spec.shape, 0) for name, spec in layouts.file_params(config).items()}
+    return {name: random_parameter(name, spec.shape, 0) for name, spec in layouts.file_params(config).items()}
 
 
 def tensors(config, writer):

@@ -11,8 +11,8 @@ from convert.adapters import parameter, read_adapter, read_lora, read_textual_in
 from convert.engine import LAYOUTS, foreign_shape
 from convert.readers import CheckpointError
 from convert.rules import lora as names
-from tests.convert.test_adapters import CONFIG, GOOD, OURS, TO_K, pair
-from tests.convert.test_readers import mapping, storage, tensor, text, torch_bytes
+from tests.convert.adapter_files import CONFIG, GOOD, OURS, TO_K, pair
+from tests.convert.torch_files import mapping, storage, tensor, text, torch_bytes
 from unclip_jax.adapters.lora import with_lora
 from unclip_jax.checkpoints.networks import abstract_params
 

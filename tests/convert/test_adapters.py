@@ -1,6 +1,5 @@
 """Adapters in every form there is: read, written and read again bit for bit; what does not fit is refused by name."""
 
-import dataclasses
 import json
 
 import ml_dtypes
@@ -16,45 +15,14 @@ from convert.export.lora import lora_tensors, save_lora
 from convert.export.textual_inversion import save_textual_inversion
 from convert.readers import CheckpointError
 from convert.rules import lora as names
-from tests import small_models
-from tests.convert.test_readers import HOSTILE, mapping, storage, tensor, text, torch_bytes
+from tests.convert.adapter_files import CONFIG, GOOD, OURS, TO_K, kernels, pair, random_lora
+from tests.convert.hostile_pickles import HOSTILE
+from tests.convert.torch_files import mapping, storage, tensor, text, torch_bytes
 from unclip_jax.adapters.changes import LowRank
-from unclip_jax.checkpoints.networks import abstract_params
 
-CONFIG = dataclasses.replace(
-    small_models.TEXT_TO_IMAGE, text_encoder=dataclasses.replace(small_models.TEXT, layers=2, projection_dim=None)
-)
 FORMS = ("diffusers", "kohya", "original")
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
-TO_K = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
-OURS = "unet.down_blocks.1.attentions.0.attn2.to_k.kernel"
 Q = "text_model.encoder.layers.1.self_attn.q_proj"
-
-
-def kernels(config=CONFIG):
-    """Our name in an adapter -> the kernel's shape."""
-    params = abstract_params(config)
-    return {
-        parameter(rule): params[rule.ours].shape[(rule.layer is not None) :]
-        for rules in names.written(config, "diffusers").values()
-        for rule in rules
-    }
-
-
-def random_lora(seed, share=1.0, dtype=np.float32, config=CONFIG):
-    """An adapter of some of the kernels, of ranks and alphas of their own."""
-    rng = np.random.default_rng(seed)
-
-    def draw(*shape):
-        return rng.standard_normal(shape, np.float32).astype(dtype)
-
-    lora = {}
-    for name, (*inner, out) in kernels(config).items():
-        if rng.random() < share or not lora:
-            rank = int(rng.integers(1, 4))
-            alpha = np.float32(rng.choice([rank, 0.3, 7, 1e-3]))
-            lora[name] = LowRank(draw(*inner, rank), draw(rank, out), alpha)
-    return lora
 
 
 def assert_equal(read, lora):
@@ -176,12 +144,6 @@ def test_the_last_text_layer_is_left_out_and_a_convolution_may_be_a_linear_layer
     assert_equal(read_lora(tmp_path / "a.safetensors", CONFIG), lora)
 
 
-def pair(module, inner=32, out=32, rank=2, ends=("lora_A.weight", "lora_B.weight")):
-    down, up = np.ones((rank, inner), np.float32), np.ones((out, rank), np.float32)
-    return {f"{module}.{ends[0]}": down, f"{module}.{ends[1]}": up}
-
-
-GOOD = pair(f"unet.{TO_K}")
 FLAT = TO_K.replace(".", "_")
 DOWN = f"unet.{TO_K}.lora_A.weight"
 PEFT = {"unet.r": 2, "unet.lora_alpha": 2}

@@ -14,23 +14,11 @@ from convert.clip import is_clip, open_open_clip, open_transformers_clip
 from convert.engine import export_tensors
 from convert.rules import clip as names
 from convert.rules.flax import flax_rules
+from tests.convert.clip_files import CONFIG, DESCRIPTION
 from tests.convert.diffusers_folder import write_tokenizer
 from unclip_jax.checkpoints.checkpoint import Parameter
-from unclip_jax.checkpoints.config import ClipConfig
 from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.checkpoints.source import open_checkpoint
-from unclip_jax.models.clip import TextConfig, VisionConfig
-
-CONFIG = ClipConfig(
-    TextConfig(width=64, layers=2, heads=1, mlp_width=256, projection_dim=24, vocab_size=49408),
-    VisionConfig(image_size=28, width=64, layers=2, heads=1, mlp_width=256, projection_dim=24),
-    "open_clip",
-)
-DESCRIPTION = {
-    "embed_dim": 24,
-    "vision_cfg": {"image_size": 28, "layers": 2, "width": 64, "patch_size": 14},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
-}
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from convert.rules import diffusers
 from convert.rules.flax import flax_rules, is_flax
 from convert.safety import open_safety_checker
 from convert.source import check_source, open_diffusers
-from tests.convert.test_rules import ARCHITECTURES, assert_lossless, foreign_arrays
+from tests.convert.lossless import ARCHITECTURES, assert_lossless, foreign_arrays
 from tests.golden_weights import GOLDEN, inventory
 from unclip_jax import TextToImagePipeline
 from unclip_jax.checkpoints.loading import load_networks

@@ -138,6 +138,7 @@ def kill_at_random_points(points, layout, command, source, nursery, folder, seed
     return whole
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_conversion_killed_at_random_points(layout, source, nursery, tmp_path):
     kill_at_random_points(6, layout, (), source, nursery, tmp_path, seed=0)

@@ -15,42 +15,20 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from convert.__main__ import main
-from convert.architecture.presets import COSINE
 from convert.export.diffusers import save_diffusers
 from convert.export.original import save_original
 from convert.merge import _add, add_difference, open_weights, shared
-from convert.random import SMALL, TINY, _random
 from holes import write_holes
 from tests import small_models
-from tests.convert.test_published import shapes
+from tests.convert.merged_files import BASE, INPAINTING, STATISTICS, UNCLIP, make
+from tests.convert.published_files import shapes
 from unclip_jax.checkpoints import directory
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
-from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.checkpoints.source import open_checkpoint
-from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json, open_clip_tokenizer_json
+from unclip_jax.conditioning.tokenizer import Tokenizer, open_clip_tokenizer_json
 
-BASE = SMALL["tiny-text-to-image"]
-UNCLIP = dataclasses.replace(
-    BASE,
-    unet=dataclasses.replace(BASE.unet, class_embedding="projection", class_embedding_size=96),
-    image_encoder=TINY.image_encoder,
-    image_noising=COSINE,
-)
-INPAINTING = SMALL["tiny-inpainting"]
 CONV_IN = "unet.conv_in.kernel"
-STATISTICS = {"image_normalizer.mean", "image_normalizer.std"}
 DTYPES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32))
-
-
-def make(config, seed, dtype=np.float32):
-    """A checkpoint of random weights in memory. The statistics of an unCLIP's embeddings are 0 and 1."""
-    params = {}
-    for name, spec in abstract_params(config).items():
-        array = _random(name, spec.shape, seed).read()
-        array = np.full(spec.shape, name.endswith("std"), np.float32) if name in STATISTICS else array
-        params[name] = Parameter.of(array.astype(dtype))
-    tokenizer = Tokenizer.from_json(clip_tokenizer_json(), "open_clip")
-    return Checkpoint(config, tokenizer, params, f"seed {seed}")
 
 
 def one(array, name="unet.x"):

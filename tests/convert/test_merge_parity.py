@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from convert.__main__ import main as command
 from convert.export.diffusers import save_diffusers
 from convert.export.original import save_original
-from tests.convert.test_merge import BASE, INPAINTING, UNCLIP, make
+from tests.convert.merged_files import BASE, INPAINTING, UNCLIP, make
 
 pytestmark = [
     pytest.mark.parity,

@@ -11,30 +11,22 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from convert.__main__ import main
-from convert.architecture.prior import KARLO_SCHEDULER, karlo_yaml
+from convert.architecture.prior import karlo_yaml
 from convert.engine import export_tensors, prove
 from convert.export.diffusers import save_diffusers
 from convert.export.original import save_original
 from convert.prior import KARLO_FILE, open_karlo_prior
 from convert.rules import prior as rules
 from tests import small_prior
+from tests.convert.published_prior import PUBLISHED
 from tests.golden_weights import GOLDEN, inventory
 from tests.small_prior import CONFIG
 from unclip_jax.checkpoints.checkpoint import Parameter
 from unclip_jax.checkpoints.config import PriorCheckpointConfig, read_config
 from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.checkpoints.source import open_checkpoint, open_prior
-from unclip_jax.models.clip import TextConfig
-from unclip_jax.models.prior import PriorConfig
 from unclip_jax.pipelines.prior import TextToEmbeddingPrior
 from unclip_jax.pipelines.unclip import UnCLIPPipeline
-
-PUBLISHED = PriorCheckpointConfig(
-    PriorConfig(),
-    TextConfig(width=768, layers=12, heads=12, mlp_width=3072, activation="quick_gelu", projection_dim=768),
-    "original",
-    KARLO_SCHEDULER,
-)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 
 from convert.__main__ import main
 from holes import write_holes
-from tests.golden_weights import GOLDEN, inventory
+from tests.convert.published_files import shapes
 
 INVENTORIES = {
     "v2-1-stable-unclip-h": "",
@@ -19,10 +19,6 @@ INVENTORIES = {
     "x4-upscaling": "",
     "karlo_prior": "",
 }
-
-
-def shapes(name):
-    return {key: (info.shape, info.dtype) for key, info in inventory(GOLDEN / "inventory" / f"{name}.tsv.gz").items()}
 
 
 @pytest.mark.parametrize(("name", "option"), INVENTORIES.items())

@@ -1,5 +1,6 @@
 """Files without a description: which architecture they are of, what their UNet predicts, and what else they may be."""
 
+import functools
 import json
 import re
 import shutil
@@ -30,9 +31,14 @@ from unclip_jax.checkpoints.source import open_checkpoint
 HALF = np.dtype(np.float16)
 
 
+@functools.cache
+def file_params(name):
+    return layouts.file_params(PRESETS[name])
+
+
 def published(name, places=ldm.PLACES):
     """The tensors of a published checkpoint, as a file in half precision has them."""
-    params = layouts.file_params(PRESETS[name])
+    params = file_params(name)
     rules = layouts.table(PRESETS[name], params, places).rules
     return {rule.foreign: TensorInfo(foreign_shape(rule, params), HALF) for rule in rules}
 
@@ -246,7 +252,7 @@ def without(tensors, *prefixes):
 
 
 def in_dialect(component, dialect, prefix=""):
-    params = layouts.file_params(PRESETS["sd21-unclip-l"])
+    params = file_params("sd21-unclip-l")
     rules = layouts.table(PRESETS["sd21-unclip-l"], params, {component: Place(prefix, dialect)}).rules
     return {rule.foreign: TensorInfo(foreign_shape(rule, params), HALF) for rule in rules}
 
@@ -260,53 +266,73 @@ def stable_diffusion_1():
     return {n: i for n, i in narrow.items() if "attn2.to_out" not in n} | infos(**text)
 
 
+# A function that makes a file's tensors, and what the file is said to be.
 KINDS = {
-    "a LoRA of kohya": (infos(lora_unet_mid_block_attentions_0_proj_in__x=(4, 4)), "is a LoRA"),
-    "a LoRA of diffusers": ({"unet.mid_block.attn1.to_q.lora_A.weight": TensorInfo((4, 320), HALF)}, "is a LoRA"),
-    "a LoRA of peft": ({"base_model.model.x.lora_B.weight": TensorInfo((4, 4), HALF)}, "is a LoRA"),
-    "an older LoRA": ({"x.processor.to_q_lora.down.weight": TensorInfo((4, 4), HALF)}, "is a LoRA"),
-    "a LoHa": ({"x.hada_w1_a": TensorInfo((4, 4), HALF)}, "is a LoRA or another adapter"),
-    "a learnt word": (infos(emb_params=(2, 1024)), "is a textual inversion"),
-    "a learnt word of diffusers": ({"<cat-toy>": TensorInfo((1024,), HALF)}, "as a textual inversion does"),
-    "a ControlNet": ({"controlnet_cond_embedding.conv_in.weight": TensorInfo((16, 3, 3, 3), HALF)}, "is a ControlNet"),
-    "an original ControlNet": ({"control_model.zero_convs.0.0.weight": TensorInfo((4, 4, 1, 1), HALF)}, "ControlNet"),
-    "a VAE": (bare("768-v", "first_stage_model."), "is a VAE on its own"),
-    "a VAE with its root": (published("768-v") and {
-        n: i for n, i in published("768-v").items() if n.startswith("first_stage_model.")
-    }, "is a VAE on its own"),
-    "a VAE of diffusers": (in_dialect("vae", "diffusers"), "is a VAE on its own"),
-    "a UNet": (bare("768-v", "model.diffusion_model."), "is a UNet on its own"),
-    "a UNet of diffusers": (in_dialect("unet", "diffusers"), "is a UNet on its own"),
-    "a text encoder": (bare("768-v", "cond_stage_model.model."), "is a text encoder on its own"),
-    "a text encoder of transformers": (in_dialect("text_encoder", "transformers"), "is a text encoder on its own"),
-    "an image encoder": (in_dialect("image_encoder", "transformers"), "is an image encoder on its own"),
-    "without the VAE": (without(published("768-v"), "first_stage_model."), "without its VAE: give vae="),
-    "without the UNet": (without(published("768-v"), "model."), "without its UNet: give unet="),
-    "without UNet and VAE": (without(published("sd21-unclip-l"), "model.", "first_"), "without its UNet and VAE"),
-    "without the text encoder": (without(published("768-v"), "cond_"), "without its text encoder"),
-    "Stable Diffusion 1": (stable_diffusion_1(), "is of Stable Diffusion 1:"),
+    "a LoRA of kohya": (lambda: infos(lora_unet_mid_block_attentions_0_proj_in__x=(4, 4)), "is a LoRA"),
+    "a LoRA of diffusers": (
+        lambda: {"unet.mid_block.attn1.to_q.lora_A.weight": TensorInfo((4, 320), HALF)},
+        "is a LoRA",
+    ),
+    "a LoRA of peft": (lambda: {"base_model.model.x.lora_B.weight": TensorInfo((4, 4), HALF)}, "is a LoRA"),
+    "an older LoRA": (lambda: {"x.processor.to_q_lora.down.weight": TensorInfo((4, 4), HALF)}, "is a LoRA"),
+    "a LoHa": (lambda: {"x.hada_w1_a": TensorInfo((4, 4), HALF)}, "is a LoRA or another adapter"),
+    "a learnt word": (lambda: infos(emb_params=(2, 1024)), "is a textual inversion"),
+    "a learnt word of diffusers": (lambda: {"<cat-toy>": TensorInfo((1024,), HALF)}, "as a textual inversion does"),
+    "a ControlNet": (
+        lambda: {"controlnet_cond_embedding.conv_in.weight": TensorInfo((16, 3, 3, 3), HALF)},
+        "is a ControlNet",
+    ),
+    "an original ControlNet": (
+        lambda: {"control_model.zero_convs.0.0.weight": TensorInfo((4, 4, 1, 1), HALF)},
+        "ControlNet",
+    ),
+    "a VAE": (lambda: bare("768-v", "first_stage_model."), "is a VAE on its own"),
+    "a VAE with its root": (
+        lambda: {n: i for n, i in published("768-v").items() if n.startswith("first_stage_model.")},
+        "is a VAE on its own",
+    ),
+    "a VAE of diffusers": (lambda: in_dialect("vae", "diffusers"), "is a VAE on its own"),
+    "a UNet": (lambda: bare("768-v", "model.diffusion_model."), "is a UNet on its own"),
+    "a UNet of diffusers": (lambda: in_dialect("unet", "diffusers"), "is a UNet on its own"),
+    "a text encoder": (lambda: bare("768-v", "cond_stage_model.model."), "is a text encoder on its own"),
+    "a text encoder of transformers": (
+        lambda: in_dialect("text_encoder", "transformers"),
+        "is a text encoder on its own",
+    ),
+    "an image encoder": (lambda: in_dialect("image_encoder", "transformers"), "is an image encoder on its own"),
+    "without the VAE": (lambda: without(published("768-v"), "first_stage_model."), "without its VAE: give vae="),
+    "without the UNet": (lambda: without(published("768-v"), "model."), "without its UNet: give unet="),
+    "without UNet and VAE": (
+        lambda: without(published("sd21-unclip-l"), "model.", "first_"),
+        "without its UNet and VAE",
+    ),
+    "without the text encoder": (lambda: without(published("768-v"), "cond_"), "without its text encoder"),
+    "Stable Diffusion 1": (stable_diffusion_1, "is of Stable Diffusion 1:"),
     "Stable Diffusion XL": (
-        {"conditioner.embedders.1.model.ln_final.weight": TensorInfo((1280,), HALF)}, "is Stable Diffusion XL"
+        lambda: {"conditioner.embedders.1.model.ln_final.weight": TensorInfo((1280,), HALF)},
+        "is Stable Diffusion XL",
     ),
     "a UNet of Stable Diffusion XL": (
-        {"down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight": TensorInfo((640, 2048), HALF)},
+        lambda: {"down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight": TensorInfo((640, 2048), HALF)},
         "is of Stable Diffusion XL",
     ),
     "Stable Diffusion 3": (
-        {"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": TensorInfo((4, 4), HALF)},
+        lambda: {"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": TensorInfo((4, 4), HALF)},
         "is Stable Diffusion 3",
     ),
     "the upscaler by two": (
-        {"down_blocks.0.resnets.0.norm1.linear.weight": TensorInfo((4, 4), HALF)}, "upscaler by two"
+        lambda: {"down_blocks.0.resnets.0.norm1.linear.weight": TensorInfo((4, 4), HALF)},
+        "upscaler by two",
     ),
-    "a safety checker": ({"concept_embeds": TensorInfo((17, 768), HALF)}, "is a safety checker"),
-    "Karlo's prior": ({"model.prd_emb": TensorInfo((1, 1, 2048), HALF)}, "is a text-to-image prior"),
-}  # fmt: skip
+    "a safety checker": (lambda: {"concept_embeds": TensorInfo((17, 768), HALF)}, "is a safety checker"),
+    "Karlo's prior": (lambda: {"model.prd_emb": TensorInfo((1, 1, 2048), HALF)}, "is a text-to-image prior"),
+}
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_files_of_another_kind_are_named(name, tmp_path):
-    tensors, words = KINDS[name]
+    make, words = KINDS[name]
+    tensors = make()
     assert words in kind_of(tensors)
     if name in ("Karlo's prior",):
         return  # has a reader of its own
@@ -333,7 +359,7 @@ def test_whole_checkpoints_are_of_no_other_kind(name):
     ],
 )
 def test_what_is_no_lora_is_named(name, words, ambiguous, tmp_path):
-    tensors = ambiguous if name == "whole" else KINDS[name][0]
+    tensors = ambiguous if name == "whole" else KINDS[name][0]()
     write_holes(tmp_path / "x.safetensors", {key: (info.shape, info.dtype) for key, info in tensors.items()})
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
         read_lora(tmp_path / "x.safetensors", PRESETS["768-v"])
@@ -342,7 +368,7 @@ def test_what_is_no_lora_is_named(name, words, ambiguous, tmp_path):
 
 @pytest.mark.parametrize(("name", "words"), [("a LoRA of diffusers", "is a LoRA"), ("a VAE", "is a VAE on its own")])
 def test_what_is_no_word_is_named(name, words, tmp_path):
-    tensors = KINDS[name][0]
+    tensors = KINDS[name][0]()
     write_holes(tmp_path / "x.safetensors", {key: (info.shape, info.dtype) for key, info in tensors.items()})
     with pytest.raises(ValueError, match=re.escape(words)):
         read_textual_inversion(tmp_path / "x.safetensors", PRESETS["768-v"])

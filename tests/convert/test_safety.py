@@ -9,8 +9,9 @@ from safetensors.numpy import save_file
 
 from convert.readers import CheckpointError
 from convert.safety import open_safety_checker
+from tests.convert.hostile_pickles import HOSTILE
 from tests.convert.safety_folder import CONFIG, PREPROCESSOR, TOWER, random_tensors, write_safety_checker
-from tests.convert.test_readers import HOSTILE, torch_bytes
+from tests.convert.torch_files import torch_bytes
 from unclip_jax.safety import Concepts, black_out, check, embed, is_flagged, scores
 
 

@@ -11,7 +11,7 @@ from convert import statistics
 from convert.random import TINY
 from convert.readers import CheckpointError
 from convert.statistics import STATISTICS, embedding_statistics, read_statistics
-from tests.convert.test_readers import mapping, name, several, storage, tensor, torch_bytes
+from tests.convert.torch_files import mapping, name, several, storage, tensor, torch_bytes
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.source import open_checkpoint
 

@@ -1,9 +1,12 @@
 """Folders of transformers' CLIPTokenizer as one finds them, with a small vocabulary."""
 
 import json
+from pathlib import Path
 
 from unclip_jax.conditioning.tokenizer import open_clip_tokenizer_json
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "tokens.json"
+CASES = json.loads(GOLDEN.read_text("utf-8"))["cases"]
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 # A vocabulary of 517 tokens: 256 symbols, the same at the end of a word, "at</w>" 512, "cat</w>" 513, "hi</w>" 514.

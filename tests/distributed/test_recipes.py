@@ -10,6 +10,8 @@ import pytest
 from tests.convert.diffusers_folder import random_tensors, write_folder
 from unclip_jax.distributed.mesh import parameter_sharding
 
+pytestmark = pytest.mark.e2e
+
 PAGE = Path(__file__).parents[2] / "docs" / "devices.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
 

@@ -1,5 +1,7 @@
 """The full-size networks for TPUs, as far as a machine without one can say: their programs are made."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,19 @@ from unclip_jax.checkpoints.networks import abstract_networks
 from unclip_jax.distributed.mesh import batch_sharding, parameter_sharding
 from unclip_jax.models import platform
 
-NETWORKS = abstract_networks(PRESETS["sd21-unclip-h"])
+CONFIG = PRESETS["sd21-unclip-h"]
+# Its first level and the middle: the widths and the tokens of the kernels that are used, and little besides.
+ONE_LEVEL = dataclasses.replace(
+    CONFIG,
+    unet=dataclasses.replace(
+        CONFIG.unet,
+        block_out_channels=CONFIG.unet.block_out_channels[:1],
+        layers_per_block=1,
+        attention_levels=(True,),
+        num_heads=CONFIG.unet.num_heads[:1],
+        only_cross_attention=(False,),
+    ),
+)
 
 
 def unet(model, latents, timesteps, text, labels):
@@ -26,9 +40,9 @@ UNET = ("unet", unet, ((4, 96, 96, 4), (4,), (4, 77, 1024), (4, 2048)))
 DECODER = ("vae", decoder, ((4, 96, 96, 4),))
 
 
-def lower(mesh, part, function, shapes, gradient=False):
+def lower(config, mesh, part, function, shapes, gradient=False):
     """The text of a network's program for TPUs, with bfloat16 weights placed on the mesh as a pipeline places them."""
-    network = NETWORKS[part]
+    network = abstract_networks(config)[part]
     params = {
         name: jax.ShapeDtypeStruct(
             spec.shape, jnp.bfloat16, sharding=parameter_sharding(mesh, f"{part}.{name}", spec.shape)
@@ -59,14 +73,27 @@ def mesh(monkeypatch):
     return made
 
 
+@pytest.mark.parametrize("gradient", [False, True], ids=["value", "gradient"])
+def test_one_level_is_lowered_over_four_devices(mesh, gradient):
+    """The attention of its down block, of the middle and of its two up blocks."""
+    calls = lower(ONE_LEVEL, mesh(2, 2), *UNET, gradient).count("@CustomSPMDPartitioning")
+    assert calls == (2 if gradient else 1) * 4
+
+
+def test_one_level_uses_the_kernel(mesh):
+    assert lower(ONE_LEVEL, mesh(1, 1), *UNET).count("tpu_custom_call") == 1
+
+
+@pytest.mark.e2e
 @pytest.mark.parametrize(("network", "shapes"), [(UNET, 2), (DECODER, 1)], ids=["unet", "decoder"])
-def test_on_one_device(mesh, network, shapes):
+def test_on_one_device_the_kernel_is_used(mesh, network, shapes):
     """At 768x768, tokens of the UNet's first two levels and of the decoder's middle fill the kernel's blocks."""
-    assert lower(mesh(1, 1), *network).count("tpu_custom_call") == shapes
+    assert lower(CONFIG, mesh(1, 1), *network).count("tpu_custom_call") == shapes
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("gradient", [False, True], ids=["value", "gradient"])
 @pytest.mark.parametrize(("network", "attentions"), [(UNET, 10), (DECODER, 1)], ids=["unet", "decoder"])
-def test_over_four_devices(mesh, network, attentions, gradient):
-    calls = lower(mesh(2, 2), *network, gradient).count("@CustomSPMDPartitioning")
+def test_over_four_devices_every_such_attention_is_partitioned(mesh, network, attentions, gradient):
+    calls = lower(CONFIG, mesh(2, 2), *network, gradient).count("@CustomSPMDPartitioning")
     assert calls == (2 if gradient else 1) * attentions

@@ -18,8 +18,9 @@ from convert.architecture.prior import from_karlo_yaml
 from convert.readers import load_pickle, open_tensors
 from convert.statistics import read_statistics
 from convert.tokenizer import tokenizer_json_from_folder
+from tests.convert.broken_files import VALID
 from tests.convert.diffusers_folder import CONFIG, FILES
-from tests.convert.test_readers import VALID, torch_bytes
+from tests.convert.torch_files import torch_bytes
 from unclip_jax.checkpoints.config import read_config
 from unclip_jax.checkpoints.strict_json import read_object
 from unclip_jax.conditioning.tokenizer import Tokenizer

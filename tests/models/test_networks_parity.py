@@ -6,10 +6,9 @@ open_clip's towers: tests/convert/test_clip_parity.py. Tolerances are relative (
 import pytest
 
 from tests.models import comparisons
+from tests.models.comparisons import TOLERANCE
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("fully_compiled")]
-
-TOLERANCE = 1e-5  # measured: 4e-6
 
 
 @pytest.mark.parametrize("name", comparisons.UNETS)

@@ -29,12 +29,12 @@ def runner(tmp_path, monkeypatch):
     return module
 
 
-def test_all_seven_are_there():
+def test_there_are_seven_numbered_notebooks():
     assert [name[:2] for name in NAMES] == [f"0{n}" for n in range(1, 8)]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_committed_has_the_cells_of_its_text_and_images(name, runner, monkeypatch):
+def test_a_committed_notebook_has_the_cells_of_its_text_and_images(name, runner, monkeypatch):
     monkeypatch.setattr(runner, "FOLDER", ROOT / "notebooks")
     assert runner.cells_differ(name, jupytext.read(ROOT / "notebooks" / f"{name}.py")) == []
     kept = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -42,6 +42,7 @@ def test_what_is_committed_has_the_cells_of_its_text_and_images(name, runner, mo
     assert not [o for cell in kept.cells for o in cell.get("outputs", []) if o.output_type == "error"]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
@@ -52,7 +53,7 @@ def test_what_is_committed_has_the_cells_of_its_text_and_images(name, runner, mo
         ("# %%\n1 + 1\n", "there is no image"),
     ],
 )
-def test_what_is_wrong_is_told(body, problem, runner, tmp_path):
+def test_a_notebook_that_is_wrong_is_refused_with_its_reason(body, problem, runner, tmp_path):
     (tmp_path / "made.py").write_text(HEAD + body)
     problems = runner.run("made", check=False)
     if problem is None:

@@ -14,7 +14,7 @@ def family(family_folder):
     @functools.cache
     def pipeline(name):
         kind = small_family.KINDS[name]
-        return small_family.open_pipeline(family_folder(kind.model), kind.pipeline)
+        return small_family.open_pipeline(family_folder(kind.model), kind.pipeline, progress=kind.progress)
 
     return pipeline
 

@@ -16,11 +16,15 @@ STEPS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """model: of `small_models`. pipeline: of `unclip_jax`. settings: what a call has beside what all have."""
+    """model: of `small_models`. pipeline: of `unclip_jax`. settings: what a call has beside what all have.
+
+    progress: whether calls show a bar, and run the programs of a stream, of one step each.
+    """
 
     model: str
     pipeline: str
     settings: dict = dataclasses.field(default_factory=dict)
+    progress: bool = True
 
 
 def photo(seed=0, height=HEIGHT, width=WIDTH):
@@ -51,6 +55,8 @@ KINDS = {
         "SMALL", "InpaintPipeline", {**HOLE, "condition_image": photo(9), "projected_guidance": PROJECTED}
     ),
     "upscaling": Kind("UPSCALE", "UpscalePipeline", {"image": photo()}),
+    # And its calls run their loop as one program.
+    "variations": Kind("SMALL", "UnCLIPPipeline", {**SIZE, "image": photo(), "noise_level": 300}, progress=False),
 }
 COMMON = {"prompt": "a cat", "num_inference_steps": STEPS, "scheduler": "ddim", "eta": 1.0, "seed": 3}
 COMMON |= {"guidance_scale": 4.0, "output_type": "latent"}

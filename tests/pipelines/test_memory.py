@@ -4,16 +4,13 @@ import jax
 import numpy as np
 import pytest
 
+from tests.pipelines.small_family import arguments
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.plan import plan
 
-SETTINGS = {"num_inference_steps": 4, "seed": 3, "output_type": "np"}
-
-
-def photo():
-    return np.random.default_rng(0).integers(0, 256, (80, 70, 3), np.uint8)
+CALL = arguments("variations", output_type="np")
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +35,8 @@ def test_bad_options_are_named(options, message):
 
 
 @pytest.fixture(scope="module")
-def plain(opened):
-    return opened()
+def plain(family):
+    return family("variations")
 
 
 def test_a_tile_has_to_fit_the_vae(opened):
@@ -48,25 +45,31 @@ def test_a_tile_has_to_fit_the_vae(opened):
 
 
 def test_the_same_images_in_less_memory(opened, plain):
-    want = plain(photo(), "a cat", **SETTINGS).images
+    want = plain(**CALL).images
     pipe = opened(memory=Memory("seamless", attention_chunk=16, free_networks=True))
     for _ in range(2):  # the networks come back for the second run
-        np.testing.assert_allclose(pipe(photo(), "a cat", **SETTINGS).images, want, atol=2e-5)  # 2e-6
+        np.testing.assert_allclose(pipe(**CALL).images, want, atol=2e-5)  # 2e-6
     assert list(pipe.residency.loaded) == ["vae"]
     assert all(isinstance(p, jax.ShapeDtypeStruct) for n in pipe.networks.values() for p in n.params.values())
 
 
-def test_tiles_change_a_image_a_little(opened, plain):
-    want = plain(photo(), **SETTINGS).images
-    made = opened(memory=Memory("tiled", 8))(photo(), **SETTINGS).images
+def test_tiles_change_an_image_a_little(opened, plain):
+    want = plain(**CALL).images
+    made = opened(memory=Memory("tiled", 8))(**CALL).images
     assert made.shape == want.shape
     assert 1e-5 < np.abs(made - want).mean() < 0.2
 
 
-@pytest.mark.usefixtures("fully_compiled")
-def test_the_plan(family_folder, one_device):
+@pytest.fixture(scope="module")
+def small(fully_compiled, family_folder, one_device):
+    """The plan for one image of 64x64 pixels on one device."""
     with open_checkpoint(family_folder("SMALL")) as checkpoint:
-        small = plan(checkpoint, 64, 64, 1, "float32", one_device)
+        return plan(checkpoint, 64, 64, 1, "float32", one_device)
+
+
+@pytest.mark.usefixtures("fully_compiled")
+def test_the_plan_holds_all_weights_or_those_of_its_stage(family_folder, one_device, small):
+    with open_checkpoint(family_folder("SMALL")) as checkpoint:
         large = plan(checkpoint, 128, 64, 4, "float32", one_device)
         freed = plan(checkpoint, 64, 64, 1, "float32", one_device, Memory(free_networks=True))
         parts = checkpoint.describe()["parts"]
@@ -88,11 +91,10 @@ def test_the_plan(family_folder, one_device):
 
 
 @pytest.mark.usefixtures("fully_compiled")
-def test_the_plan_is_for_one_device_of_several(family_folder, one_device):
+def test_the_plan_is_for_one_device_of_several(family_folder, small):
     """Four images on four devices: each holds what one image needs on one."""
     with open_checkpoint(family_folder("SMALL")) as checkpoint:
-        alone = plan(checkpoint, 64, 64, 1, "float32", one_device)
         split = plan(checkpoint, 64, 64, 4, "float32", local_mesh(jax.local_devices()[:4]))
-    for one, many in zip(alone, split, strict=True):
+    for one, many in zip(small, split, strict=True):
         assert many.weights == one.weights
         assert many.activations < 1.01 * one.activations

@@ -18,7 +18,7 @@ from convert.export.tokenizer import tokenizer_files
 from convert.rules import prior as rules
 from convert.rules.diffusers import canonical
 from tests import small_prior
-from tests.convert.test_prior import PUBLISHED
+from tests.convert.published_prior import PUBLISHED
 from tests.references import disturbed
 from unclip_jax.checkpoints.checkpoint import Parameter
 from unclip_jax.checkpoints.networks import abstract_params

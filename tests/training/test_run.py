@@ -71,6 +71,7 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not(last, whole, tmp_pa
     assert timeless(tmp_path)[-1] == timeless(whole[0])[-1]
 
 
+@pytest.mark.e2e
 def test_a_run_that_is_killed_goes_on(tmp_path):
     """By SIGKILL, again and again, until it is through."""
     kills = 0
@@ -152,6 +153,7 @@ def test_images_that_cannot_be_read_are_left_out(tmp_path):
     assert int(small_run(tmp_path, load=load).step) == STEPS
 
 
+@pytest.mark.e2e
 def test_a_full_disk_stops_the_run_with_the_last_checkpoint_intact(tmp_path):
     """It says so and has failed; with room again, it goes on from there and is the run that had room all along."""
     process = start("full", tmp_path)

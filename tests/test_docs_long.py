@@ -1,4 +1,4 @@
-"""Pages whose blocks take minutes, run beside the live comparisons; nothing here is torch's. test_docs.py has the rest.
+"""Pages whose blocks take minutes. test_docs.py has the rest.
 
 docs/demo-model.md and docs/guidance.md with the demo model, docs/editing.md too, in fewer steps; docs/training.md and
 docs/evaluation.md with small models and settings of size that are smaller, and with Inception as it is.
@@ -15,12 +15,12 @@ from convert.engine import export_tensors
 from convert.inception import abstract_inception, inception_rules
 from convert.rules.clip import open_clip_model
 from tests import readme, small_models, stand_ins
-from tests.convert.test_clip import CONFIG, DESCRIPTION
-from tests.test_docs import photo, run, without_installations
+from tests.convert.clip_files import CONFIG, DESCRIPTION
+from tests.docs import photo, run, without_installations
 from unclip_jax.checkpoints.checkpoint import Parameter
 from unclip_jax.checkpoints.networks import abstract_params
 
-pytestmark = pytest.mark.parity
+pytestmark = pytest.mark.e2e
 
 
 def random(specs, seed=0):

@@ -1,0 +1,65 @@
+"""Architectures of every kind, and their tensors through a table of rules and back."""
+
+import dataclasses
+
+import numpy as np
+
+from convert import engine
+from convert.architecture.presets import PRESETS
+from convert.random import TINY
+from convert.readers import TensorInfo
+from unclip_jax.models.unet import UNetConfig
+from unclip_jax.models.vae import VAEConfig
+
+UPSCALER_UNET = UNetConfig(
+    in_channels=7,
+    block_out_channels=(64, 128, 128, 256),
+    attention_levels=(False, True, True, True),
+    num_heads=(8, 8, 8, 8),
+    cross_attention_dim=64,
+    only_cross_attention=(True, True, True, False),
+    class_embedding="table",
+    class_embedding_size=1000,
+)
+
+
+TEXT_TO_IMAGE = dataclasses.replace(
+    TINY,
+    unet=dataclasses.replace(TINY.unet, class_embedding=None, class_embedding_size=None),
+    image_encoder=None,
+    image_noising=None,
+)
+
+
+ARCHITECTURES = {
+    **PRESETS,
+    "tiny": TINY,
+    "text-to-image": TEXT_TO_IMAGE,
+    "inpainting": dataclasses.replace(TEXT_TO_IMAGE, unet=dataclasses.replace(TEXT_TO_IMAGE.unet, in_channels=9)),
+    "upscaler": dataclasses.replace(
+        TEXT_TO_IMAGE, unet=UPSCALER_UNET, vae=VAEConfig(block_out_channels=(32, 64, 128), scaling_factor=0.08333)
+    ),
+}
+
+
+def foreign_arrays(rules, params, dtype=np.float32):
+    """Random tensors as a file in the foreign layout would hold them."""
+    generator = np.random.default_rng(0)
+    shapes = {rule.foreign: engine.foreign_shape(rule, params) for rule in rules}
+    return {name: generator.standard_normal(shape, np.float32).astype(dtype) for name, shape in shapes.items()}
+
+
+def assert_lossless(rules, params, arrays):
+    """Importing the tensors and exporting what came out gives the very same bits."""
+    tensors = {name: TensorInfo(array.shape, array.dtype) for name, array in arrays.items()}
+    assert engine.check(rules, params, tensors, []).complete
+    imported = engine.import_params(rules, params, tensors, arrays.__getitem__)
+    ours = {name: parameter.read() for name, parameter in imported.items()}
+    for name, spec in params.items():
+        assert ours[name].shape == spec.shape
+        assert ours[name].dtype == imported[name].dtype
+    exported = engine.export_tensors(rules, imported)
+    assert exported.keys() == arrays.keys()
+    for name, tensor in exported.items():
+        assert (tensor.shape, tensor.dtype) == (arrays[name].shape, arrays[name].dtype)
+        np.testing.assert_array_equal(tensor.read(), arrays[name], strict=True)
