@@ -79,7 +79,10 @@ class Parts:
 def encode_prompts(parts: Parts, prompts: Sequence[str]) -> np.ndarray:
     """Prompts -> the text encoder's states (B, T, C) float32. Equal prompts are encoded once."""
     unique = list(dict.fromkeys(prompts))
-    tokens = parts.tokenizer([expand_words(parts.tokenizer, prompt) for prompt in unique])
+    written = unique
+    if any(token.endswith("_1") for token in parts.tokenizer.added_tokens):  # a textual inversion of several vectors
+        written = [expand_words(parts.tokenizer, prompt) for prompt in unique]
+    tokens = parts.tokenizer(written)
     rows = parts.networks["text_encoder"].params[EMBEDDING].shape[0]
     if tokens.max() >= rows:
         raise ValueError(f"prompt: token id {tokens.max()} is outside the text encoder's vocabulary of {rows}")
