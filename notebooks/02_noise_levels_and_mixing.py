@@ -144,7 +144,7 @@ draw_grid(rows, [f"level {level}" for level in levels], [name, *(f"image {i}" fo
 # figures by another judge.
 
 # %%
-from unclip_jax.evaluation.similarity import cosines, diversity
+from unclip_jax.evaluation import cosines, diversity
 
 sources = pipe.encode_image_embeds([np.asarray(open_rgb(path)) for path in IMAGES.values()])
 embeds = np.stack(
@@ -165,7 +165,7 @@ spread = np.array([[diversity(images) for images in runs] for runs in embeds])
 # resembles its own source as much as the others.
 
 # %%
-from unclip_jax.sampling.schedule import alphas_cumprod
+from unclip_jax.sampling import alphas_cumprod
 
 left = np.sqrt(alphas_cumprod(pipe.config.image_noising, "diffusers"))
 figure, (first, second) = plt.subplots(1, 2, figsize=(10, 3.4), dpi=72, layout="constrained")

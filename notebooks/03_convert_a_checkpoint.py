@@ -60,9 +60,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import unclip_jax
+from convert import write_random_checkpoint
 from convert.__main__ import main as convert  # what `python -m convert` runs
-from convert.random import write_random_checkpoint
-from unclip_jax.checkpoints.source import open_checkpoint
+from unclip_jax import open_checkpoint
 from unclip_jax.demo import demo_images, demo_model
 from unclip_jax.image_files import contact_sheet
 
@@ -200,7 +200,7 @@ display(contact_sheet([], sheet, cell=96).quantize())
 # needs `pip install torch diffusers transformers`; without them only our half is made.
 
 # %%
-from convert.export.diffusers import save_diffusers
+from convert import save_diffusers
 
 if demo:
     shutil.rmtree("drawings", ignore_errors=True)

@@ -71,8 +71,8 @@ from IPython.display import display
 from PIL import Image
 
 import unclip_jax
+from unclip_jax import local_mesh
 from unclip_jax.demo import demo_images
-from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.image_files import contact_sheet
 
 IMAGES = [demo_images() / f"{name}.png" for name in ("fire-engine", "red-apple", "giraffe")]
@@ -104,7 +104,7 @@ def show(latents, labels, columns=3):
 # noise level, here 0. The keys and values of the text and the embedding of the label are computed once.
 
 # %%
-from unclip_jax.models.timestep import timestep_embedding
+from unclip_jax.models import timestep_embedding
 from unclip_jax.sampling import Guidance, guidance_rows, guide, interleave
 
 
@@ -156,8 +156,7 @@ show(by_ddim, [path.stem for path in IMAGES])
 # column of the grid, so it can be changed without compiling.
 
 # %%
-from unclip_jax.sampling import Solver
-from unclip_jax.sampling.schedule import to_x0_eps
+from unclip_jax.sampling import Solver, to_x0_eps
 
 
 def keep_x0(x):

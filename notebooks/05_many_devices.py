@@ -73,11 +73,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import unclip_jax
-from unclip_jax.conditioning.clip_image import load_image
+from unclip_jax import local_mesh
+from unclip_jax.conditioning import load_image
 from unclip_jax.demo import demo_images
-from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.image_files import contact_sheet
-from unclip_jax.models.timestep import timestep_embedding
+from unclip_jax.models import timestep_embedding
 from unclip_jax.sampling import Branch, draw, guide, image_keys, interleave, make_solver, sample
 
 PHOTO = demo_images() / "fire-engine.png"  # any image for a real checkpoint

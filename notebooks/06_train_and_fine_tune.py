@@ -62,15 +62,12 @@ from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
 import unclip_jax
-from unclip_jax.checkpoints import directory
-from unclip_jax.checkpoints.checkpoint import Parameter
-from unclip_jax.checkpoints.source import open_checkpoint
+from unclip_jax import open_checkpoint
+from unclip_jax.checkpoints import Parameter, directory
 from unclip_jax.demo import demo_images, demo_model
 from unclip_jax.image_files import contact_sheet
-from unclip_jax.models.unet import UNet
-from unclip_jax.training.initial import initial_network
-from unclip_jax.training.settings import read_settings
-from unclip_jax.training.tasks import run_training
+from unclip_jax.models import UNet
+from unclip_jax.training import initial_network, read_settings, run_training
 
 demo = CHECKPOINT is None
 model = str(demo_model()) if demo else CHECKPOINT

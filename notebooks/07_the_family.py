@@ -70,7 +70,7 @@ from IPython.display import display
 from PIL import Image, ImageDraw
 
 import unclip_jax
-from convert.random import write_random_checkpoint
+from convert import write_random_checkpoint
 from unclip_jax.demo import demo_images
 from unclip_jax.image_files import contact_sheet
 

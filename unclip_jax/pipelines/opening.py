@@ -25,7 +25,7 @@ from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.parts import Residency
 from unclip_jax.sampling.schedule import alphas_cumprod
 
-DEFAULT_MEMORY = Memory()
+DEFAULT_MEMORY: Memory = Memory()
 DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 OVERRIDES = (
     *("config", "prediction_type", "clip_stats", "vae", "unet", "preprocess", "ema"),

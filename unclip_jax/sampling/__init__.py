@@ -11,6 +11,7 @@ from unclip_jax.sampling.guidance import (
 )
 from unclip_jax.sampling.loop import run_stateful_steps, run_steps, sample, start
 from unclip_jax.sampling.noise import Branch, draw, image_keys
+from unclip_jax.sampling.schedule import NoiseSchedule, add_noise, alphas_cumprod, to_x0_eps
 from unclip_jax.sampling.solvers import (
     PUBLISHED_UNCLIP_SCHEDULER,
     SCHEDULERS,
@@ -25,7 +26,10 @@ __all__ = [
     "SCHEDULERS",
     "Branch",
     "Guidance",
+    "NoiseSchedule",
     "Solver",
+    "add_noise",
+    "alphas_cumprod",
     "ddim_inversion",
     "draw",
     "first_step",
@@ -41,4 +45,5 @@ __all__ = [
     "run_steps",
     "sample",
     "start",
+    "to_x0_eps",
 ]
