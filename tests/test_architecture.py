@@ -19,6 +19,7 @@ LEVELS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
+
 def imports(file):
     """The modules of ours that a file imports outside of `if TYPE_CHECKING`."""
     for node in ast.walk(ast.parse(file.read_text())):

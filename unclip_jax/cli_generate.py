@@ -1,6 +1,6 @@
-"""The commands that make pictures: `unclip-jax variations`, `text-to-image`, `image-to-image` and the rest.
+"""The commands that make images: `unclip-jax variations`, `text-to-image`, `image-to-image` and the rest.
 
-Each has the arguments of its pipeline, and writes one PNG an image, with its recipe inside, and a contact sheet.
+Each has the arguments of its pipeline, and writes one PNG per image, with its recipe inside, and a contact sheet.
 """
 
 import argparse
@@ -54,16 +54,19 @@ COMMANDS = {
 OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "noise-level": (
         ("variations", "text-to-image", "image-to-image", "inpaint", "upscale"),
-        {"type": int, "nargs": "+", "metavar": "N", "help": "0..1000 (upscale: 0..350), one or one a picture"},
+        {"type": int, "nargs": "+", "metavar": "N", "help": "0..1000 (upscale: 0..350), one for all or one per image"},
     ),
-    "weights": (("variations",), {"type": float, "nargs": "+", "metavar": "W", "help": "mix all pictures so"}),
+    "weights": (
+        ("variations",),
+        {"type": float, "nargs": "+", "metavar": "W", "help": "mixing weights, one per image"},
+    ),
     "mix-noise-level": (("variations",), {"type": int, "metavar": "N", "help": "noise the mix once more, 0..1000"}),
     "strength": (
         ("image-to-image", "depth-to-image", "inpaint"),
         {"type": float, "metavar": "S", "help": "0..1, the share of the steps that are run"},
     ),
-    "depth-map": (("depth-to-image",), {"metavar": "FILE", "help": "a gray picture, white is near; one for all"}),
-    "mask": (("inpaint",), {"metavar": "FILE", "required": True, "help": "white is repainted; one for all pictures"}),
+    "depth-map": (("depth-to-image",), {"metavar": "FILE", "help": "a gray image, white is near; one for all"}),
+    "mask": (("inpaint",), {"metavar": "FILE", "required": True, "help": "white is repainted; one for all images"}),
     "padding-mask-crop": (
         ("inpaint",),
         {
@@ -73,14 +76,14 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         },
     ),
     "paste-back": (("inpaint",), {"action": "store_true", "help": "keep what is black in the mask, bit for bit"}),
-    "condition-image": (("inpaint",), {"metavar": "FILE", "help": "what guides an unCLIP checkpoint; default IMAGE"}),
+    "condition-image": (("inpaint",), {"metavar": "FILE", "help": "guides an unCLIP checkpoint; default IMAGE"}),
     "height": (
         ("variations", "text-to-image", "image-to-image", "depth-to-image", "inpaint"),
-        {"type": int, "metavar": "H", "help": "pixels; default the checkpoint's, or the picture's"},
+        {"type": int, "metavar": "H", "help": "pixels; default the checkpoint's, or the image's"},
     ),
     "width": (
         ("variations", "text-to-image", "image-to-image", "depth-to-image", "inpaint"),
-        {"type": int, "metavar": "W", "help": "pixels; default the checkpoint's, or the picture's"},
+        {"type": int, "metavar": "W", "help": "pixels; default the checkpoint's, or the image's"},
     ),
 }
 # Options that open the checkpoint, named as the arguments of `unclip_jax.checkpoints.source.open_checkpoint`.
@@ -97,10 +100,10 @@ def add_commands(commands: Any) -> None:
         p = commands.add_parser(
             name,
             help=command.help,
-            description=f"To {command.help}. Writes one PNG an image, with its recipe inside, and a contact sheet.",
+            description=f"To {command.help}. Writes one PNG per image, with its recipe inside, and a contact sheet.",
         )
         if command.inputs == "images":
-            p.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, or their addresses (http, https)")
+            p.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or their addresses (http, https)")
         else:
             p.add_argument("prompts", nargs="+", metavar="PROMPT", help="texts")
         model = p.add_argument_group("model")
@@ -125,7 +128,7 @@ def add_commands(commands: Any) -> None:
         model.add_argument(
             "--dtype", metavar="D", help="float32, bfloat16 or float16; default float32 on CPU, else bfloat16"
         )
-        model.add_argument("--devices", type=int, metavar="N", help="how many local devices to use; default all")
+        model.add_argument("--devices", type=int, metavar="N", help="number of local devices to use; default all")
         what = p.add_argument_group("what to make")
         if command.inputs == "images":
             what.add_argument("--prompt", default="", metavar="T", help="text that guides")
@@ -166,11 +169,11 @@ def add_commands(commands: Any) -> None:
             nargs="+",
             default=[],
             metavar="FILE[=WORD]",
-            help="learnt words: files, folders or hub ids, and what to call them",
+            help="textual inversion embeddings: files, folders or hub ids, and the word for each",
         )
         adapt.add_argument("--freeu", type=float, nargs=4, metavar=("S1", "S2", "B1", "B2"), help="reweight the UNet")
-        adapt.add_argument("--watermark", action="store_true", help="mark the pictures invisibly, as the original does")
-        adapt.add_argument("--safety-checker", metavar="DIR", help="make black what diffusers' checker flags")
+        adapt.add_argument("--watermark", action="store_true", help="mark the images invisibly, as the original does")
+        adapt.add_argument("--safety-checker", metavar="DIR", help="black out images that diffusers' checker flags")
         add_memory(p)
         how.add_argument("--out", type=Path, default=Path(name), metavar="DIR", help=f"default ./{name}")
 
@@ -181,11 +184,11 @@ def add_memory(command: argparse.ArgumentParser) -> None:
     m.add_argument("--decoding", default="whole", metavar="D", help="whole, seamless (half of the memory) or tiled")
     m.add_argument("--tile", type=int, metavar="N", help="of tiled, pixels along a side; default the checkpoint's")
     m.add_argument("--attention-chunk", type=int, metavar="N", help="queries at a time")
-    m.add_argument("--free-networks", action="store_true", help="read each network for its stage, and let it go after")
+    m.add_argument("--free-networks", action="store_true", help="read each network for its stage and free it after")
 
 
 def make(args: argparse.Namespace) -> None:
-    """Makes the pictures and says where they are."""
+    """Makes the images and prints their paths."""
     started = time.monotonic()
     command = COMMANDS[args.command]
     paths = getattr(args, "images", [])
@@ -209,7 +212,7 @@ def make(args: argparse.Namespace) -> None:
 
     # Opened once, and as they are: what becomes of transparency, or of 16 bits, is the pipeline's to say.
     opened = {path: _open(path) for path in dict.fromkeys((*paths, *others))}
-    pictures = [opened[path].picture for path in paths]
+    loaded = [opened[path].image for path in paths]
     given = {k: getattr(args, k, None) for k in OPENING}
     overrides = {k: v for k, v in given.items() if v is not None}
     opening = {"dtype": args.dtype, "mesh": mesh_of(args.devices), "memory": memory_of(args), **overrides}
@@ -220,8 +223,8 @@ def make(args: argparse.Namespace) -> None:
         pipe = getattr(unclip_jax, command.pipeline).from_pretrained(args.model, **opening)
     _adapt(pipe, args)
     settings = _settings(args, max(1, len(paths)))
-    inputs = {"image": pictures} if paths else {}
-    inputs |= {name: opened[path].picture for name in IMAGES if (path := settings.get(name)) is not None}
+    inputs = {"image": loaded} if paths else {}
+    inputs |= {name: opened[path].image for name in IMAGES if (path := settings.get(name)) is not None}
     images = pipe(**{**settings, **inputs}, batch_size=args.batch_size).images
 
     args.out.mkdir(parents=True, exist_ok=True)
@@ -253,7 +256,7 @@ def make(args: argparse.Namespace) -> None:
         labelled.append((image, path.stem))
         print(path)
     labels = [source["name"].rpartition("/")[2] for source in sources]
-    sheet = contact_sheet(list(zip(pictures, labels, strict=True)), labelled)
+    sheet = contact_sheet(list(zip(loaded, labels, strict=True)), labelled)
     path = args.out / f"{run:04d}-sheet.png"
     save_png(path, sheet, {**common, **({"images": sources} if sources else {})})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
@@ -262,7 +265,7 @@ def make(args: argparse.Namespace) -> None:
 
 
 def mesh_of(count: int | None) -> Any:
-    """A mesh of so many local devices, or all. Raises ValueError for more than there are."""
+    """A mesh of this many local devices, or all. Raises ValueError for more than there are."""
     import jax
 
     from unclip_jax.distributed.mesh import local_mesh
@@ -281,14 +284,14 @@ def memory_of(args: argparse.Namespace) -> Any:
 
 
 def model_name(model: str | None) -> str:
-    """What recipes and reports call a checkpoint: a file's or a folder's own name, a hub id, or the demo."""
+    """A checkpoint's name in recipes and reports: a file's or a folder's own name, a hub id, or the demo."""
     if model is None:
         return "the demo model"
     return Path(model).name if Path(model).exists() else shown(model)
 
 
 def _adapt(pipe: Any, args: argparse.Namespace) -> None:
-    """Loads the adapters, and says what is done to finished pictures."""
+    """Loads the adapters, and sets what is done to finished images."""
     for given in args.lora:
         file, _, weight = given.rpartition("=") if re.search(r"=-?(\d+\.?\d*|\.\d+)$", given) else (given, "", "1")
         pipe.load_lora_weights(file, adapter_name=given, weight=float(weight))
@@ -304,25 +307,25 @@ def _adapt(pipe: Any, args: argparse.Namespace) -> None:
 
         pipe.watermark = MARK
     if args.safety_checker is not None:
-        from convert.safety import open_safety_checker
+        from unclip_jax.checkpoints.foreign import open_safety_checker
 
         pipe.safety_checker = open_safety_checker(args.safety_checker)
 
 
-def _settings(args: argparse.Namespace, pictures: int) -> dict[str, Any]:
+def _settings(args: argparse.Namespace, images: int) -> dict[str, Any]:
     """The arguments of the call: those that every recipe shows, and what else was given."""
     shown = ["negative_prompt", "steps", "guidance_scale", "num_images", "scheduler", "eta", "seed"]
     if args.command == "variations":
         shown += ["height", "width", "weights", "mix_noise_level"]
         levels = args.noise_level or [0]
-        args.noise_level = levels * pictures if len(levels) == 1 else levels
+        args.noise_level = levels * images if len(levels) == 1 else levels
     elif len(getattr(args, "noise_level", None) or ()) == 1:
         args.noise_level = args.noise_level[0]
     optional = ["guidance_rescale", "guidance_interval", "pag_scale", *(name.replace("-", "_") for name in OPTIONS)]
     # 0 is a value, and not the absence of one.
     given = [name for name in optional if (value := getattr(args, name, None)) is not None and value is not False]
     settings: dict[str, Any] = {"prompt": args.prompts if args.command == "text-to-image" else args.prompt}
-    if pictures > 1 and args.command not in ("variations", "text-to-image"):
+    if images > 1 and args.command not in ("variations", "text-to-image"):
         settings["prompt"] = args.prompt  # one for all
     for name in dict.fromkeys([*shown, *given]):
         settings[ARGUMENTS.get(name, name)] = getattr(args, name)
@@ -330,14 +333,14 @@ def _settings(args: argparse.Namespace, pictures: int) -> dict[str, Any]:
 
 
 class _Opened(NamedTuple):
-    """A picture, and what recipes say of its file."""
+    """An image, and the facts about its file that go into recipes."""
 
-    picture: Any
+    image: Any
     origin: dict[str, str]
 
 
 def _open(path: str) -> _Opened:
-    """A picture at a path or an address."""
+    """An image at a path or an address."""
     from unclip_jax.conditioning.clip_image import open_image
 
     name = shown(path) if is_address(path) else path
@@ -347,6 +350,6 @@ def _open(path: str) -> _Opened:
 
 
 def _next_run(folder: Path) -> int:
-    """One more than the highest run number in a folder: earlier pictures are never overwritten."""
+    """One more than the highest run number in a folder: earlier images are never overwritten."""
     runs = [int(m[1]) for p in folder.iterdir() if (m := re.match(r"(\d{4,})-(\d{3,}|sheet)\.png$", p.name))]
     return max(runs, default=0) + 1

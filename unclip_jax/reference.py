@@ -1,12 +1,12 @@
-"""Whose procedure is followed where the two reference implementations differ."""
+"""The reference implementation that is followed where the two differ."""
 
 from enum import StrEnum
 
 
 class Reference(StrEnum):
-    """A property of a checkpoint, which says how its files are read, and of a solver, which says how a call is run.
+    """A property of a checkpoint (how its files are read) and of a solver (how a call is run).
 
-    ORIGINAL: Stability-AI/stablediffusion (and OpenAI's and Karlo's code in its place). DIFFUSERS: diffusers and
+    ORIGINAL is Stability-AI/stablediffusion (and OpenAI's and Karlo's code in its place). DIFFUSERS is diffusers and
     transformers.
     """
 

@@ -406,10 +406,10 @@ def test_an_upscaler_unet(tmp_path):
         ("text_encoder/config.json", "hidden_act", "relu", ["hidden_act is 'relu'", "quick_gelu"]),
         ("text_encoder/config.json", "hidden_act", ["gelu"], ["hidden_act is ['gelu']"]),
         ("text_encoder/config.json", "num_hidden_layers", 2.0, ["num_hidden_layers is 2.0"]),
-        ("text_encoder/config.json", "num_attention_heads", 3, ["width 16 is not divisible by heads=3"]),
+        ("text_encoder/config.json", "num_attention_heads", 3, ["width is 16; want a multiple of heads, 3"]),
         ("text_encoder/config.json", "use_attention_mask", True, ["use_attention_mask is True"]),
         ("image_encoder/config.json", "num_channels", 4, ["num_channels is 4"]),
-        ("image_encoder/config.json", "num_attention_heads", 3, ["width 16 is not divisible by heads=3"]),
+        ("image_encoder/config.json", "num_attention_heads", 3, ["width is 16; want a multiple of heads, 3"]),
         ("image_encoder/config.json", "patch_size", 100, ["patch_size"]),
         ("image_noising_scheduler/scheduler_config.json", "beta_schedule", "sigmoid", ["'sigmoid'"]),
         ("image_noising_scheduler/scheduler_config.json", "num_train_timesteps", 500, ["num_train_timesteps is 500"]),
@@ -433,7 +433,7 @@ def test_folders_with_a_broken_file(tmp_path, file):
     where = file if "/" in file else "model_index.json"
     for content, words in (
         (b"{", "not valid JSON"),
-        (b"[1]", "want a JSON object, got list"),
+        (b"[1]", "holds a list; want a JSON object"),
         (b"\xff", "not valid JSON"),
         (b"[" * 100_000, "nested too deeply"),
     ):

@@ -46,10 +46,10 @@ def test_what_is_committed_has_the_cells_of_its_text_and_images(name, runner, mo
     ("body", "problem"),
     [
         (IMAGE.format(values="eye(64, dtype=np.uint8) * 255"), None),
-        (IMAGE.format(values="full((64, 64), 127, np.uint8)"), "a blank picture"),
+        (IMAGE.format(values="full((64, 64), 127, np.uint8)"), "a blank image"),
         ("# %%\nraise ValueError('of its own')\n", "of its own"),
         ("# %%\nprint('\\n' * 99)\n" + IMAGE.format(values="eye(64, dtype=np.uint8) * 255"), "prints 100 lines"),
-        ("# %%\n1 + 1\n", "there is no picture"),
+        ("# %%\n1 + 1\n", "there is no image"),
     ],
 )
 def test_what_is_wrong_is_told(body, problem, runner, tmp_path):

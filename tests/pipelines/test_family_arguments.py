@@ -30,7 +30,7 @@ BEGINNING = [
     ({"strength": True}, ["strength", "True"]),
     ({"strength": float("nan")}, ["strength", "nan"]),
     ({"strength": 0.3}, ["strength is 0.3", "num_inference_steps 3", "no step"]),
-    ({"strength": 0.7, "scheduler": "ldm-dpm"}, ["'ldm-dpm'", "picture"]),
+    ({"strength": 0.7, "scheduler": "ldm-dpm"}, ["'ldm-dpm'", "image"]),
     ({"strength": 0.7, "noise": zeros(2, 10, 12, 4)}, ["noise", "(2, 10, 12, 4)", str(LATENTS)]),
     ({"strength": 0.7, "noise": np.full(LATENTS, np.nan)}, ["noise", "NaN"]),
     ({"posterior_noise": zeros(1, 3)}, ["posterior_noise", "(1, 3)"]),

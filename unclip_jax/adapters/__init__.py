@@ -1,1 +1,1 @@
-"""What changes a network's weights from outside: low-rank adapters (LoRA), and learnt words (textual inversion)."""
+"""Adapters, which change a network's weights: low-rank adapters (LoRA) and textual inversion embeddings."""

@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh of devices, batches over its "data" axis, weights by an ordered rule table over "model"."""
+"""Placement of arrays: a mesh of devices, batches over its "data" axis, weights by a table of rules over "model"."""
 
 import dataclasses
 import re
@@ -27,15 +27,17 @@ PARTITION_RULES: list[tuple[str, tuple[str | None, ...]]] = [
 
 
 def local_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All local devices (or the given ones) along one "data" axis."""
+    """A mesh of all local devices (or the given ones) along one "data" axis."""
     return Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def check_mesh(mesh: Mesh) -> Mesh:
-    """The mesh with automatic axes, which leave it to the compiler how the networks are split.
+    """The mesh with automatic axes, which let the compiler decide how the networks are split.
 
-    Those that `jax.make_mesh` gives are explicit: every operation would have to say. Raises ValueError unless the axes
-    are "data" and/or "model".
+    `jax.make_mesh` gives explicit axes, with which every operation would have to decide that.
+
+    Raises:
+        ValueError: The axes are not "data" and/or "model".
     """
     if not mesh.axis_names or not set(mesh.axis_names) <= set(AXES):
         raise ValueError(f"mesh has axes {mesh.axis_names}; accepted: 'data' and/or 'model'")
@@ -43,7 +45,16 @@ def check_mesh(mesh: Mesh) -> Mesh:
 
 
 def parameter_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
-    """Where a parameter lives: replicated, or split over "model" where the rule's axis divides evenly."""
+    """The sharding of a parameter: split over "model" if the axis in its rule divides evenly, else replicated.
+
+    Args:
+        mesh: The mesh.
+        name: The parameter's name.
+        shape: Its shape.
+
+    Returns:
+        The sharding.
+    """
     axes = next(axes for pattern, axes in PARTITION_RULES if re.fullmatch(pattern, name))
     size = mesh.shape.get("model", 1)
     if size == 1 or any(axis == "model" and shape[i] % size for i, axis in enumerate(axes)):
@@ -52,12 +63,12 @@ def parameter_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSh
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Arrays whose first axis is the batch: split over "data"."""
+    """The sharding of arrays whose first axis is the batch: split over "data"."""
     return NamedSharding(mesh, P("data") if "data" in mesh.axis_names else P())
 
 
 def fully_sharded(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """An array of training split over all devices, along its longest axis that divides evenly; else replicated.
+    """The sharding of a training array: over all devices, along its longest axis that divides evenly; else replicated.
 
     Source: ZeRO's third stage (Rajbhandari et al. 2020, arXiv:1910.02054), which the compiler's partitioning gives.
     """
@@ -69,12 +80,12 @@ def fully_sharded(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """The sharding of arrays that are the same on every device."""
     return NamedSharding(mesh, P())
 
 
 def data_size(mesh: Mesh) -> int:
-    """How many ways the batch is split: batches are padded to a multiple of it."""
+    """The number of parts that the batch is split into: batches are padded to a multiple of it."""
     return mesh.shape.get("data", 1)
 
 

@@ -1,1 +1,1 @@
-"""How good pictures are: distances of distributions, agreement with texts, and what a variation keeps of its source."""
+"""Evaluation: distances of distributions, agreement with texts, and what a variation keeps of its source."""

@@ -1,1 +1,1 @@
-"""Training: objectives, optimisation, averages of weights."""
+"""Training: objectives, optimisers, EMA, and whole runs."""

@@ -1,4 +1,4 @@
-"""What a denoiser makes in the course of its training: a grid of pictures, each column of one condition."""
+"""Samples of a denoiser in training: a grid of images, each column for one condition."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,9 +31,20 @@ def sample_latents(
     guidance_scale: jax.Array,
     seed: int = 0,
 ) -> jax.Array:
-    """Latents under the conditions of a batch, (B, h, w, C), scaled; pictures condition at noise level 0.
+    """Samples latents under the conditions of a batch; images condition at noise level 0.
 
-    encoded, frozen: as for `unclip_jax.training.diffusion_objective.losses`.
+    Args:
+        unet: The UNet.
+        solver: The solver.
+        frozen: As in `unclip_jax.training.diffusion_objective.losses`.
+        scaling_factor: The VAE's.
+        params: The UNet's parameters.
+        encoded: As in `losses`.
+        guidance_scale: ().
+        seed: The seed.
+
+    Returns:
+        (B, h, w, C), scaled.
     """
     count, guidance = len(encoded["moments"]), Guidance()
     shape = (*encoded["moments"].shape[1:3], encoded["moments"].shape[3] // 2)
@@ -63,6 +74,6 @@ def sample_latents(
 
 
 def grid(rows: list[np.ndarray]) -> Image.Image:
-    """Rows of pictures, each (B, H, W, 3) in -1..1, one row below the other."""
+    """Rows of images, each (B, H, W, 3) in -1..1, one row below the other."""
     lines = [np.concatenate(list(row / 2 + 0.5), axis=1) for row in rows]
     return Image.fromarray(to_uint8(np.concatenate(lines, axis=0), "round"))

@@ -1,4 +1,4 @@
-"""Solvers of the diffusion process, as pure step functions over a precomputed grid."""
+"""Solvers of the diffusion process: pure step functions over a precomputed grid."""
 
 from unclip_jax.sampling.solvers.consistency import lcm, tcd
 from unclip_jax.sampling.solvers.ddim import ddim, ddim_inversion

@@ -33,7 +33,16 @@ def prior_solver(
 ) -> Solver:
     """The solver that a prior's scheduler_config.json names: UnCLIPScheduler, or one of those of `make_solver`.
 
-    Raises ValueError for a class or setting that we do not have.
+    Args:
+        config: The contents of the file.
+        num_inference_steps: Network evaluations.
+        reference: As in `unclip_scheduler`.
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: The class or a setting is not supported.
     """
     if config.get("_class_name") == "UnCLIPScheduler":
         return unclip_scheduler(config, num_inference_steps, reference)
@@ -43,11 +52,19 @@ def prior_solver(
 def unclip_scheduler(
     config: Mapping[str, Any], num_inference_steps: int, reference: Reference = Reference.DIFFUSERS
 ) -> Solver:
-    """`num_inference_steps` network calls, 2 to the number of training timesteps, from the last timestep to the first.
+    """Ancestral sampling with `num_inference_steps` network evaluations, from the last timestep to the first.
 
-    config: a diffusers scheduler_config.json (UnCLIPScheduler); models that predict their variance are refused.
-    reference: whose rounding, of the tables and of timesteps that fall between two: "diffusers", or "original" for the
-    original's `SpacedDiffusion`, which adds up its strides. Raises ValueError.
+    Args:
+        config: A diffusers scheduler_config.json (UnCLIPScheduler). Models that predict their variance are refused.
+        num_inference_steps: Network evaluations, 2 to the number of training timesteps.
+        reference: Whose rounding to reproduce, of the tables and of timesteps between two integers: "diffusers", or
+            "original" for the original's `SpacedDiffusion`, which accumulates its strides.
+
+    Returns:
+        The solver; it is stochastic.
+
+    Raises:
+        ValueError: A setting or a number is out of range.
     """
     settings = read_settings(config, DEFAULTS, CHOICES)
     schedule = NoiseSchedule(int(settings["num_train_timesteps"]), beta_schedule="squaredcos_cap_v2")
