@@ -1,6 +1,7 @@
 """python -m convert SRC DST: converts a PyTorch checkpoint to a directory that unclip_jax opens directly.
 
 python -m convert add-difference A B C DST: merges three checkpoints to A + scale (B - C).
+Both are also `unclip-jax convert`, which works where a file convert.py in the working directory hides this package.
 """
 
 import argparse
@@ -12,21 +13,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from unclip_jax.checkpoints.places import place_of
+from unclip_jax.checkpoints.places import OPEN_CLIP, place_of
 from unclip_jax.cli_messages import message
 from unclip_jax.conditioning.address import shown
 from unclip_jax.interruption import termination_interrupts
 from unclip_jax.progress import Progress
 
+PROGRAM = "python -m convert"
 ADD_DIFFERENCE = "add-difference"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line. Built without importing JAX, so that --help answers at once."""
+def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
+    """The command line of `program`. Built without importing JAX, so that --help answers at once."""
     p = argparse.ArgumentParser(
-        prog="python -m convert",
+        prog=program,
         description="Converts Stable Diffusion 2 checkpoints between PyTorch's formats and ours, without PyTorch.",
-        epilog=f"python -m convert {ADD_DIFFERENCE} A B C DST merges three checkpoints: see its own --help. A file "
+        epilog=f"{program} {ADD_DIFFERENCE} A B C DST makes a checkpoint of three: see its own --help. A file "
         f"or folder of that name is ./{ADD_DIFFERENCE}.",
     )
     p.add_argument(
@@ -43,10 +45,10 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def difference_parser() -> argparse.ArgumentParser:
+def difference_parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     """The command line of `add-difference`, without that word."""
     p = argparse.ArgumentParser(
-        prog=f"python -m convert {ADD_DIFFERENCE}",
+        prog=f"{program} {ADD_DIFFERENCE}",
         description="Writes A + scale (B - C): A with what the fine-tune B has learnt since its base C. Each may be of "
         "any layout. What B and C do not both have stays A's. Options without a letter are for A and the result, as in "
         "a conversion; a B or C that needs other options must be converted first.",
@@ -87,13 +89,16 @@ def _add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--ema", action="store_true", help="read the EMA weights of an original file's UNet")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command. Exit status 0: done; 2: refused (one line on stderr); 1: anything else."""
+def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
+    """Runs the command. Exit status 0: done; 2: refused (one line on stderr); 1: anything else.
+
+    program: the name of the command in its usage line.
+    """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] == [ADD_DIFFERENCE]:
-        args, run = difference_parser().parse_args(arguments[1:]), merge
+        args, run = difference_parser(program).parse_args(arguments[1:]), merge
     else:
-        args = parser().parse_args(arguments)
+        args = parser(program).parse_args(arguments)
         if args.check == (args.destination is not None):
             print("convert: give a destination, or --check and none", file=sys.stderr)
             return 2
@@ -116,7 +121,8 @@ def check(args: argparse.Namespace) -> int:
     from convert.clip import is_clip
     from convert.source import check_source
     from unclip_jax.checkpoints.directory import is_directory_checkpoint
-    from unclip_jax.checkpoints.source import file_beside, open_checkpoint
+    from unclip_jax.checkpoints.local import file_beside
+    from unclip_jax.checkpoints.source import open_checkpoint
 
     path = _path(args)
     if path is None or (path.is_dir() and is_directory_checkpoint(path)) or is_clip(path):
@@ -194,7 +200,7 @@ def merge(args: argparse.Namespace) -> int:
 
 def _path(args: argparse.Namespace) -> Path | None:
     """The source's path on this machine, downloaded if necessary; None for a name of open_clip's."""
-    from unclip_jax.checkpoints.source import OPEN_CLIP, local_path
+    from unclip_jax.checkpoints.local import local_path
 
     if args.source.startswith(OPEN_CLIP):
         return None

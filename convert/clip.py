@@ -11,11 +11,12 @@ from convert.architecture.original import ARCHITECTURES, read_open_clip
 from convert.readers import CheckpointError, TensorInfo, open_tensors
 from convert.rules import clip as names
 from convert.rules.flax import flax_rules, is_flax
+from convert.tokenizer import open_tokenizer
 from convert.weights import weights_file
 from unclip_jax.checkpoints.checkpoint import Checkpoint
 from unclip_jax.checkpoints.networks import abstract_params
-from unclip_jax.checkpoints.source import OPEN_CLIP
-from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json, tokenizer_json_from_folder
+from unclip_jax.checkpoints.places import OPEN_CLIP
+from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json
 
 # open_clip's trainer saves what it wrapped for several devices under one more name.
 WRAPPER = "module."
@@ -99,11 +100,7 @@ def open_transformers_clip(folder: Path, *, variant: str | None = None) -> Check
             rules = flax_rules(rules)
         engine.require_complete(engine.check(rules, params, tensors, names.TRANSFORMERS_UNUSED), folder.name)
         parameters = engine.import_params(rules, params, tensors, file.read)
-        try:
-            text = tokenizer_json_from_folder(folder)
-            tokenizer = Tokenizer.from_json(text, "transformers", architecture.text_encoder.context_length)
-        except (ValueError, FileNotFoundError) as error:
-            raise CheckpointError(f"tokenizer: {error}") from error
+        tokenizer = open_tokenizer(folder, architecture.text_encoder.context_length)
         return Checkpoint(architecture, tokenizer, parameters, str(folder), (path,), stack.pop_all())
 
 

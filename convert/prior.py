@@ -15,11 +15,12 @@ from convert.readers import CheckpointError, TensorFile, TensorInfo, open_tensor
 from convert.rules import diffusers
 from convert.rules import prior as rules
 from convert.statistics import STATISTICS, published_statistics, read_statistics
+from convert.tokenizer import open_tokenizer
 from convert.weights import weights_file
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.config import PriorCheckpointConfig
 from unclip_jax.checkpoints.networks import abstract_network, abstract_params
-from unclip_jax.conditioning.tokenizer import Tokenizer, openai_tokenizer_json, tokenizer_json_from_folder
+from unclip_jax.conditioning.tokenizer import Tokenizer, openai_tokenizer_json
 from unclip_jax.models.clip import TextConfig, TextEncoder
 from unclip_jax.models.prior import Prior, PriorConfig
 from unclip_jax.reference import Reference
@@ -118,11 +119,7 @@ def open_diffusers_prior(folder: Path, *, variant: str | None = None) -> Checkpo
         settings, found = _open_folder(stack, folder, variant)
         parameters = engine.import_params(found.rules, found.params, found.tensors, found.read)
         name = architecture.part_names(folder)["tokenizer"]
-        try:
-            text = tokenizer_json_from_folder(folder / name)
-            tokenizer = Tokenizer.from_json(text, "transformers", settings.text_encoder.context_length)
-        except (ValueError, FileNotFoundError) as error:
-            raise CheckpointError(f"{name}: {error}") from error
+        tokenizer = open_tokenizer(folder / name, settings.text_encoder.context_length)
         return Checkpoint(settings, tokenizer, parameters, str(folder), found.files, stack.pop_all())
 
 

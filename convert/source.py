@@ -19,11 +19,12 @@ from convert.prior import check_prior, is_prior
 from convert.readers import CheckpointError, TensorFile, TensorInfo, open_tensors
 from convert.rules import diffusers, ldm
 from convert.statistics import embedding_statistics, published_statistics
+from convert.tokenizer import open_tokenizer
 from convert.weights import weights_file
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.config import CheckpointConfig, predicting
 from unclip_jax.checkpoints.networks import abstract_params
-from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json, tokenizer_json_from_folder
+from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json
 
 
 def open_original(
@@ -87,12 +88,7 @@ def open_diffusers(folder: Path, *, variant: str | None = None, without: Collect
     with contextlib.ExitStack() as stack:
         plan = _plan_diffusers(stack, folder, variant, without)
         parameters = engine.import_params(plan.rules, plan.params, plan.tensors, plan.read)
-        try:
-            text = tokenizer_json_from_folder(folder / "tokenizer")
-            length = plan.config.text_encoder.context_length
-            tokenizer = Tokenizer.from_json(text, "transformers", context_length=length)
-        except (ValueError, FileNotFoundError) as error:
-            raise CheckpointError(f"tokenizer: {error}") from error
+        tokenizer = open_tokenizer(folder / "tokenizer", plan.config.text_encoder.context_length)
         return Checkpoint(plan.config, tokenizer, parameters, str(folder), plan.files, stack.pop_all())
 
 

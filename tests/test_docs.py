@@ -8,8 +8,6 @@ import contextlib
 import json
 import re
 import shutil
-import sys
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +21,6 @@ from convert.__main__ import parser as convert_parser
 from convert.export.lora import save_lora
 from convert.export.textual_inversion import save_textual_inversion
 from tests import readme, small_models, stand_ins
-from tests.checkpoints.test_hub import server  # noqa: F401
 from tests.convert.safety_folder import PREPROCESSOR, write_safety_checker
 from tests.convert.test_adapters import random_lora
 from tests.convert.test_readers import mapping, storage, tensor, torch_bytes
@@ -52,19 +49,6 @@ ELSEWHERE = {
     "docs/guidance.md": "test_docs_parity.py",
     "docs/training.md": "test_docs_parity.py",
 }
-
-
-@pytest.fixture
-def desk(tmp_path, monkeypatch):
-    """The folder in which a page's blocks are run."""
-    readme.like_a_clone(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    # A reader has one device; four would make three copies of every picture to be thrown away.
-    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    stand_ins.small_architectures(monkeypatch)
-    return tmp_path
 
 
 def photo(path, size=32, mode="RGB"):
@@ -108,10 +92,10 @@ def test_every_block_is_run_somewhere():
     assert all(re.search(pattern, lines) for pattern in NOT_RUN)
 
 
-def test_adapters(desk, server, tmp_path_factory):  # noqa: F811
+def test_adapters(desk, hub_server, tmp_path_factory):
     (name,) = [name for name in stand_ins.HUB if name.endswith("stable-diffusion-2-1")]
     made = tmp_path_factory.mktemp("hub")
-    server.repos[name] = {"main": stand_ins.repositories(made, [name])[name]}
+    hub_server.repos[name] = {"main": stand_ins.repositories(made, [name])[name]}
     shutil.copytree(made / "0-theirs", "sd21")
     config = one_level(stand_ins.HUB[name])
     save_lora(config, random_lora(0, config=config), "cat.safetensors", "kohya")

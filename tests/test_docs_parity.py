@@ -15,9 +15,8 @@ from convert.engine import export_tensors
 from convert.inception import abstract_inception, inception_rules
 from convert.rules.clip import open_clip_model
 from tests import readme, small_models, stand_ins
-from tests.checkpoints.test_hub import server  # noqa: F401
 from tests.convert.test_clip import CONFIG, DESCRIPTION
-from tests.test_docs import desk, photo, run, without_installations  # noqa: F401
+from tests.test_docs import photo, run, without_installations
 from unclip_jax.checkpoints.checkpoint import Parameter
 from unclip_jax.checkpoints.networks import abstract_params
 
@@ -35,20 +34,20 @@ def foreign(rules, params):
     return {name: value.read() for name, value in export_tensors(rules, params).items()}
 
 
-def test_demo_model(desk):  # noqa: F811
+def test_demo_model(desk):
     run("demo-model")
     assert len(list((desk / "variations").glob("*-sheet.png"))) == 2
 
 
-def test_guidance(desk):  # noqa: F811
+def test_guidance(desk):
     """The other block: test_docs.py."""
     run("guidance", only=0)
 
 
-def test_training(desk, server, tmp_path_factory):  # noqa: F811
+def test_training(desk, hub_server, tmp_path_factory):
     """Of the settings, those of size are smaller, and one report goes to a service."""
     (name,) = [name for name in stand_ins.HUB if name.endswith("unclip")]
-    server.repos[name] = {"main": stand_ins.repositories(tmp_path_factory.mktemp("hub"), [name])[name]}
+    hub_server.repos[name] = {"main": stand_ins.repositories(tmp_path_factory.mktemp("hub"), [name])[name]}
     shell, whole, *_ = readme.blocks("docs/training.md")
     (desk / "settings.yaml").write_text(whole[1])
     for folder in ("cats", "cats-held-out"):
@@ -63,7 +62,7 @@ def test_training(desk, server, tmp_path_factory):  # noqa: F811
     assert list((desk / "runs" / "cats" / "samples").iterdir())
 
 
-def test_editing(desk):  # noqa: F811
+def test_editing(desk):
     names = {}
     for language, text in readme.blocks("docs/editing.md"):
         fewer = text.replace('inference_steps": 20', 'inference_steps": 4').replace("steps = 100", "steps = 4")
@@ -75,7 +74,7 @@ def test_editing(desk):  # noqa: F811
     assert np.isfinite(names["latents_error"])
 
 
-def test_evaluation(desk, monkeypatch):  # noqa: F811
+def test_evaluation(desk, monkeypatch):
     for name in ("model-a", "model-b"):
         small_models.write(small_models.SMALL, desk / name)
     (desk / "val2017").mkdir()

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from tests import readme
-from tests.checkpoints.test_hub import server  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +23,8 @@ def published(tmp_path_factory):
 
 
 @pytest.fixture
-def restored(monkeypatch, clone, published, server):  # noqa: F811
-    server.repos |= {name: {"main": files} for name, files in published.items()}
+def restored(monkeypatch, clone, published, hub_server):
+    hub_server.repos |= {name: {"main": files} for name, files in published.items()}
     monkeypatch.chdir(clone)
     monkeypatch.setattr(sys, "argv", sys.argv)
     # A reader has one device; four would make three copies of every picture to be thrown away.

@@ -223,7 +223,7 @@ def make(args: argparse.Namespace) -> None:
         pipe = getattr(unclip_jax, command.pipeline).from_pretrained(args.model, **opening)
     _adapt(pipe, args)
     settings = _settings(args, max(1, len(paths)))
-    inputs = {"image": loaded} if paths else {}
+    inputs = {"image": images} if paths else {}
     inputs |= {name: opened[path].image for name in IMAGES if (path := settings.get(name)) is not None}
     images = pipe(**{**settings, **inputs}, batch_size=args.batch_size).images
 
@@ -307,7 +307,7 @@ def _adapt(pipe: Any, args: argparse.Namespace) -> None:
 
         pipe.watermark = MARK
     if args.safety_checker is not None:
-        from convert.safety import open_safety_checker
+        from unclip_jax.checkpoints.foreign import open_safety_checker
 
         pipe.safety_checker = open_safety_checker(args.safety_checker)
 

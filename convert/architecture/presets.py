@@ -126,13 +126,10 @@ class UNetEnds(NamedTuple):
 
 
 def unet_ends(tensors: Mapping[str, TensorInfo], places: Places) -> UNetEnds | None:
-    """The ends of the UNet among these tensors, or None."""
-    names = layouts.foreign_names("unet", places, {"conv_in.kernel": 4, "class_embedding.linear_1.kernel": 2})
-    table = layouts.foreign_names("unet", places, {"class_embedding.embedding": 2})
-    first, labels, rows = (
-        tensors[name].shape if name in tensors else ()
-        for name in (names["conv_in.kernel"], names["class_embedding.linear_1.kernel"], *table.values())
-    )
+    """The ends of the UNet among these tensors; None where there is none."""
+    axes = {"conv_in.kernel": 4, "class_embedding.linear_1.kernel": 2, "class_embedding.embedding": 2}
+    names = layouts.foreign_names("unet", places, axes)
+    first, labels, rows = (tensors[names[ours]].shape if names[ours] in tensors else () for ours in axes)
     if len(first) != 4:
         return None
     return UNetEnds(first[1], first[0], labels[1] if len(labels) == 2 else rows[0] if len(rows) == 2 else 0)

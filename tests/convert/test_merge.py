@@ -20,8 +20,9 @@ from convert.export.diffusers import save_diffusers
 from convert.export.original import save_original
 from convert.merge import _add, add_difference, open_weights, shared
 from convert.random import SMALL, TINY, _random
+from holes import write_holes
 from tests import small_models
-from tests.convert.test_published import shapes, write_holes
+from tests.convert.test_published import shapes
 from unclip_jax.checkpoints import directory
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.networks import abstract_params

@@ -1,14 +1,12 @@
 """Every published checkpoint of Stable Diffusion 2 by its tensors' names and shapes, in files that hold only holes."""
 
-import json
-import math
 import re
 
 import pytest
 
 from convert.__main__ import main
+from holes import write_holes
 from tests.golden_weights import GOLDEN, inventory
-from unclip_jax.checkpoints.stream import CODES
 
 INVENTORIES = {
     "v2-1-stable-unclip-h": "",
@@ -21,20 +19,6 @@ INVENTORIES = {
     "x4-upscaling": "",
     "karlo_prior": "",
 }
-
-
-def write_holes(path, tensors):
-    """A safetensors file of the real size that takes no room."""
-    header, end = {}, 0
-    for name, (shape, dtype) in tensors.items():
-        size = math.prod(shape) * dtype.itemsize
-        code = CODES.get(dtype.name) or {"int64": "I64", "int32": "I32", "bool": "BOOL"}[dtype.name]
-        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [end, end + size]}
-        end += size
-    encoded = json.dumps(header).encode()
-    with open(path, "wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        file.truncate(8 + len(encoded) + end)
 
 
 def shapes(name):

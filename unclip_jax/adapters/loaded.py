@@ -15,6 +15,7 @@ import numpy as np
 
 from unclip_jax.adapters.lora import Lora, merge_loras
 from unclip_jax.adapters.textual_inversion import placeholder_tokens, with_placeholder, with_rows
+from unclip_jax.checkpoints import foreign
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import Network
 from unclip_jax.conditioning.tokenizer import Tokenizer
@@ -158,9 +159,7 @@ def load_lora(
     weight_name: str | None,
 ) -> Adapters:
     """Adds the LoRA of a file, a folder, a repository or a state dict; see `convert.adapters.read_adapter`."""
-    from convert.adapters import read_adapter
-
-    lora, words = read_adapter(source, config, weight_name)
+    lora, words = foreign.read_adapter(source, config, weight_name)
     where, stem = _named(source, weight_name)
     if name is None:
         name = f"default_{len(adapters.loras)}" if stem is None else stem
@@ -179,8 +178,6 @@ def load_words(
     Raises:
         ValueError: There are other numbers of names and sources, or as in `Adapters.with_words`.
     """
-    from convert.adapters import read_textual_inversion
-
     several = isinstance(sources, list | tuple)
     given: Sequence[Any] = sources if isinstance(sources, list | tuple) else [sources]
     names: Sequence[str | None] = (
@@ -193,7 +190,7 @@ def load_words(
         raise ValueError(f"token has {len(names)} names for {len(given)} sources; want one per source")
     for source, token in zip(given, names, strict=True):
         where, _ = _named(source, weight_name)
-        adapters = adapters.with_words(read_textual_inversion(source, config, token, weight_name), where)
+        adapters = adapters.with_words(foreign.read_textual_inversion(source, config, token, weight_name), where)
     return adapters
 
 

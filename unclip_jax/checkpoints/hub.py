@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unclip_jax.checkpoints.directory import INDEX
-from unclip_jax.checkpoints.places import HUB_ID, ORIGINAL_SUFFIXES, Place
+from unclip_jax.checkpoints.places import HUB_ID, ORIGINAL_SUFFIXES, HubPlace
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -108,7 +108,7 @@ def download(
             return path, wanted
         return wanted[0], [*wanted, *_beside(wanted[0], names)]
 
-    return _download(Place(repo_id, path, revision), choose, mirrors)
+    return _download(HubPlace(repo_id, path, revision), choose, mirrors)
 
 
 def download_file(
@@ -148,11 +148,11 @@ def download_file(
         wanted = folder + _choose_file(within, f"{repo_id}/{path}".rstrip("/"), usual, weight_name)
         return wanted, [wanted]
 
-    return _download(Place(repo_id, path, revision), choose)
+    return _download(HubPlace(repo_id, path, revision), choose)
 
 
 def _download(
-    place: Place, choose: Callable[[Collection[str], str], tuple[str, list[str]]], mirrors: bool = True
+    place: HubPlace, choose: Callable[[Collection[str], str], tuple[str, list[str]]], mirrors: bool = True
 ) -> Path:
     """choose: (the repository's files, its id) -> what was asked for, and all files that it needs."""
     from huggingface_hub import HfApi, constants, errors
@@ -189,7 +189,7 @@ def _download(
     raise _failure(failure, place) from failure
 
 
-def _copy_of(place: Place, failure: BaseException) -> str | None:
+def _copy_of(place: HubPlace, failure: BaseException) -> str | None:
     """The copy of a removed repository.
 
     Used if the hub says that the original is gone, or if the hub cannot be reached and the cache has the copy.
@@ -347,7 +347,7 @@ def _choose_components(names: Collection[str], repo_id: str, variant: str | None
     return wanted
 
 
-def _failure(error: BaseException, place: Place) -> OSError:
+def _failure(error: BaseException, place: HubPlace) -> OSError:
     """Our one-line error for what went wrong."""
     kind, what, advice = _explain(error, place.repo_id, place.revision)
     return kind(f"{place}: {what}; {advice}")

@@ -6,17 +6,15 @@ import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from unclip_jax.checkpoints import foreign
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config, prior_config
 from unclip_jax.checkpoints.config import predicting
 from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_directory
-from unclip_jax.checkpoints.hub import download
-from unclip_jax.checkpoints.places import place_of
-from unclip_jax.conditioning.address import shown
+from unclip_jax.checkpoints.local import local_path
+from unclip_jax.checkpoints.places import OPEN_CLIP, place_of
 from unclip_jax.conditioning.clip_image import Preprocess
 from unclip_jax.demo import demo_model
 from unclip_jax.sampling.schedule import PREDICTION_TYPES
-
-OPEN_CLIP = "open_clip:"
 
 
 def open_checkpoint(
@@ -68,21 +66,17 @@ def open_checkpoint(
         raise ValueError(f"prediction_type is {prediction_type!r}; accepted: {', '.join(PREDICTION_TYPES)}")
     source = demo_model() if source is None else source
     if str(source).startswith(OPEN_CLIP):
-        from convert.clip import open_open_clip
-
-        return open_open_clip(str(source))
+        return foreign.open_published_clip(str(source))
     path = local_path(source, revision=revision, variant=variant, subfolder=subfolder, mirrors=mirrors)
     options = {"config": config, "clip_stats": clip_stats, "text_encoder": text_encoder, "ema": ema}
     given: dict[Literal["unet", "vae"], Any] = {"unet": unet, "vae": vae}
     parts = {part: value for part, value in given.items() if value is not None}
     checkpoint = _open(path, options, variant, prediction_type, tuple(parts))
     if parts:
-        from convert.part import with_part
-
         for part, value in parts.items():
             with contextlib.ExitStack() as stack:
                 stack.enter_context(checkpoint)
-                checkpoint = with_part(checkpoint, part, _part_path(part, value, mirrors))
+                checkpoint = foreign.with_part(checkpoint, part, _part_path(part, value, mirrors))
                 stack.pop_all()
     if prediction_type is not None:
         checkpoint = dataclasses.replace(checkpoint, config=predicting(family_config(checkpoint), prediction_type))
@@ -126,112 +120,20 @@ def open_prior(
         ValueError: A file or an argument is refused.
     """
     path = local_path(source, revision=revision, variant=variant, subfolder=subfolder, mirrors=mirrors)
-    karlo = {"config": config, "text_encoder": text_encoder, "clip_stats": clip_stats}
-    checkpoint = _open_prior(path, {name: value for name, value in karlo.items() if value is not None}, variant)
-    if checkpoint is None:
-        raise ValueError(
-            f"{path}: not a text-to-image prior; want a converted one, a diffusers folder (prior) or Karlo's"
-        )
+    given = {"config": config, "text_encoder": text_encoder, "clip_stats": clip_stats}
+    karlo = {name: value for name, value in given.items() if value is not None}
+    if path.is_dir() and is_directory_checkpoint(path):
+        if karlo:
+            raise ValueError(f"{', '.join(karlo)}: only for Karlo's own files, and {path} is a converted checkpoint")
+        checkpoint = _open_converted(path, variant)
+    else:
+        checkpoint = foreign.open_prior(path, karlo, variant)
     try:
         prior_config(checkpoint)
     except ValueError:
         checkpoint.resources.close()
         raise
     return checkpoint
-
-
-def _open_prior(path: Path, karlo: dict[str, Any], variant: str | None) -> Checkpoint | None:
-    """Opens a prior; None if there is none. karlo: the options of `open_karlo_prior` that were given."""
-    from convert.prior import is_karlo_prior, is_prior_folder, open_diffusers_prior, open_karlo_prior
-
-    converted = path.is_dir() and is_directory_checkpoint(path)
-    if converted or (path.is_dir() and is_prior_folder(path)):
-        if karlo:
-            raise ValueError(f"{', '.join(karlo)}: only for Karlo's own files, and {path} is another folder")
-        if not converted:
-            return open_diffusers_prior(path, variant=variant)
-        if variant is not None:
-            raise ValueError(f"variant is {variant!r}, but {path} is a converted checkpoint: it has no variants")
-        return open_directory(path)
-    if not is_karlo_prior(path):
-        return None
-    if variant is not None:
-        raise ValueError(f"variant is {variant!r}, but {path} is Karlo's own: only diffusers folders have variants")
-    return open_karlo_prior(path, **{name: file_beside(name, value) for name, value in karlo.items()})
-
-
-def local_path(
-    source: str | os.PathLike[str],
-    *,
-    subfolder: str | None = None,
-    revision: str | None = None,
-    variant: str | None = None,
-    mirrors: bool = True,
-) -> Path:
-    """The local path of a source: a path as it is, or something on the hub after downloading it.
-
-    Args:
-        source: An existing path; a hub id, "owner/name"; the path of a file or folder below one; or an address of the
-            hub, see `unclip_jax.checkpoints.places.place_of`.
-        subfolder: A folder within the source.
-        revision: On the hub, see `unclip_jax.checkpoints.hub.download`.
-        variant: On the hub, likewise.
-        mirrors: On the hub, likewise.
-
-    Returns:
-        The path of a file or folder.
-
-    Raises:
-        FileNotFoundError: There is nothing at the source.
-        ValueError: The source is not one of these, or an argument has no meaning for it.
-        OSError: As in `download`, with the same subclasses.
-    """
-    subfolder = (subfolder or "").strip("/")
-    if subfolder and any(part in ("", ".", "..") for part in subfolder.split("/")):
-        raise ValueError(f"subfolder is {subfolder!r}; want the name of a folder within the source")
-    place = place_of(os.fspath(source))
-    if place is not None:
-        if revision is not None and place.revision not in (None, revision):
-            raise ValueError(f"revision is {revision!r}, but {shown(os.fspath(source))} names {place.revision!r}")
-        path = "/".join(part for part in (place.path, subfolder) if part)
-        revision = place.revision if revision is None else revision
-        try:
-            return download(place.repo_id, path, revision=revision, variant=variant, mirrors=mirrors)
-        except (FileNotFoundError, ConnectionError) as error:
-            if place.path and str(place) == os.fspath(source):  # most often a path that is mistaken
-                text = f"source: no such file or folder: {source}; nor is it had from the hub: {error}"
-                raise type(error)(text) from error
-            raise
-    if revision is not None:
-        raise ValueError(f"revision is {revision!r}, but {source} is a local path: only hub ids have revisions")
-    whole = Path(source)
-    if not whole.exists():
-        raise FileNotFoundError(f"source: no such file or folder, and not a hub id (owner/name): {source}")
-    if subfolder and not (whole / subfolder).is_dir():
-        raise FileNotFoundError(f"subfolder: no such folder: {whole / subfolder}")
-    return whole / subfolder
-
-
-def file_beside(name: str, value: str | os.PathLike[str], otherwise: str = "") -> Path:
-    """The path of a file that an option names, local or on the hub.
-
-    Args:
-        name: The option's name.
-        value: What was given; for `clip_stats` it may also be a repository that has them.
-        otherwise: Added to the message if there is no such file.
-
-    Returns:
-        The file's path.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        OSError: As in `local_path`.
-    """
-    if Path(value).exists():
-        return Path(value)
-    if (place := place_of(os.fspath(value))) is None:
-        raise FileNotFoundError(f"{name}: no such file: {value}{otherwise}")
-    return local_path(value, subfolder="image_normalizer" if name == "clip_stats" and not place.path else None)
 
 
 def _part_path(part: str, value: str | os.PathLike[str], mirrors: bool) -> Path:
@@ -250,37 +152,11 @@ def _open(
     if path.is_dir() and given:
         raise ValueError(f"{', '.join(given)}: only for original files, and {path} is a folder")
     if path.is_dir() and is_directory_checkpoint(path):
-        if variant is not None:
-            raise ValueError(f"variant is {variant!r}, but {path} is a converted checkpoint: it has no variants")
-        return open_directory(path)
-    # The one place where the library reaches the converter, imported late so that our own format opens without it.
-    from convert.architecture.original import ARCHITECTURES
-    from convert.architecture.presets import PRESETS
-    from convert.clip import is_open_clip, is_transformers_clip, open_open_clip, open_transformers_clip
-    from convert.prior import is_prior
-    from convert.source import open_diffusers, open_original
+        return _open_converted(path, variant)
+    return foreign.open_checkpoint(path, original, variant, prediction_type, without)
 
-    if is_prior(path):
-        if original.pop("ema"):
-            raise ValueError(f"ema: only for Stable Diffusion checkpoints, and {path} is a prior")
-        checkpoint = _open_prior(path, {name: value for name, value in original.items() if value is not None}, variant)
-        assert checkpoint is not None
-        return checkpoint
-    if original.pop("text_encoder"):
-        raise ValueError(f"text_encoder is only for Karlo's prior, and {path} is not one")
-    if path.is_dir():
-        if is_transformers_clip(path):
-            return open_transformers_clip(path, variant=variant)
-        return open_diffusers(path, variant=variant, without=without)
+
+def _open_converted(path: Path, variant: str | None) -> Checkpoint:
     if variant is not None:
-        raise ValueError(f"variant is {variant!r}, but {path} is one file: only diffusers folders have variants")
-    named = {*PRESETS, *ARCHITECTURES}
-    for name in ("config", "clip_stats"):
-        if original[name] is not None and not (name == "config" and str(original[name]) in named):
-            advice = f", nor is it one of {', '.join(sorted(named))}" if name == "config" else ""
-            original[name] = file_beside(name, original[name], advice)
-    if is_open_clip(path):
-        if foreign := [name for name in ("clip_stats", "ema") if original[name]]:
-            raise ValueError(f"{', '.join(foreign)}: only for Stable Diffusion checkpoints, and {path} is open_clip's")
-        return open_open_clip(path, config=original["config"])
-    return open_original(path, prediction_type=prediction_type, without=without, **original)
+        raise ValueError(f"variant is {variant!r}, but {path} is a converted checkpoint: it has no variants")
+    return open_directory(path)

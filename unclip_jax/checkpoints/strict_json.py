@@ -26,36 +26,31 @@ def parse_json(raw: bytes) -> Any:
         raise ValueError(f"is not valid JSON ({error})") from error
 
 
-def read_bytes(path: Path) -> bytes:
-    """The contents of a small file.
+def where(path: Path) -> str:
+    """What messages call a file of a folder."""
+    return f"{path.parent.name}/{path.name}"
 
-    Raises:
-        ValueError: It is missing, too large, or not a file. The message names it.
-    """
-    where = f"{path.parent.name}/{path.name}"
+
+def read_bytes(path: Path) -> bytes:
+    """The contents of a small file. Raises ValueError, which names it: missing, too large, or not a file."""
     if not path.is_file():  # never open a pipe or a device: it may block
-        raise ValueError(f"{where}: missing, or not a file")
+        raise ValueError(f"{where(path)}: missing, or not a file")
     with path.open("rb") as file:
         raw = file.read(LIMIT + 1)
     if len(raw) > LIMIT:
-        raise ValueError(f"{where}: more than {LIMIT} bytes")
+        raise ValueError(f"{where(path)}: more than {LIMIT} bytes")
     return raw
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ValueError: It does not hold a JSON object. The message names the file.
-    """
-    where = f"{path.parent.name}/{path.name}"
+    """The object in a JSON file. Raises ValueError, which names the file, for anything else."""
     raw = read_bytes(path)
     try:
         data = parse_json(raw)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{where(path)}: {error}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{where} holds a {type(data).__name__}; want a JSON object")
+        raise ValueError(f"{where(path)} holds a {type(data).__name__}; want a JSON object")
     return data
 
 

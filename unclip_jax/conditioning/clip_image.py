@@ -259,7 +259,7 @@ def _middle_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def _squashed(image: NDArray[np.uint8], mode: Preprocess, size: int) -> NDArray[np.float32]:
-    """The original's way: sides cut to multiples of 64, then kornia's resize with antialias, corners aligned.
+    """The original's way: sides cut to multiples of 64, then kornia's resize with antialiasing and aligned corners.
 
     kornia blurs, then interpolates. Both are linear along each axis, so one matrix per axis does both. The result
     overshoots 0..1 where bicubic does; the original does not clip it.
@@ -280,7 +280,7 @@ def _squashed(image: NDArray[np.uint8], mode: Preprocess, size: int) -> NDArray[
 
 
 def _blur_kernel(factor: float, mode: Preprocess) -> NDArray[np.float64]:
-    """kornia's Gaussian (odd length,) before a reduction by `factor`; the rule changed between 0.6.0 and 0.6.4."""
+    """kornia's Gaussian, of odd length, before a reduction by `factor`; its rule changed between 0.6.0 and 0.6.4."""
     if mode == "original-kornia-0.6.0":
         sigma = max(factor, 1.0)
         length = int(4 * sigma)

@@ -12,18 +12,16 @@ import json
 import re
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import ftfy
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 Dialect = Literal["open_clip", "transformers"]
 
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
-MAX_FILE_BYTES = 1 << 24
 MERGES = 49152 - 256 - 2  # CLIP uses the first of the file's 262,144 merges
 
 # Words as open_clip finds them in cleaned text: its pattern ignores case, by which a long s counts as s, and leaves out
@@ -31,21 +29,6 @@ MERGES = 49152 - 256 - 2  # CLIP uses the first of the file's 262,144 merges
 # "!<end_of_text>" the run of punctuation takes the "<".
 OPEN_CLIP_WORDS = r"<[sſ]tart_of_text>|<end_of_text>|'[sſ]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
 OPENAI_WORDS = OPEN_CLIP_WORDS.replace("<[sſ]tart_of_text>|<end_of_text>", r"<\|[sſ]tartoftext\|>|<\|endoftext\|>")
-TRANSFORMERS_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-
-# The tokens that a transformers folder names, in the order in which transformers registers them, with CLIP's defaults.
-NAMED_TOKENS = {
-    "bos_token": "<|startoftext|>",
-    "eos_token": "<|endoftext|>",
-    "unk_token": "<|endoftext|>",
-    "sep_token": None,
-    "pad_token": "<|endoftext|>",
-    "cls_token": None,
-    "mask_token": None,
-}
-TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-# What a folder could ask for beside its tokens; other values than these are refused.
-SETTINGS = {"padding_side": "right", "truncation_side": "right", "split_special_tokens": False}
 
 
 class Tokenizer:
@@ -75,7 +58,9 @@ class Tokenizer:
                 raise
             raise ValueError(f"tokenizer.json: not a tokenizer of the tokenizers library: {_line(error)}") from error
         if padding is None or tokenizer.pre_tokenizer is None or len(ends) != 2:
-            raise ValueError("tokenizer.json: must store words, padding, and a start and an end token; made for CLIP?")
+            raise ValueError(
+                "tokenizer.json lacks padding, a pre_tokenizer, or a start and an end token; want one made for CLIP"
+            )
         self.json = text
         self.dialect = dialect
         self.context_length = context_length
@@ -233,29 +218,10 @@ def _openai_json(merges: Sequence[tuple[str, str]], pattern: str, start: str, en
     symbols = [chr(byte) for byte in printable] + [chr(0x100 + i) for i in range(256 - len(printable))]
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *(left + right for left, right in merges)]
     vocabulary = {token: index for index, token in enumerate([*tokens, start, end])}
-    tokenizer = tokenizers.Tokenizer(_bpe(vocabulary, list(merges), None, "merges"))
+    tokenizer = tokenizers.Tokenizer(byte_pairs(vocabulary, list(merges), None, "merges"))
     tokenizer.pre_tokenizer = words(pattern, split_again=False)
     specials = [AddedToken(start, special=True), AddedToken(end, special=True)]
-    return _complete(tokenizer, specials, start, end, pad=symbols[0] if pad is None else pad)
-
-
-def tokenizer_json_from_folder(folder: Path) -> str:
-    """The tokenizer.json of a folder that transformers' CLIPTokenizer can open, for dialect transformers.
-
-    Reads tokenizer.json or, where there is none, vocab.json and merges.txt. Special tokens follow transformers 5: they
-    are those of tokenizer_config.json when that lists `added_tokens_decoder`; otherwise special_tokens_map.json takes
-    precedence and the tokens of added_tokens.json and tokenizer.json are added. Raises FileNotFoundError when there is
-    no vocabulary, ValueError naming the file when one is broken or asks for what is not supported.
-    """
-    folder = Path(folder)
-    vocabulary, merges, source = _read_vocabulary(folder)
-    named, added = _read_special_tokens(folder)
-    tokenizer = tokenizers.Tokenizer(_bpe(vocabulary, merges, named["unk_token"], source))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    tokenizer.pre_tokenizer = words(TRANSFORMERS_WORDS, split_again=True)
-    return _complete(tokenizer, added, named["bos_token"], named["eos_token"], named["pad_token"])
+    return completed(tokenizer, specials, start, end, pad=symbols[0] if pad is None else pad)
 
 
 def words(pattern: str, *, split_again: bool) -> pre_tokenizers.PreTokenizer:
@@ -268,14 +234,15 @@ def words(pattern: str, *, split_again: bool) -> pre_tokenizers.PreTokenizer:
     )
 
 
-def _bpe(vocabulary: Any, merges: list[Any], unknown: str | None, source: str) -> models.BPE:
+def byte_pairs(vocabulary: Any, merges: list[Any], unknown: str | None, source: str) -> models.BPE:
+    """The model of a vocabulary. source: what a message calls it. Raises ValueError where the two do not fit."""
     try:
         return models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", unk_token=unknown)
     except Exception as error:  # the library raises plain Exception
         raise ValueError(f"{source}: not a byte-pair vocabulary and its merges: {_line(error)}") from error
 
 
-def _complete(tokenizer: tokenizers.Tokenizer, added: list[AddedToken], start: str, end: str, pad: str) -> str:
+def completed(tokenizer: tokenizers.Tokenizer, added: list[AddedToken], start: str, end: str, pad: str) -> str:
     """Adds what follows the vocabulary: added tokens, start and end, padding, decoding. Returns the whole as text."""
     tokenizer.add_tokens(added)
     vocabulary = tokenizer.get_vocab()
@@ -286,108 +253,6 @@ def _complete(tokenizer: tokenizers.Tokenizer, added: list[AddedToken], start: s
     return tokenizer.to_str()
 
 
-def _read_vocabulary(folder: Path) -> tuple[Any, list[Any], str]:
-    """Ids by token, pairs of tokens in order of rank, and what to call their source in messages."""
-    whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
-    if whole.exists():
-        model = _read_object(whole).get("model")
-        if (
-            not isinstance(model, dict)
-            or model.get("type", "BPE") != "BPE"
-            or not isinstance(model.get("merges"), list)
-        ):
-            raise ValueError(f"{whole}: expected a byte-pair model (type BPE), which is what CLIP has")
-        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]  # older files: "a b"
-        return model.get("vocab"), list(map(tuple, pairs)), str(whole)
-    if not (vocab.exists() and merges.exists()):
-        raise FileNotFoundError(f"{folder}: holds neither tokenizer.json nor vocab.json with merges.txt")
-    lines = _read_text(merges).rstrip().split("\n")
-    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    bad = [pair for pair in pairs if len(pair) != 2]
-    if bad:
-        raise ValueError(f"{merges}: expected two tokens on a line, got {' '.join(bad[0])!r}")
-    return _read_object(vocab), list(map(tuple, pairs)), f"{vocab} with {merges.name}"
-
-
-def _read_special_tokens(folder: Path) -> tuple[dict[str, str], list[AddedToken]]:
-    """The text of each token of NAMED_TOKENS that there is, and all tokens to register, in transformers' order."""
-    config, overrides = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-    settings = _read_object(config) if config.exists() else {}
-    for name, supported in SETTINGS.items():
-        if settings.get(name, supported) != supported:
-            raise ValueError(f"{config}: {name} is {settings[name]!r}; only {supported!r} is supported")
-    listed = "added_tokens_decoder" in settings
-    overriding = _read_object(overrides) if overrides.exists() and not listed else {}
-
-    named = {}
-    for name, default in NAMED_TOKENS.items():
-        path = overrides if name in overriding else config
-        value = overriding.get(name, settings.get(name, default))
-        if value is not None or default is not None:
-            named[name] = _added_token(value, f"{path}: {name}", special=True)
-    extra = []
-    for path, values in (config, settings), (overrides, overriding):
-        given = values.get("extra_special_tokens") or values.get("additional_special_tokens") or []
-        entries = given.values() if isinstance(given, dict) else given if isinstance(given, list) else [given]
-        extra += [_added_token(value, f"{path}: additional_special_tokens", special=True) for value in entries]
-
-    if listed:
-        entries = settings["added_tokens_decoder"]
-        if not isinstance(entries, dict) or not all(map(str.isdecimal, entries)):
-            raise ValueError(f"{config}: added_tokens_decoder: expected tokens by id")
-        added = [_added_token(entries[i], f"{config}: added_tokens_decoder") for i in sorted(entries, key=int)]
-    else:
-        # Special are those that the files name, not those that nothing but the defaults name.
-        special = {token.content for name, token in named.items() if name in settings or name in overriding}
-        added = _read_unlisted_tokens(folder, special | {token.content for token in extra})
-    known = {token.content for token in added}
-    tokens = added + [token for token in (*named.values(), *extra) if token.content not in known]
-    return {name: token.content for name, token in named.items()}, tokens
-
-
-def _read_unlisted_tokens(folder: Path, special: set[str]) -> list[AddedToken]:
-    """The tokens of added_tokens.json and of tokenizer.json by ascending id, where tokenizer_config.json lists none."""
-    small, whole = folder / "added_tokens.json", folder / "tokenizer.json"
-    ids = _read_object(small) if small.exists() else {}
-    entries = _read_object(whole).get("added_tokens") or [] if whole.exists() else []
-    if not all(isinstance(index, int) for index in ids.values()):
-        raise ValueError(f"{small}: expected ids by token")
-    if not (isinstance(entries, list) and all(isinstance(e, dict) and isinstance(e.get("id"), int) for e in entries)):
-        raise ValueError(f"{whole}: added_tokens: expected a list of tokens with their ids")
-    tokens = {index: AddedToken(content, special=content in special) for content, index in ids.items()}
-    tokens |= {entry["id"]: _added_token(entry, f"{whole}: added_tokens") for entry in entries}
-    return [tokens[index] for index in sorted(tokens)]
-
-
-def _added_token(value: Any, where: str, *, special: bool = False) -> AddedToken:
-    """A token as the files write it: its text alone, which makes it special, or an object with its flags."""
-    if isinstance(value, str):
-        value, special = {"content": value}, True
-    if not (isinstance(value, dict) and isinstance(value.get("content"), str) and value["content"]):
-        raise ValueError(f"{where}: expected a token, its text or an object with its content, got {value!r}")
-    flags = {flag: bool(value[flag]) for flag in TOKEN_FLAGS if flag in value}
-    return AddedToken(value["content"], **(flags | {"special": True} if special else flags))
-
-
-def _read_text(path: Path) -> str:
-    if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:  # a pipe would block
-        raise ValueError(f"{path}: expected a file of up to {MAX_FILE_BYTES} bytes")
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text: {_line(error)}") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {_line(error)}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
 def _check_model(text: str) -> None:
     """Refuses a model at which the tokenizers library would panic: it cuts a prefix off every merge, there or not."""
     try:
@@ -396,7 +261,7 @@ def _check_model(text: str) -> None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return  # the library's own refusal says more
     if prefix and merges:
-        raise ValueError(f"tokenizer.json: continuing_subword_prefix is {prefix!r:.40}; CLIP's tokenizers have none")
+        raise ValueError(f"tokenizer.json: continuing_subword_prefix is {prefix!r:.40}; want none, as in CLIP's")
 
 
 def _line(error: BaseException) -> str:

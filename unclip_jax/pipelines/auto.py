@@ -9,7 +9,8 @@ from jax.typing import DTypeLike
 
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
 from unclip_jax.checkpoints.config import CheckpointConfig
-from unclip_jax.checkpoints.source import OPEN_CLIP, local_path
+from unclip_jax.checkpoints.local import local_path
+from unclip_jax.checkpoints.places import OPEN_CLIP
 from unclip_jax.pipelines.depth_to_image import DepthToImagePipeline
 from unclip_jax.pipelines.inpaint import InpaintPipeline
 from unclip_jax.pipelines.memory import Memory

@@ -92,14 +92,14 @@ def _class_labels(
     mixed: bool,
     width: int,
 ) -> jax.Array:
-    """The class labels of B images, (B, 2 D). embeds: (B, K, D) and levels: (B, K), the K images of each image."""
-    sources = embeds.shape[1]
+    """The class labels of B images, (B, 2 D). embeds: (B, K, D), levels: (B, K), of the K inputs of each image."""
+    inputs = embeds.shape[1]
     if noise is None:
         keys = image_keys(seed, indices)
-        draws = [draw(keys, Branch.IMAGE, (width,), number) for number in range(sources + (mix_levels is not None))]
+        draws = [draw(keys, Branch.IMAGE, (width,), number) for number in range(inputs + (mix_levels is not None))]
         noise = jnp.stack(draws, axis=1)
     labels = jnp.stack(
-        [noise_image_embeddings(embeds[:, k], levels[:, k], noise[:, k], **noising) for k in range(sources)], axis=1
+        [noise_image_embeddings(embeds[:, k], levels[:, k], noise[:, k], **noising) for k in range(inputs)], axis=1
     )
     if not mixed:
         return labels[:, 0]
@@ -107,7 +107,7 @@ def _class_labels(
     label = mix_conditions(labels, weights)
     if mix_levels is None:
         return label
-    return noise_image_embeddings(label[:, :width], mix_levels, noise[:, sources], **noising)
+    return noise_image_embeddings(label[:, :width], mix_levels, noise[:, inputs], **noising)
 
 
 def _start(solver: Solver, noise: jax.Array, clean: jax.Array | None, *, guidance: Guidance) -> Carry:
@@ -143,8 +143,8 @@ def _decode(
     *,
     in_tiles: int | None = None,
 ) -> jax.Array:
-    """in_tiles: latent cells along a tile's side, where the images are too large for a way of decoding chosen."""
+    """in_tiles: latent cells along a tile's side, instead of the way that `Memory` chooses."""
     model = vae.merge(params)
     z = latents / model.config.scaling_factor
-    decoded = memory.decode(model, z, tile) if in_tiles is None else decode_tiled(model, z, in_tiles)
-    return jnp.clip(decoded / 2 + 0.5, 0.0, 1.0)
+    image = memory.decode(model, z, tile) if in_tiles is None else decode_tiled(model, z, in_tiles)
+    return jnp.clip(image / 2 + 0.5, 0.0, 1.0)

@@ -94,18 +94,18 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, free
         return made
 
     # The networks that read a given image, and its size.
-    looks: dict[str, tuple[str, Any, tuple[int, ...]]] = {}
+    readers: dict[str, tuple[str, Any, tuple[int, ...]]] = {}
     if config.image_encoder is not None:
         side = config.image_encoder.image_size
-        looks["encoding images"] = ("image_encoder", programs.embed_images, (1, side, side, 3))
+        readers["encoding images"] = ("image_encoder", programs.embed_images, (1, side, side, 3))
     if config.depth_estimator is not None:
         side = config.depth_estimator.image_size
-        looks["estimating depth"] = ("depth_estimator", programs.estimate_depth, (1, side, side, 3))
+        readers["estimating depth"] = ("depth_estimator", programs.estimate_depth, (1, side, side, 3))
     if config.task in ("depth-to-image", "inpaint"):
-        looks["encoding"] = ("vae", programs.vae_encode, image)
+        readers["encoding"] = ("vae", programs.vae_encode, image)
 
-    with Progress("compiling the programs", 5 + len(looks), unit="program", enabled=pipe.progress) as bar:
-        for part, program, shape in looks.values():
+    with Progress("compiling the programs", 5 + len(readers), unit="program", enabled=pipe.progress) as bar:
+        for part, program, shape in readers.values():
             count(part, program.lower(weights[part], _array(shape, one)), _array(shape, one))
         tokens = _array((1, text.context_length), one, np.int32)
         count("text_encoder", programs.embed_text.lower(weights["text_encoder"], tokens), tokens)

@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convert.export.lora import save_lora
-from convert.export.textual_inversion import save_textual_inversion
 from unclip_jax.adapters.textual_inversion import with_placeholder
+from unclip_jax.checkpoints import foreign
 from unclip_jax.checkpoints.checkpoint import family_config
 from unclip_jax.checkpoints.config import ClipConfig
 from unclip_jax.checkpoints.loading import load_networks
@@ -99,6 +98,7 @@ def denoise(settings: TrainSettings, progress: bool) -> Path:
 
 def lora(settings: TrainSettings, progress: bool) -> Path:
     """Trains an adapter of the UNet."""
+    foreign.require_convert()  # which writes it: not after hours
     options = settings.lora
     with open_checkpoint(settings.model) as checkpoint:
         setup = DiffusionTrainer(settings, checkpoint, progress)
@@ -106,11 +106,12 @@ def lora(settings: TrainSettings, progress: bool) -> Path:
         state = setup.train(
             adapter, setup.unet.params, lambda frozen, params: {"unet": merge_lora(frozen["unet"], params)}
         )
-        return save_lora(setup.config, as_lora(averages(state), "unet"), Path(settings.out))
+        return foreign.save_lora(setup.config, as_lora(averages(state), "unet"), Path(settings.out))
 
 
 def textual_inversion(settings: TrainSettings, progress: bool) -> Path:
     """Trains a textual inversion embedding."""
+    foreign.require_convert()
     word = settings.inversion
     if settings.data.cache is not None:
         raise ValueError("data.cache is set; leave it out: the text encoder's states change with the embedding")
@@ -128,7 +129,7 @@ def textual_inversion(settings: TrainSettings, progress: bool) -> Path:
             setup.unet.params,
             lambda frozen, params: {"text_encoder": with_rows(frozen["text_encoder"], params["rows"])},
         )
-        return save_textual_inversion(word.placeholder, averages(state)["rows"], Path(settings.out))
+        return foreign.save_textual_inversion(word.placeholder, averages(state)["rows"], Path(settings.out))
 
 
 def autoencoder(settings: TrainSettings, progress: bool) -> Path:
