@@ -223,7 +223,7 @@ def make(args: argparse.Namespace) -> None:
         pipe = getattr(unclip_jax, command.pipeline).from_pretrained(args.model, **opening)
     _adapt(pipe, args)
     settings = _settings(args, max(1, len(paths)))
-    inputs = {"image": images} if paths else {}
+    inputs = {"image": loaded} if paths else {}
     inputs |= {name: opened[path].image for name in IMAGES if (path := settings.get(name)) is not None}
     images = pipe(**{**settings, **inputs}, batch_size=args.batch_size).images
 

@@ -32,8 +32,8 @@ class CheckpointConfig:
         vae: The VAE's.
         text_encoder: The text encoder's.
         image_encoder: The image encoder's; None for checkpoints without one.
-        reference: The implementation whose arithmetic it follows: "original" (Stability's code: tokenizer with
-            text cleaning, float64 schedule tables, pixels truncated to 8 bits) or "diffusers" (transformers' tokenizer,
+        reference: The reference whose arithmetic it follows: "original" (Stability's code: tokenizer with text
+            cleaning, float64 schedule tables, pixels truncated to 8 bits) or "diffusers" (transformers' tokenizer,
             float32 tables, pixels rounded).
         scheduler: The default solver's name.
         scheduler_config: The diffusers settings that solvers read.
@@ -153,8 +153,7 @@ class PriorCheckpointConfig:
     Args:
         prior: The prior's architecture.
         text_encoder: The text tower's.
-        reference: The implementation whose arithmetic it follows, as in `CheckpointConfig`; Karlo's own code is
-            "original".
+        reference: The reference whose arithmetic it follows, as in `CheckpointConfig`; Karlo's own code is "original".
         scheduler_config: The diffusers settings of its scheduler, with `_class_name`.
 
     Raises:

@@ -25,10 +25,10 @@ def estimator_pixels(image: NDArray[Any], reference: Reference, side: int = SIDE
 
     Args:
         image: (H, W, 3), uint8, or float32 in 0..1.
-        reference: "diffusers": squeezed into (side, side), bit for bit as transformers' DPTImageProcessor.
-            "original": scaled in its proportions by the ratio to `side` of the side that this changes less, each length
-            rounded to a multiple of 32, by bicubic interpolation without antialiasing as OpenCV's; the caller passes
-            the image in the size that is painted. Source: MiDaS' transform for `dpt_hybrid`.
+        reference: "diffusers": squeezed into (side, side), bit for bit as transformers' DPTImageProcessor on
+            torchvision. "original": scaled in its proportions by the ratio to `side` of the side that this changes
+            less, each length rounded to a multiple of 32, by bicubic interpolation without antialiasing as OpenCV's;
+            the caller passes the image in the size that is painted. Source: MiDaS' transform for `dpt_hybrid`.
         side: The size near which the estimator was trained.
 
     Returns:

@@ -70,9 +70,9 @@ def alphas_cumprod(schedule: NoiseSchedule, reference: Reference = Reference.DIF
 
     Args:
         schedule: The betas.
-        reference: Whose rounding to reproduce; each is bit for bit. "original", Stability's repository:
-            float64 throughout, rounded once at the end. "diffusers": float32 as torch computes it on a CPU. The two
-            differ by up to 1e-6 relative for the Stable Diffusion 2 betas and by 1e-5 at the end of the cosine
+        reference: Whose rounding to reproduce; each equals its reference bit for bit. "original", the original
+            repository: float64 throughout, rounded once at the end. "diffusers": float32 as torch computes it on a CPU.
+            The two differ by up to 1e-6 relative for the Stable Diffusion 2 betas and by 1e-5 at the end of the cosine
             schedule. (A rescaled schedule follows diffusers within 1e-6 only: torch's square root rounds differently
             from machine to machine.)
 

@@ -54,9 +54,9 @@ class Solver:
             is the noise level of the first evaluation, except for "ldm-ddim", which starts one level above it, or from
             pure noise (a is 0) when no step is left out.
         scale: The factor of the initial noise, for solvers whose first noise level does not include the image's share.
-        reference: Whose procedure a pipeline follows around the loop with this solver.
-        recipe: What made it, so that a pipeline can make it again with fewer steps. None for a solver of your own, and
-            inside compiled programs.
+        reference: The reference whose procedure a pipeline follows around the loop with this solver.
+        recipe: The arguments that made it, so that a pipeline can make it again with fewer steps; None for a solver of
+            your own, and inside compiled programs.
     """
 
     grid: Mapping[str, jax.Array | np.ndarray]
