@@ -28,7 +28,7 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog=program,
         description="Converts Stable Diffusion 2 checkpoints between PyTorch's formats and ours, without PyTorch.",
-        epilog=f"{program} {ADD_DIFFERENCE} A B C DST makes a checkpoint of three: see its own --help. A file "
+        epilog=f"{program} {ADD_DIFFERENCE} A B C DST merges three checkpoints: see its own --help. A file "
         f"or folder of that name is ./{ADD_DIFFERENCE}.",
     )
     p.add_argument(

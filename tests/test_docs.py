@@ -37,7 +37,7 @@ DEMO = readme.ROOT / "unclip_jax" / "demo" / "pictures"
 NOT_RUN = {
     r"pip install .*": "an installation",
     r"apt-get install .*|npm install .*": "an installation, of the material that the demo model is made from",
-    r"scripts/(demo_drawings|train_demo|demo_report) .*": "hours, with that material; tests/demo has the parts",
+    r"scripts/demo/(drawings|train|report) .*": "hours, with that material; tests/demo has the parts",
 }
 # Files with the tensors of two published checkpoints, and what is rightly guessed of them.
 GUESSED = {"v2-1_768-ema-pruned.safetensors": "v_prediction", "512-base-ema.ckpt": "epsilon"}

@@ -1,4 +1,4 @@
-"""The demo model: a tiny Stable unCLIP of 64x64 drawings that ships with the package, made by scripts/train_demo."""
+"""The demo model: a tiny Stable unCLIP of 64x64 drawings that ships with the package, made by scripts/demo/train."""
 
 from pathlib import Path
 

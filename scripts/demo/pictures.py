@@ -1,4 +1,4 @@
-"""Pictures and captions of the demo model's training, from the drawings that scripts/demo_drawings collects."""
+"""Pictures and captions of the demo model's training, from the drawings that scripts/demo/drawings collects."""
 
 import colorsys
 import json
@@ -33,7 +33,7 @@ WHITE = (255, 255, 255)
 
 
 class Drawings(NamedTuple):
-    """The arrays that scripts/demo_drawings writes, see there."""
+    """The arrays that scripts/demo/drawings writes, see there."""
 
     images: np.ndarray
     alpha: np.ndarray
