@@ -1,7 +1,7 @@
 """Reads the tokenizer of a folder that transformers' CLIPTokenizer can open.
 
-Special tokens follow transformers 5: they are those of tokenizer_config.json when that lists `added_tokens_decoder`;
-otherwise special_tokens_map.json takes precedence and the tokens of added_tokens.json and tokenizer.json are added.
+Special tokens follow transformers 5. They are those of tokenizer_config.json if that lists `added_tokens_decoder`.
+Otherwise special_tokens_map.json takes precedence, and the tokens of added_tokens.json and tokenizer.json are added.
 """
 
 from pathlib import Path
@@ -32,7 +32,11 @@ SETTINGS = {"padding_side": "right", "truncation_side": "right", "split_special_
 
 
 def open_tokenizer(folder: Path, context_length: int) -> Tokenizer:
-    """The tokenizer of a folder, in dialect transformers. Raises CheckpointError in one line for a broken one."""
+    """The tokenizer of a folder, in dialect transformers.
+
+    Raises:
+        CheckpointError: The folder's files are broken.
+    """
     try:
         return Tokenizer.from_json(tokenizer_json_from_folder(folder), "transformers", context_length)
     except (ValueError, FileNotFoundError) as error:
@@ -42,8 +46,11 @@ def open_tokenizer(folder: Path, context_length: int) -> Tokenizer:
 def tokenizer_json_from_folder(folder: Path) -> str:
     """The tokenizer.json of a folder, for dialect transformers.
 
-    Reads tokenizer.json or, where there is none, vocab.json and merges.txt. Raises FileNotFoundError when there is no
-    vocabulary, ValueError naming the file when one is broken or asks for what is not supported.
+    Reads tokenizer.json or, without it, vocab.json and merges.txt.
+
+    Raises:
+        FileNotFoundError: There is no vocabulary.
+        ValueError: A file is broken or needs something that is not supported. The message names it.
     """
     folder = Path(folder)
     vocabulary, merges, source = _read_vocabulary(folder)
@@ -57,7 +64,7 @@ def tokenizer_json_from_folder(folder: Path) -> str:
 
 
 def _read_vocabulary(folder: Path) -> tuple[Any, list[Any], str]:
-    """Ids by token, pairs of tokens in order of rank, and what to call their source in messages."""
+    """Ids by token, pairs of tokens in order of rank, and the name of their source in messages."""
     whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
     if whole.exists():
         model = read_object(whole).get("model")
@@ -85,7 +92,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _read_special_tokens(folder: Path) -> tuple[dict[str, str], list[AddedToken]]:
-    """The text of each token of NAMED_TOKENS that there is, and all tokens to register, in transformers' order."""
+    """The text of each existing token of NAMED_TOKENS, and all tokens to register, in transformers' order."""
     config, overrides = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
     settings = read_object(config) if config.exists() else {}
     for name, supported in SETTINGS.items():
@@ -128,7 +135,7 @@ def _read_listed_tokens(entries: Any, name: str) -> list[AddedToken]:
 
 
 def _read_unlisted_tokens(folder: Path, special: set[str]) -> list[AddedToken]:
-    """The tokens of added_tokens.json and of tokenizer.json by ascending id, where tokenizer_config.json lists none."""
+    """The tokens of added_tokens.json and of tokenizer.json by ascending id, if tokenizer_config.json lists none."""
     small, whole = folder / "added_tokens.json", folder / "tokenizer.json"
     ids = read_object(small) if small.exists() else {}
     entries = read_object(whole).get("added_tokens") or [] if whole.exists() else []
@@ -143,7 +150,7 @@ def _read_unlisted_tokens(folder: Path, special: set[str]) -> list[AddedToken]:
 
 
 def _added_token(value: Any, name: str, *, special: bool = False) -> AddedToken:
-    """A token as the files write it: its text alone, which makes it special, or an object with its flags."""
+    """A token as the files write it: its text, which makes it special, or an object with its flags."""
     if isinstance(value, str):
         value, special = {"content": value}, True
     if not (isinstance(value, dict) and isinstance(value.get("content"), str) and value["content"]):
@@ -153,5 +160,5 @@ def _added_token(value: Any, name: str, *, special: bool = False) -> AddedToken:
 
 
 def _shown(value: Any) -> str:
-    """A value of a file for a message: short, and of what may be nested deeply only the type."""
+    """A value from a file, short enough for a message; for what may be deeply nested, only its type."""
     return f"a {type(value).__name__}" if isinstance(value, dict | list) else f"{value!r:.80}"

@@ -145,7 +145,7 @@ def changed(**entries):
 @pytest.mark.parametrize(
     ("text", "dialect", "length", "message"),
     [
-        (changed(), "clip", 77, "dialect is 'clip'; accepted: open_clip, transformers"),
+        (changed(), "clip", 77, "dialect is 'clip'; accepted: 'open_clip', 'transformers'"),
         (changed(), "open_clip", 1, "context_length is 1; want at least 2"),
         ("", "open_clip", 77, "tokenizer.json: not a tokenizer"),
         (changed()[:-5], "transformers", 77, "tokenizer.json: not a tokenizer"),

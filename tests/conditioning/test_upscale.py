@@ -40,5 +40,5 @@ def test_levels():
             check_levels(value, 2)
     with pytest.raises(ValueError, match="noise_level is 20; want an integer from 0 to 9"):
         check_levels(20, 1, rows=10)
-    with pytest.raises(ValueError, match="noise_level has 3 values; there are 2 images"):
+    with pytest.raises(ValueError, match="noise_level has 3 values for 2 images"):
         check_levels([1, 2, 3], 2)

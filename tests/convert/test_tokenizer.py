@@ -36,7 +36,7 @@ WANT_TOKEN = "; want a token, its text or an object with its content"
     ("files", "message"),
     [
         ({"vocab.json": "{"}, "vocab.json: is not valid JSON ("),
-        ({"vocab.json": []}, "vocab.json: is of type list; want a JSON object"),
+        ({"vocab.json": []}, "vocab.json holds a list; want a JSON object"),
         ({"vocab.json": '{"a": 0, "a": 1}'}, "vocab.json: 'a' is there twice"),
         ({"vocab.json": {"a": "b"}}, "vocab.json with merges.txt: not a byte-pair vocabulary"),
         ({"merges.txt": "a t</w>\nx y z\n"}, "merges.txt: a line is 'x y z'; want two tokens"),
@@ -45,12 +45,12 @@ WANT_TOKEN = "; want a token, its text or an object with its content"
         ({"tokenizer.json": {"model": [[]]}}, "tokenizer.json: model is of type a list; want BPE"),
         ({"tokenizer.json": {"model": {"merges": None}}}, "tokenizer.json: merges is None; want a list"),
         ({"tokenizer.json": {"model": {"vocab": {}, "merges": [["a"]]}}}, "tokenizer.json: not a byte-pair"),
-        ({"tokenizer.json": "[]"}, "tokenizer.json: is of type list; want a JSON object"),
+        ({"tokenizer.json": "[]"}, "tokenizer.json holds a list; want a JSON object"),
         (
             {"tokenizer.json": new_files([{"content": "<cat>"}])["tokenizer.json"]},
             "tokenizer.json: added_tokens is a list; want a list of tokens with their ids",
         ),
-        ({"tokenizer_config.json": "1"}, "tokenizer_config.json: is of type int; want a JSON object"),
+        ({"tokenizer_config.json": "1"}, "tokenizer_config.json holds a int; want a JSON object"),
         ({"tokenizer_config.json": {"padding_side": "left"}}, "tokenizer_config.json: padding_side is 'left'; want 'r"),
         ({"tokenizer_config.json": {"pad_token": 5}}, f"tokenizer_config.json: pad_token is 5{WANT_TOKEN}"),
         (

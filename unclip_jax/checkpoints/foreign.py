@@ -1,7 +1,7 @@
-"""The one door from this package to `convert`, which knows the files of others. A test holds that there is no second.
+"""The one door from this package to `convert`, which reads other programs' files. A test keeps it the only one.
 
-Behind it `convert` is imported late, so that our own format opens without it, and only where it is ours: a script
-convert.py of the user's is found before the package when it lies in his folder.
+`convert` is imported late, so that our own format opens without it, and only if it is ours: a user's script convert.py
+in the working directory would be found before the package.
 """
 
 import importlib.util
@@ -25,9 +25,10 @@ OURS = Path(__file__).parents[2] / NAME  # both packages lie side by side, in a 
 
 
 def require_convert() -> None:
-    """Raises ImportError in one line, with the file's name, where another module called `convert` hides ours.
+    """Checks, without running it, that the module called `convert` is ours: another may be the script that called us.
 
-    Without running that: it may be the very script that called us.
+    Raises:
+        ImportError: Another module hides ours. The message names its file.
     """
     loaded = sys.modules.get(NAME)
     if loaded is None:
@@ -50,12 +51,22 @@ def open_checkpoint(
     prediction_type: str | None,
     without: tuple[str, ...],
 ) -> "Checkpoint":
-    """Opens what is at a path and is not ours: a diffusers folder, an original file, a CLIP model or a prior.
+    """Opens what is not ours: a diffusers folder, an original file, a CLIP model or a prior.
 
-    original: the options for single files, `config`, `clip_stats`, `text_encoder` and `ema`; None or False where one is
-    not given. variant: for diffusers folders; prediction_type, without: see `convert.source.open_original`.
+    Args:
+        path: The file or folder.
+        original: The options for single files, `config`, `clip_stats`, `text_encoder` and `ema`; None or False if not
+            given.
+        variant: For diffusers folders.
+        prediction_type: See `convert.source.open_original`.
+        without: See `convert.source.open_original`.
 
-    Raises FileNotFoundError for an option's file, ValueError in one line for what is refused.
+    Returns:
+        The open checkpoint.
+
+    Raises:
+        FileNotFoundError: An option's file does not exist.
+        ValueError: A file or an option is refused.
     """
     require_convert()
     from convert.architecture.original import ARCHITECTURES
@@ -93,7 +104,7 @@ def open_checkpoint(
 def open_prior(path: Path, karlo: Mapping[str, Any], variant: str | None) -> "Checkpoint":
     """Opens a text-to-image prior that is not ours, in a diffusers folder or Karlo's own.
 
-    karlo: those of `convert.prior.open_karlo_prior`'s options that are given. Raises as `open_checkpoint` does.
+    karlo: the options of `convert.prior.open_karlo_prior` that are given. Raises the errors of `open_checkpoint`.
     """
     require_convert()
     from convert.prior import is_karlo_prior, is_prior_folder, open_diffusers_prior, open_karlo_prior
@@ -121,7 +132,7 @@ def open_published_clip(name: str) -> "Checkpoint":
 
 
 def with_part(checkpoint: "Checkpoint", part: Literal["unet", "vae"], path: Path) -> "Checkpoint":
-    """A checkpoint with another UNet or VAE than its own; see `convert.part.with_part`."""
+    """A checkpoint with another UNet or VAE; see `convert.part.with_part`."""
     require_convert()
     from convert.part import with_part
 
@@ -184,7 +195,7 @@ def save_textual_inversion(word: str, rows: "np.ndarray", path: Path) -> Path:
 
 
 def run_converter(arguments: Sequence[str], program: str) -> int:
-    """What `python -m convert` does, under another name in its usage; returns the exit status."""
+    """Runs `python -m convert` under another name in its usage line; returns the exit status."""
     require_convert()
     from convert.__main__ import main
 

@@ -1,4 +1,4 @@
-"""Where a source is on this machine: at its path, or fetched from the hub."""
+"""The local path of a source: the path itself, or the hub's cache after a download."""
 
 import os
 from pathlib import Path

@@ -32,7 +32,11 @@ def where(path: Path) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The contents of a small file. Raises ValueError, which names it: missing, too large, or not a file."""
+    """The contents of a small file.
+
+    Raises:
+        ValueError: It is missing, too large, or not a file. The message names it.
+    """
     if not path.is_file():  # never open a pipe or a device: it may block
         raise ValueError(f"{where(path)}: missing, or not a file")
     with path.open("rb") as file:
@@ -43,7 +47,11 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError, which names the file, for anything else."""
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: It does not hold a JSON object. The message names the file.
+    """
     raw = read_bytes(path)
     try:
         data = parse_json(raw)

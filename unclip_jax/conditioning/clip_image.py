@@ -259,7 +259,7 @@ def _middle_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def _squashed(image: NDArray[np.uint8], mode: Preprocess, size: int) -> NDArray[np.float32]:
-    """The original's way: sides cut to multiples of 64, then kornia's resize with antialias, corners aligned.
+    """The original's way: sides cut to multiples of 64, then kornia's resize with antialiasing and aligned corners.
 
     kornia blurs, then interpolates. Both are linear along each axis, so one matrix per axis does both. The result
     overshoots 0..1 where bicubic does; the original does not clip it.
