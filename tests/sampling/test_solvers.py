@@ -144,7 +144,7 @@ def test_solvers_are_pytrees_that_scan_without_recompiling(name):
     assert bool((ends[0] == ends[1]).all()) != (name in ("ddim", "tcd", "ldm-ddim"))
 
 
-def test_who_takes_noise():
+def test_stochastic_solvers_take_noise_and_no_others():
     stochastic = {name for name in SCHEDULERS if make_solver(name, config_of(name), 4).stochastic}
     drawing = ("ddim", "ddpm", "ldm-ddim", "dpm++2m-sde", "euler-a", "dpm2-a", "lcm", "tcd")
     assert stochastic == {name for name in SCHEDULERS if name.startswith(drawing)}
@@ -230,7 +230,7 @@ def test_history_begins_where_the_run_begins(name):
         ("ddim", 50, 1.0, {"depth": True}, 0),
     ],
 )
-def test_first_step(name, steps, strength, options, start_step):
+def test_strength_gives_the_first_step(name, steps, strength, options, start_step):
     assert first_step(name, steps, strength, **options) == start_step
     assert make_solver(name, PUBLISHED, steps, start_step=start_step).calls >= int(steps * strength) - 1
 
@@ -256,7 +256,7 @@ def test_bad_strengths_are_refused(name, steps, strength, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_start_from_a_image_is_its_noised_latents():
+def test_a_start_from_an_image_is_its_noised_latents():
     rng = np.random.default_rng(0)
     clean, noise = rng.standard_normal((2, *SHAPE), np.float32)
     solver = make_solver("euler", PUBLISHED, 10, start_step=4)
