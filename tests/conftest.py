@@ -63,7 +63,7 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory):
     """Compiled programs are shared by the processes of a run; kept for the next where UNCLIP_JAX_TEST_CACHE says."""
     run = tmp_path_factory.getbasetemp()
     folder = (run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "compiled"
-    jax.config.update("jax_compilation_cache_dir", os.environ.get("UNCLIP_JAX_TEST_CACHE", str(folder)))
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("UNCLIP_JAX_TEST_CACHE") or str(folder))
     jax.config.update("jax_compilation_cache_max_size", 8 * 2**30)  # with a limit, JAX locks the folder
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 

@@ -122,7 +122,7 @@ def test_missing_model_and_too_many_devices(converted: Path, capsys: pytest.Capt
     assert "99" in one_line(capsys)
 
 
-def test_info(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_info_describes_a_checkpoint(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["info", "--json"]) == 0
     assert "jax" in json.loads(capsys.readouterr().out)["versions"]
     assert cli.main(["info", str(converted), "--json"]) == 0
@@ -139,7 +139,7 @@ def test_info(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert PHOTO.name in one_line(capsys)
 
 
-def test_info_plan(converted: Path, capsys: pytest.CaptureFixture[str]):
+def test_info_plans_memory(converted: Path, capsys: pytest.CaptureFixture[str]):
     options = ["--plan", "--height", "128", "--width", "128", "--batch", "2", "--devices", "1", "--decoding", "tiled"]
     assert cli.main(["info", str(converted), *options, "--json"]) == 0
     stages = json.loads(capsys.readouterr().out)["plan"]
@@ -192,7 +192,7 @@ MADE = {
 
 
 @pytest.mark.parametrize("command", MADE)
-def test_every_command(command: str, family_folder, inputs: dict[str, str], tmp_path: Path, capsys):
+def test_every_command_writes_what_it_says(command: str, family_folder, inputs: dict[str, str], tmp_path: Path, capsys):
     model, arguments, said = MADE[command]
     given = [inputs.get(argument, argument) for argument in arguments.split(";")]
     options = ["--model", str(family_folder(model)), "--steps", "3", "--devices", "1", "--out", str(tmp_path / "out")]
@@ -220,7 +220,7 @@ def test_every_command(command: str, family_folder, inputs: dict[str, str], tmp_
         np.testing.assert_array_equal(picture[kept], np.asarray(Image.open(inputs["photo"]))[kept])
 
 
-def test_images_at_addresses(family_folder, inputs: dict[str, str], tmp_path: Path, capsys, monkeypatch):
+def test_commands_take_images_at_addresses(family_folder, inputs: dict[str, str], tmp_path: Path, capsys, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     uri = "data:image/png;base64," + base64.b64encode(Path(inputs["mask"]).read_bytes()).decode()
     options = ["--model", str(family_folder("INPAINT")), "--steps", "3", "--devices", "1", "--batch-size", "1"]
@@ -317,7 +317,9 @@ def test_info_of_every_kind(family_folder, small_clip: Path, capsys):
     assert "is a CLIP model on its own" in one_line(capsys)
 
 
-def test_convert(random_file: tuple[Path, Path], converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_convert_writes_and_checks(
+    random_file: tuple[Path, Path], converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     file, config = random_file
     assert {p.name for p in converted.iterdir()} >= {"config.json", "tokenizer.json", "provenance.json"}
     provenance = json.loads((converted / "provenance.json").read_text())

@@ -15,7 +15,7 @@ def unconfigured():
     jax.config.update("jax_compilation_cache_dir", configured)
 
 
-def test_the_users_folder(unconfigured, monkeypatch, tmp_path):
+def test_programs_are_kept_in_the_users_folder(unconfigured, monkeypatch, tmp_path):
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
     assert use_compilation_cache() == tmp_path / "unclip_jax" / "compiled"
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "unclip_jax" / "compiled")
@@ -36,7 +36,7 @@ def test_a_folder_that_cannot_be_made(unconfigured, monkeypatch, tmp_path):
     assert jax.config.jax_compilation_cache_dir is None
 
 
-def test_a_full_disk(unconfigured, monkeypatch, tmp_path):
+def test_a_full_disk_leaves_the_cache_off(unconfigured, monkeypatch, tmp_path):
     def full(self, data):
         raise OSError(28, "No space left on device")
 

@@ -63,7 +63,7 @@ def insert_chunk(path, kind, data, before=b"IDAT"):
 # Rounding
 
 
-def test_rounding():
+def test_pixels_are_rounded_or_truncated():
     levels = np.array([0, 0.5, 1.5, 2.5, 127.49, 127.51, 254.9, 255], np.float32)
     images = np.broadcast_to((levels / 255)[:, None], (2, 1, 8, 3))
     rounded, truncated = to_uint8(images, "round"), to_uint8(images, "truncate")

@@ -190,7 +190,7 @@ def test_a_folder_that_is_no_environment_is_left_alone(tmp_path, script):
 @pytest.mark.parametrize(
     "script", ["quickstart", "test", "make_random_checkpoint", "demo/drawings", "demo/train", "demo/report"]
 )
-def test_help(script):
+def test_every_script_answers_help(script):
     run = subprocess.run([sys.executable, SCRIPTS / script, "--help"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert script in run.stdout

@@ -12,7 +12,7 @@ from tests.watermarked import digests, natural, noise
 from unclip_jax.watermark import embed_watermark, read_watermark
 
 
-def test_equals_the_library():
+def test_marked_images_are_those_of_the_library():
     assert digests(embed_watermark) == json.loads((GOLDEN / "watermark.json").read_text())["sha256"]
 
 
@@ -55,7 +55,7 @@ def test_the_mark_is_stabilitys_unless_told():
         (lambda: read_watermark(noise(256, 256), 4.0), "length is 4.0"),
     ],
 )
-def test_refusals(call, words):
+def test_what_cannot_be_marked_is_refused(call, words):
     with pytest.raises(ValueError, match=words) as error:
         call()
     assert "\n" not in str(error.value)

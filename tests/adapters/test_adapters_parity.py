@@ -145,7 +145,7 @@ WORD = "<thing>"
 PROMPTS = ["a <thing>, red", "<thing><thing> a thing", "two <other> of <thing>_1", "An <OTHER> or <Thing>"]
 
 
-def test_words(both, tmp_path):
+def test_learnt_words_are_as_in_diffusers(both, tmp_path):
     """Of one vector and of several, in both programs' files; by prompts with the words among others."""
     import torch
 
@@ -176,7 +176,7 @@ def test_words(both, tmp_path):
 
 
 @pytest.mark.parametrize("factors", [(0.9, 0.2, 1.1, 1.2), (0.5, 1.5, 0.7, 1.4)])
-def test_freeu(both, factors):
+def test_freeu_is_as_in_diffusers(both, factors):
     networks, _, open_theirs = both
     pipe = open_theirs()
     base = wanted(pipe)[1:]

@@ -49,7 +49,7 @@ def base(both):
 
 
 @pytest.mark.parametrize("case", LYCORIS)
-def test_lycoris(both, base, tmp_path, case):
+def test_files_of_lycoris_change_the_network_as_there(both, base, tmp_path, case):
     """Beside its own run of the network; not beside its merge, which in release 4 scales LoHa and LoKr twice."""
     import torch
     from safetensors.torch import save_file
@@ -104,7 +104,7 @@ PEFT = {
 
 @pytest.mark.filterwarnings("ignore")  # of peft, of patterns that are the other network's; of its releases' age
 @pytest.mark.parametrize("case", PEFT)
-def test_pefts_folders(both, base, tmp_path, case):
+def test_folders_of_peft_change_the_network_as_there(both, base, tmp_path, case):
     import peft
     import torch
 
@@ -145,7 +145,7 @@ def test_state_dicts_of_tensors():
 
 
 @pytest.mark.parametrize("extended", [False, True])
-def test_cloneofsimos_numbers(both, base, tmp_path, extended):
+def test_numbered_files_are_read_in_their_order(both, base, tmp_path, extended):
     """In the order in which its code finds the modules, in this release of diffusers."""
     import json
 

@@ -531,7 +531,9 @@ def test_a_refusing_hub_gives_way_to_the_cache_with_a_warning(server: Hub) -> No
         assert download("a/folder") == folder
 
 
-def test_no_network(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_what_is_cached_is_used_or_the_lack_is_told(
+    server: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = download("a/folder")
     with socket.socket() as bound:  # bound but not listening: connections are refused
         bound.bind(("127.0.0.1", 0))
@@ -550,7 +552,7 @@ def test_something_else_than_a_hub(server: Hub, monkeypatch: pytest.MonkeyPatch)
     one_line(caught)
 
 
-def test_a_full_disk(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_in_one_line(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -576,7 +578,7 @@ def test_other_texts_are_no_hub_ids(text: str) -> None:
         download(text)
 
 
-def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_texts_are_ids_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert is_hub_id("sd2-community/stable-diffusion-2-1-unclip")
     assert is_hub_id("a/model_v1.5")

@@ -51,7 +51,7 @@ def refused(source: str, kind: type[Exception], *words: str) -> None:
         assert word in text, text
 
 
-def test_a_image_is_fetched(server: ImageServer) -> None:
+def test_an_image_is_fetched(server: ImageServer) -> None:
     where = f"{server.address}/a.png?token=secret"
     np.testing.assert_array_equal(load_image(where), IMAGE)
     assert server.asked == ["/a.png?token=secret"]
@@ -59,7 +59,7 @@ def test_a_image_is_fetched(server: ImageServer) -> None:
     np.testing.assert_array_equal(load_image(where.replace("http", "HTTP", 1)), IMAGE)
 
 
-def test_wherever_a_image_is_taken(server: ImageServer, tmp_path) -> None:
+def test_wherever_an_image_is_taken(server: ImageServer, tmp_path) -> None:
     where = f"{server.address}/a.png"
     assert np.array_equal(np.asarray(load_mask(where)), IMAGE)
     server.files["/gray.png"] = png(IMAGE[..., 0])
@@ -100,7 +100,7 @@ def test_what_is_no_image(server: ImageServer) -> None:
         refused(f"{server.address}/b.png?secret", ValueError, "/b.png'")
 
 
-def test_what_breaks_off(server: ImageServer) -> None:
+def test_a_download_that_breaks_off_is_refused(server: ImageServer) -> None:
     server.cut.add("/a.png")
     refused(f"{server.address}/a.png?secret", ConnectionError, "cannot be downloaded: ")
 
@@ -121,7 +121,7 @@ def test_the_whole_transfer_has_a_time_limit(server: ImageServer, monkeypatch: p
     assert time.monotonic() - began < 5
 
 
-def test_size_limit(server: ImageServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_beyond_the_size_limit_is_refused(server: ImageServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server.endless.add("/endless.png")
     monkeypatch.setattr(address, "LARGEST", len(png()))
     assert fetch(f"{server.address}/a.png") == png()
@@ -147,7 +147,7 @@ def test_paths_are_no_addresses(text: str) -> None:
 
 
 @given(st.binary(max_size=60), st.sampled_from(["image/png", "", "text/plain;charset=utf-8", "IMAGE/PNG;x=y"]))
-def test_data_uris(content: bytes, kind: str) -> None:
+def test_data_uris_are_read(content: bytes, kind: str) -> None:
     plain = base64.b64encode(content).decode()
     spaced = " ".join(plain[i : i + 5] for i in range(0, len(plain), 5))
     for data in (plain, plain.rstrip("="), spaced, plain.replace("+", "%2B").replace("=", "%3D")):

@@ -77,7 +77,7 @@ def test_a_plain_image_stays_plain(dialect, level, width, height, size):
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_image_of_the_right_size_is_only_normalised(dialect):
+def test_an_image_of_the_right_size_is_only_normalised(dialect):
     image = picture(256, 256)
     want = (np.float32(image / 255) - CLIP_MEAN) / CLIP_STD
     np.testing.assert_allclose(preprocess(image, dialect, 256), want, atol=2e-6)
@@ -104,7 +104,7 @@ def test_preprocess_takes_views_and_leaves_its_input_alone(dialect):
     np.testing.assert_array_equal(image, before)
 
 
-def test_smallest_images():
+def test_the_smallest_images_are_taken():
     assert preprocess(np.zeros((1, 2, 3), np.uint8), "diffusers").shape == (224, 224, 3)
     assert preprocess(np.zeros((64, 64, 3), np.uint8), "original").shape == (224, 224, 3)
 
@@ -123,7 +123,7 @@ def test_smallest_images():
         ((64, 64, 3), "clip", "preprocess is 'clip'; accepted: diffusers, original, original-kornia-0.6.0"),
     ],
 )
-def test_preprocess_refuses(shape, dialect, message):
+def test_what_preprocess_cannot_take_is_refused(shape, dialect, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         preprocess(np.zeros(shape, np.uint8), dialect)
 
@@ -213,7 +213,7 @@ def test_floats_are_rounded_to_the_nearest_level(seed, dtype):
 
 # JPEG keeps no lossless pixels, so the comparison with it is loose.
 @pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "webp", "tiff", "ppm", "tga", "jp2", "jpg", "ico"])
-def test_file_formats(tmp_path, suffix):
+def test_every_file_format_is_loaded(tmp_path, suffix):
     image = picture(64, 64)
     options = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}, "ico": {"sizes": [(64, 64)]}}
     path = saved(image, tmp_path / f"picture.{suffix}", **options.get(suffix, {}))
@@ -224,7 +224,7 @@ def test_file_formats(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", ["jpg", "tiff", "webp", "png"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(tmp_path, suffix, orientation):
+def test_exif_orientation_is_undone(tmp_path, suffix, orientation):
     """The stored picture is the upright one with the inverse transposition; undone, all eight agree."""
     upright = Image.fromarray(picture(64, 48))
     inverse = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # orientation -> Image.Transpose
@@ -261,7 +261,7 @@ def test_a_camera_whose_exif_block_cannot_be_written_again_still_turns_the_image
 @pytest.mark.parametrize(
     "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV", "LAB"]
 )
-def test_colour_modes(mode):
+def test_every_colour_mode_becomes_rgb(mode):
     image = picture()
     through = {"PA": "P", "RGBa": "RGBA"}.get(mode, mode)
     converted = Image.fromarray(image).convert(through).convert(mode)
@@ -336,7 +336,7 @@ def test_16_bit_gray_with_a_transparent_value(tmp_path):
     np.testing.assert_array_equal(load_image(tmp_path / "deep.png")[..., 0], [[255, 10]])
 
 
-def test_16_bit_colour(tmp_path):
+def test_16_bit_colour_becomes_8_bits(tmp_path):
     rows = b"".join(b"\0" + struct.pack(">3H", 65535, 257 * 7, 0) * 2 for _ in range(3))
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 3, 16, 2, 0, 0, 0))
     path = tmp_path / "deep.png"

@@ -13,7 +13,7 @@ from unclip_jax.conditioning.depth import depth_condition, estimator_pixels, est
 side = st.integers(1, 2000)
 
 
-def test_the_originals_recording():
+def test_the_depth_map_is_the_originals_recording():
     """The pixels of the map that the reduction reads; the others are left 0."""
     golden = np.load(GOLDEN / "conditioning.npz")
     read = np.arange(10, 14)
@@ -25,7 +25,7 @@ def test_the_originals_recording():
 
 
 @given(height=side, width=side)
-def test_the_originals_sizes(height, width):
+def test_the_estimators_sizes_are_the_originals(height, width):
     """Multiples of 32 in the picture's proportions, near 384 on the side that changes less."""
     new = estimator_size(height, width)
     assert all(length % 32 == 0 and length >= 32 for length in new)

@@ -110,6 +110,6 @@ def test_noise_level_sweep():
         (lambda: noise_level_sweep(1), "count is 1"),
     ],
 )
-def test_refused(call, message):
+def test_what_cannot_be_interpolated_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -30,7 +30,7 @@ def box_mask(height, width, box):
     return mask
 
 
-def test_the_originals_recording():
+def test_masks_are_the_originals_recording():
     """Its mask from a gray one, its masked picture, its mask among the channels that the UNet reads."""
     golden = np.load(GOLDEN / "conditioning.npz")
     mask = binary_mask(load_mask(golden["mask_in"]), *golden["mask_in"].shape)
@@ -57,7 +57,7 @@ def test_every_form_of_a_mask(tmp_path):
         np.testing.assert_array_equal(binary_mask(mask, 20, 30), want)
 
 
-def test_a_image_of_a_camera_lies_as_its_mask_does(tmp_path):
+def test_an_image_of_a_camera_lies_as_its_mask_does(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     for array in (noise(20, 30), noise(20, 30)[..., 0].astype(np.uint16) * 257):
@@ -104,7 +104,7 @@ def test_empty_and_full_masks():
         assert crop_region(load_mask(full), 16, 16, 4) == (0, 0, 8, 8)
 
 
-def test_other_sizes():
+def test_a_mask_of_another_size_is_refused():
     image, mask = noise(20, 30), load_mask(np.full((10, 30), 255, np.uint8))
     with pytest.raises(ValueError, match="mask_image is 30x10 pixels, image is 30x20; want the same size"):
         check_same_size(mask, image)

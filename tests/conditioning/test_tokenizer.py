@@ -90,7 +90,7 @@ ascii_word = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.filterwarnings("ignore:the prompt is:UserWarning")
 @given(prompts=st.lists(st.text(max_size=30), max_size=4))
-def test_rows(tokenizers, short_tokenizers, dialect, prompts):
+def test_a_row_is_start_tokens_end_and_padding(tokenizers, short_tokenizers, dialect, prompts):
     """Any text: start, tokens, end, padding; a batch is its prompts one by one; a short row is the long one cut."""
     tokenizer = tokenizers[dialect]
     rows, short = tokenizer(prompts), short_tokenizers[dialect](prompts)
@@ -154,13 +154,13 @@ def changed(**entries):
         (changed(post_processor=None), "transformers", 77, "tokenizer.json lacks padding, a pre_tokenizer, or"),
     ],
 )
-def test_texts_refused(text, dialect, length, message):
+def test_texts_that_are_no_tokenizer_are_refused(text, dialect, length, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}") as error:
         Tokenizer.from_json(text, dialect, length)
     assert "\n" not in str(error.value)
 
 
-def test_the_shortest_row(tokenizer):
+def test_the_shortest_row_is_start_and_end(tokenizer):
     with pytest.warns(UserWarning, match="^the prompt is 2 tokens long and only 0 fit; dropped: 'a cat'$"):
         ids = Tokenizer.from_json(tokenizer.json, tokenizer.dialect, 2)(["a cat"])
     np.testing.assert_array_equal(ids, [[49406, 49407]])

@@ -12,7 +12,7 @@ from unclip_jax.sampling.schedule import NoiseSchedule, alphas_cumprod
 SCHEDULE = NoiseSchedule(beta_start=0.0001, beta_end=0.02, beta_schedule="scaled_linear")
 
 
-def test_the_originals_recording():
+def test_the_upscalers_channels_are_the_originals_recording():
     golden = np.load(GOLDEN / "conditioning.npz")
     pixels, noise, want = (np.moveaxis(golden[f"low_res{n}"], 1, -1) for n in ("", "_noise", "_noised"))
     table = alphas_cumprod(SCHEDULE, "original")

@@ -105,7 +105,7 @@ def test_query_key_and_value_of_one_adapter_are_written_fused(tmp_path):
          "text_encoder.layers.1.fc1.kernel"),
     ],
 )  # fmt: skip
-def test_names(tmp_path, down, up, ours):
+def test_names_of_every_tool_are_understood(tmp_path, down, up, ours):
     inner, out = kernels()[ours]
     a, b = np.ones((2, inner), np.float32), np.full((out, 2), 2, np.float16)
     alpha = down.split(".lora" if ".lora" in down else "_lora")[0] + ".alpha"
@@ -276,7 +276,7 @@ def test_pefts_settings(tmp_path):
 
 @pytest.mark.parametrize("case", ["os.system", "eval", "stack global"])
 @pytest.mark.parametrize("reader", [read_lora, read_textual_inversion])
-def test_hostile_files(tmp_path, case, reader):
+def test_hostile_pickles_of_adapters_are_refused(tmp_path, case, reader):
     path = tmp_path / "a.bin"
     path.write_bytes(torch_bytes(HOSTILE[case][0]))
     with pytest.raises(CheckpointError, match=r"refused|do not need") as caught:

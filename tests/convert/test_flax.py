@@ -303,7 +303,7 @@ def test_the_inpainting_unet(folders, recorded):
 
 
 @pytest.mark.parametrize(("folder", "scheduler"), [("text-to-image", "ddim"), ("bf16", "pndm")])
-def test_a_image(folders, recorded, folder, scheduler):
+def test_a_folder_of_flax_makes_the_image_recorded_from_it(folders, recorded, folder, scheduler):
     pipe = TextToImagePipeline.from_pretrained(folders / folder, "float32", local_mesh(jax.local_devices()[:1]))
     latents = last(recorded["latents"])
     out = pipe(

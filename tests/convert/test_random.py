@@ -35,7 +35,7 @@ def test_the_prior_goes_with_the_demo_model(tmp_path):
         assert prior.config.prior.embedding_dim == demo.config.image_embedding_dim
 
 
-def test_seeds(tmp_path):
+def test_seeds_draw_other_weights(tmp_path):
     first, second, other = (
         write_random_checkpoint(tmp_path / f"{number}.safetensors", "tiny-upscaler", seed)[0].read_bytes()
         for number, seed in enumerate((1, 1, 2))
@@ -43,7 +43,7 @@ def test_seeds(tmp_path):
     assert first == second != other
 
 
-def test_a_small_model_makes_a_image_that_is_not_blank(tmp_path):
+def test_a_small_model_makes_an_image_that_is_not_blank(tmp_path):
     file, settings = write_random_checkpoint(tmp_path / "x.safetensors", "tiny-upscaler")
     pipe = unclip_jax.UpscalePipeline.from_pretrained(file, config=settings)
     small = np.asarray(Image.open(demo_images() / "giraffe.png").convert("RGB"))[::4, ::4]

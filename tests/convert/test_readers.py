@@ -417,7 +417,7 @@ def sharded(folder, places, **shards):
     )
 
 
-def test_shards(tmp_path):
+def test_an_index_gathers_its_shards(tmp_path):
     torch_file(tmp_path / "two.bin", mapping({"b": tensor()}))
     with open_tensors(sharded(tmp_path, {"a": "one.safetensors", "b": "two.bin"}, one={"a": ARRAY + 1})) as file:
         assert list(file.tensors) == ["a", "b"]
@@ -506,7 +506,7 @@ def test_load_pickle_wants_a_torch_file(tmp_path):
 
 
 @pytest.mark.parametrize("opener", [open_tensors, load_pickle])
-def test_no_file(tmp_path, opener):
+def test_a_missing_file_is_told(tmp_path, opener):
     with pytest.raises(FileNotFoundError, match=r"no such file: .*nothing\.ckpt"):
         opener(tmp_path / "nothing.ckpt")
     refused(tmp_path / "..", "not a file", opener=opener)
@@ -600,7 +600,7 @@ FUZZ = settings(max_examples=400, deadline=None, derandomize=True, database=None
 @FUZZ
 @given(st.binary(max_size=600), st.sampled_from([b"", b"PK\3\4", b"\x30\0\0\0\0\0\0\0{", b"{", b"\x80\2", b"<"]))
 @example(b"", b"")
-def test_random_files(content, start):
+def test_random_bytes_raise_nothing_but_a_refusal(content, start):
     survives(start + content, ".ckpt")
 
 
@@ -636,7 +636,7 @@ OPERATIONS = [
 
 @FUZZ
 @given(st.lists(st.sampled_from(OPERATIONS), max_size=60).map(b"".join))
-def test_random_operations(code):
+def test_random_pickles_raise_nothing_but_a_refusal(code):
     survives(torch_bytes(code), ".pt")
     survives(torch_bytes(mapping({"w": tensor(), "v": code})), ".pt")
 
@@ -658,7 +658,7 @@ def test_random_operations(code):
         max_size=3,
     )
 )
-def test_random_safetensors_headers(header):
+def test_random_headers_raise_nothing_but_a_refusal(header):
     survives(safetensors_bytes(header, bytes(48)), ".safetensors")
 
 

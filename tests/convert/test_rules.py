@@ -83,13 +83,13 @@ def vaes(draw):
 
 @settings(max_examples=12)
 @given(config=unets(), layout=st.sampled_from([ldm, diffusers]))
-def test_any_unet(config, layout):
+def test_tables_fit_any_unet(config, layout):
     assert_component("unet", dataclasses.replace(TEXT_TO_IMAGE, unet=config), layout)
 
 
 @settings(max_examples=12)
 @given(config=vaes(), layout=st.sampled_from([ldm, diffusers]))
-def test_any_vae(config, layout):
+def test_tables_fit_any_vae(config, layout):
     assert_component("vae", dataclasses.replace(TEXT_TO_IMAGE, vae=config), layout)
 
 

@@ -24,7 +24,7 @@ def pictures():
     return np.random.default_rng(0).integers(0, 256, (3, 30, 40, 3), np.uint8)
 
 
-def test_a_image_near_a_concept_is_flagged(folder):
+def test_an_image_near_a_concept_is_flagged(folder):
     checker = open_safety_checker(folder)
     found = [embed(checker, x) for x in pictures()]
     cosines = [x @ found[1] / np.linalg.norm(x) / np.linalg.norm(found[1]) for x in found]
@@ -60,7 +60,7 @@ def test_rounding_and_special_care(folder, threshold, special, verdict):
     assert is_flagged(checker, embedding) is verdict
 
 
-def test_black_images():
+def test_flagged_images_become_black():
     images = pictures()
     black = black_out(images, [False, True, False])
     assert black.dtype == np.uint8

@@ -40,7 +40,7 @@ CHOICES = [
 
 
 @pytest.mark.parametrize(("situation", "kernel"), CHOICES)
-def test_the_choice(situation, kernel):
+def test_the_kernel_is_chosen_by_platform_and_shapes(situation, kernel):
     assert attention_kernel(*situation) == kernel
 
 
@@ -87,7 +87,7 @@ def test_a_causal_bias():
 
 
 @pytest.mark.parametrize("form", [attention._plain, attention._queries, attention._heads])
-def test_gradients(form, monkeypatch):
+def test_gradients_are_the_definitions(form, monkeypatch):
     monkeypatch.setattr(attention, "_HEADS_BLOCK", 100)
     monkeypatch.setattr(attention, "_QUERIES_BLOCK", 100)
     check_grads(form, inputs(1, 11, 7, 2, 4), order=1, modes=["rev"], atol=2e-2, rtol=2e-2)

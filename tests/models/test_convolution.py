@@ -35,7 +35,7 @@ sides = st.tuples(st.integers(0, 2), st.integers(0, 2))
     st.tuples(sides, sides),
 )
 @settings(max_examples=25)
-def test_the_definition(height, width, channels, out, size, stride, padding):
+def test_convolutions_are_the_definition(height, width, channels, out, size, stride, padding):
     rng = np.random.default_rng(height * width)
     x = rng.standard_normal((2, height, width, channels), np.float32)
     kernel, bias = rng.standard_normal((size, size, channels, out), np.float32), rng.standard_normal(out, np.float32)
@@ -46,7 +46,7 @@ def test_the_definition(height, width, channels, out, size, stride, padding):
     )
 
 
-def test_gradients():
+def test_gradients_are_the_definitions():
     rng = np.random.default_rng(0)
     arrays = (rng.standard_normal(s, np.float32) for s in ((1, 5, 6, 3), (3, 3, 3, 4), (4,)))
     check_grads(convolve, tuple(map(jnp.asarray, arrays)), order=1, modes=["rev"], atol=2e-2, rtol=2e-2)

@@ -9,7 +9,7 @@ from unclip_jax.models.freeu import FreeU, reweight, scale_low_frequencies
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (6, 9), (5, 4), (1, 3), (2, 1), (1, 1)])
-def test_the_filter(height, width):
+def test_the_filter_scales_low_frequencies(height, width):
     x = np.random.default_rng(0).standard_normal((2, height, width, 3), np.float32)
     mask = np.ones((height, width))
     rows, columns = (slice(max(n // 2 - 1, 0), n // 2 + 1) for n in (height, width))

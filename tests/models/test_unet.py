@@ -28,7 +28,7 @@ def test_an_identity_map_hands_on_every_token_its_value():
     np.testing.assert_allclose(perturbed[1], attention.to_out(attention.to_v(x))[1], rtol=1e-5, atol=1e-6)
 
 
-def test_rows_and_layers(unet):
+def test_attention_is_perturbed_in_the_rows_and_layers_asked_for(unet):
     x, context = jax.random.normal(jax.random.key(0), (3, 8, 8, 4)), jax.random.normal(jax.random.key(1), (3, 7, 32))
     emb, text = unet.embed_time(jnp.full(3, 500.0)), unet.encode_context(context)
     run = jax.jit(lambda perturbed: unet.denoise(x, emb, text, perturbed))

@@ -132,7 +132,7 @@ def test_a_stream_is_the_same_run_and_can_be_closed(name, family, run):
 
 
 @EVERY
-def test_constant_images_and_output_types(name, run):
+def test_output_types_of_constant_images_are_finite_and_agree(name, run):
     """Of a flat picture neither a depth map nor anything else is NaN."""
     flat = {"image": np.full((HEIGHT, WIDTH, 3), 127, np.uint8)} if "image" in KINDS[name].settings else {}
     arrays, pictures = (run(name, output_type=kind, **flat) for kind in ("np", "pil"))
@@ -146,7 +146,7 @@ def test_constant_images_and_output_types(name, run):
 
 
 @pytest.mark.parametrize("name", [name for name in RUN if "image" in KINDS[name].settings and name != "variations"])
-def test_prompts_and_images(name, run, family):
+def test_prompts_and_images_pair_or_one_is_for_all(name, run, family):
     """Several prompts for one picture; one a picture; other numbers, and pictures of several sizes, are refused."""
     prompts = ["a cat", "two dogs"]
     alone = run(name).latents
@@ -168,7 +168,7 @@ def test_prompts_and_images(name, run, family):
 
 
 @pytest.mark.parametrize("name", BEGINNING)
-def test_strength(name, family, run):
+def test_strength_says_how_many_steps_are_made(name, family, run):
     """1 makes every step and forgets the picture's latents; the least that is taken makes one and keeps them."""
     pipe = family(name)
     whole = pipe.check(**arguments(name, strength=1.0))
@@ -203,7 +203,7 @@ def test_what_is_black_in_the_mask_is_kept(name, run, family):
         np.testing.assert_allclose(made[outside], encoded[outside], rtol=0, atol=1e-5)
 
 
-def test_a_hole_is_filled_by_a_image(run, family):
+def test_a_hole_is_filled_by_an_image(run, family):
     name = "inpainting by a picture"
     inside = family(name).check(**arguments(name)).inputs.mask[0, ..., 0] == 1
     own, other = (run(name, condition_image=picture).latents[0][inside] for picture in (None, photo(9)))
@@ -217,7 +217,7 @@ def test_a_hole_is_filled_by_a_image(run, family):
         run(name, image_embeds=embeds)
 
 
-def test_depth_maps(run, family):
+def test_a_given_depth_map_replaces_the_estimators(run, family):
     """A given one takes the place of the estimator's, whatever its form, size and range."""
     pipe, own = family("depth"), run("depth").latents
     view = pipe.check(**arguments("depth")).inputs.views[0]
@@ -234,7 +234,7 @@ def test_depth_maps(run, family):
     assert_differ(pair[1], run("depth", image=TWO_IMAGES, depth_map=slope).latents[1])
 
 
-def test_constant_depth_maps(run, family, monkeypatch):
+def test_constant_depth_maps_say_nothing(run, family, monkeypatch):
     """Given or estimated, they say nothing: one picture, that of the depth -1 everywhere."""
     pipe, own = family("depth"), run("depth").latents
     flat = [np.zeros((20, 24)), np.full((7, 5), 3.3), np.full((20, 24), 200, np.uint8), Image.new("L", (24, 20), 9)]
@@ -253,7 +253,7 @@ def test_constant_depth_maps(run, family, monkeypatch):
     assert picture.size == (WIDTH, HEIGHT)
 
 
-def test_noise_levels_of_the_upscaler(run):
+def test_the_upscalers_noise_level_is_each_images_own(run):
     low, high = (run("upscaling", noise_level=level).latents for level in (0, 350))
     assert_differ(low, high)
     pair = run("upscaling", prompt=["a cat", "a cat"], noise_level=[0, 350]).latents

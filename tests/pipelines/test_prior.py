@@ -58,7 +58,7 @@ def test_one_call_of_the_network(recorded):
     assert relative_error(out, RECORDED["call_out"]) < 1e-5  # 2e-6
 
 
-def test_the_whole_run(recorded):
+def test_a_whole_run_is_the_recording(recorded):
     conditional, unconditional = (TextFeatures(*(a[rows] for a in RECORDED_TEXT)) for rows in ([0, 1], [2, 3]))
     got = recorded(
         text_features=conditional,
@@ -127,7 +127,7 @@ def test_padding_never_matters(pipe):
     np.testing.assert_array_equal(pipe(text_features=garbled, **arguments), pipe("a cat", **arguments))
 
 
-def test_guidance(pipe):
+def test_guidance_of_one_is_off_and_scales_compile_nothing(pipe):
     """Off at 1, where it would be the conditional prediction; and no compilation when it changes."""
     plain = pipe("a dog", 2, 3, prior_guidance_scale=1)
     near = pipe("a dog", 2, 3, prior_guidance_scale=1 + 1e-6)

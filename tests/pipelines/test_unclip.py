@@ -35,7 +35,7 @@ def test_images_differ_by_index_seed_prompt_and_noise(pipe):
 
 
 @pytest.mark.parametrize("reference", list(Reference))
-def test_output_types(opened, reference):
+def test_output_types_agree(opened, reference):
     pipe = opened()
     pipe.config = dataclasses.replace(pipe.config, reference=reference)
     pictures, arrays, latents = (pipe(**arguments("variations", output_type=kind)) for kind in ("pil", "np", "latent"))
@@ -48,7 +48,7 @@ def test_output_types(opened, reference):
     np.testing.assert_allclose(pipe.decode_latents(latents.latents), arrays.images, atol=1e-5)
 
 
-def test_embeddings_of_a_image_stand_for_it(pipe):
+def test_embeddings_of_an_image_stand_for_it(pipe):
     embeds = pipe.encode_image_embeds([photo()])
     assert_close(run(pipe, image=None, image_embeds=embeds), run(pipe))
     states = pipe.encode_prompts(["a cat", ""])
@@ -56,7 +56,7 @@ def test_embeddings_of_a_image_stand_for_it(pipe):
     assert_close(run(pipe, **given), run(pipe, prompt="a cat"))
 
 
-def test_mixing(pipe):
+def test_images_are_mixed_by_their_weights(pipe):
     """With all weight on one picture the mix is that picture; weights count by their proportions alone."""
     pair = [photo(), photo(1)]
     noise = np.random.default_rng(0).standard_normal((1, 2, pipe.config.image_encoder.projection_dim), np.float32)
@@ -68,7 +68,7 @@ def test_mixing(pipe):
     assert run(pipe, image=pair, image_weights=[1, 2], mix_noise_level=100, num_images_per_prompt=3).shape[0] == 3
 
 
-def test_guidance_by_step_and_by_image(pipe):
+def test_guidance_may_differ_by_step_and_by_image(pipe):
     plain = run(pipe, num_images_per_prompt=2, guidance_scale=4.0)
     assert_close(run(pipe, num_images_per_prompt=2, guidance_scale=[4.0] * STEPS), plain)
     by_image = run(pipe, num_images_per_prompt=2, guidance_scale=[4.0, 7.0])

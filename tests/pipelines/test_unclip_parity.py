@@ -171,7 +171,7 @@ def test_final_images(case, form, pipelines, monkeypatch):
     assert np.abs(made - wanted).max() <= TOLERANCE
 
 
-def test_embeddings_instead_of_a_image(pipelines, monkeypatch):
+def test_embeddings_instead_of_an_image(pipelines, monkeypatch):
     embeds = np.random.default_rng(2).standard_normal((1, 24), np.float32)
     settings = {"num_inference_steps": 5, "noise_level": 100, "prompt": "a photo"}
     wanted, made = both(monkeypatch, *pipelines("l"), image_embeds=embeds, **settings)

@@ -27,7 +27,7 @@ def once(pipe, columns=slice(None), **changes):
     return pipe(**arguments("upscaling", image=IMAGE[:, columns], **given | changes))
 
 
-def test_where_one_tile_is_alone_it_is_a_image_of_its_own(pipe):
+def test_where_one_tile_is_alone_it_is_an_image_of_its_own(pipe):
     """Tiles at columns 0..16 and 8..24."""
     tiled = once(pipe, tile=TILE).latents
     left, right = (once(pipe, columns).latents for columns in (slice(0, TILE), slice(WIDTH - TILE, WIDTH)))
@@ -39,13 +39,13 @@ def test_where_one_tile_is_alone_it_is_a_image_of_its_own(pipe):
     assert np.abs(tiled - once(pipe).latents).max() > 1e-3
 
 
-def test_a_tile_that_holds_everything_is_none(pipe):
+def test_a_tile_that_holds_everything_changes_nothing(pipe):
     want = once(pipe).latents
     for tile in (WIDTH, 4 * WIDTH):
         np.testing.assert_array_equal(once(pipe, tile=tile).latents, want)
 
 
-def test_it_is_decoded_in_tiles(pipe, family_folder):
+def test_what_is_made_in_tiles_is_decoded_in_tiles(pipe, family_folder):
     made = once(pipe, tile=TILE, output_type="np")
     latents = once(pipe, tile=TILE).latents
     vae = pipe.networks["vae"]
@@ -67,7 +67,7 @@ def test_tiles_begin_with_large_images(side, tile, pipe):
     assert pipe.check(image=np.swapaxes(image, 0, 1)).tile == tile
 
 
-def test_too_large_a_image_is_refused(pipe):
+def test_too_large_an_image_is_refused(pipe):
     with pytest.raises(ValueError, match=f"image has a side of {LARGEST_SIDE + 8} pixels; want at most {LARGEST_SIDE}"):
         pipe.check(image=np.zeros((8, LARGEST_SIDE + 8, 3), np.uint8))
 

@@ -131,7 +131,7 @@ def from_x0(kind, x0, a):
 
 @pytest.mark.parametrize("kind", PREDICTION_TYPES)
 @pytest.mark.parametrize("a", [0.005, 0.6, 0.999])
-def test_everything_at_once(kind, a):
+def test_all_kinds_of_guidance_at_once_are_their_definitions(kind, a):
     """Projected, perturbed and rescaled, in this order, of every type of prediction; then with neutral strengths."""
     row = {"alpha_cumprod": a, "guidance_scale": SCALE, "pag_scale": PAG_SCALE, "guidance_rescale": 0.7, **APG}
     row = {name: jnp.asarray(value, jnp.float32) for name, value in row.items()}
@@ -194,7 +194,7 @@ def network(x, row, perturbed):
 
 
 @pytest.mark.parametrize("name", ["ddim", "heun"])
-def test_in_the_loop(name):
+def test_guided_runs_may_be_cut_batched_and_rescaled(name):
     """Cut anywhere it is the same run; an image's neighbours do not matter; strengths compile nothing anew."""
     solver = make_solver(name, PUBLISHED_UNCLIP_SCHEDULER, 4, 0.0)
     noise, guidance = jnp.asarray(X[..., :4]), Guidance(projected=True, perturbed=True, rescaled=True)

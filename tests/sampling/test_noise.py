@@ -32,14 +32,14 @@ def test_every_use_has_noise_of_its_own():
         assert abs(correlation) < 0.3, (a, b)  # 256 numbers: 5 standard deviations
 
 
-def test_standard_normal():
+def test_noise_is_standard_normal():
     noise = np.asarray(draw(image_keys(0, jnp.arange(256)), Branch.STEP, SHAPE, 4))
     assert abs(noise.mean()) < 0.02
     assert abs(noise.std() - 1) < 0.02
     assert abs((np.abs(noise) < 1).mean() - 0.6827) < 0.01
 
 
-def test_recorded_values():
+def test_noise_is_the_same_in_every_release():
     """Pictures of a seed must not change from release to release: recorded with jax 0.10.2."""
     noise = draw(image_keys(1234, jnp.array([0, 7])), Branch.LATENTS, (3,))
     np.testing.assert_allclose(noise, RECORDED, rtol=1e-6)

@@ -294,7 +294,7 @@ def test_trajectories_of_every_timestep_spacing(name, spacing, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [name for name in DIFFUSERS if name in CLASSES or name.endswith("lu")])
-def test_trajectories_that_start_from_a_image(name, monkeypatch):
+def test_trajectories_that_start_from_an_image(name, monkeypatch):
     """Measured: 6e-7 at most."""
     for steps, start_step in ((3, 1), (3, 2), (8, 1), (8, 3), (20, 2), (20, 11)):
         error = double_error(name, PUBLISHED, steps, monkeypatch, start_step=start_step)
@@ -302,7 +302,7 @@ def test_trajectories_that_start_from_a_image(name, monkeypatch):
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-def test_runge_kutta_steps_that_start_from_a_image(spacing, monkeypatch):
+def test_runge_kutta_steps_that_start_from_an_image(spacing, monkeypatch):
     """Of which diffusers runs twelve from wherever it starts, or as many as there are.
 
     Measured: 7e-6 (of 20 steps the last, which is taken for the first of all), else 1e-6 at most.

@@ -24,6 +24,11 @@ def network(x: Any, timestep: Any, library: Any, bias: Any) -> Any:
     return library.tanh(0.8 * x + bias * (float(timestep) / 1000))
 
 
+def config_of(name: str) -> dict[str, Any]:
+    """The published configuration, of noise for the solver that takes no v."""
+    return {**PUBLISHED, "prediction_type": "epsilon"} if name == "ldm-plms" else PUBLISHED
+
+
 def rows(solver: Solver) -> list[dict[str, np.ndarray]]:
     return [{name: column[i] for name, column in solver.grid.items()} for i in range(solver.calls)]
 

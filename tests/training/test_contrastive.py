@@ -20,7 +20,7 @@ def definition(a, b, scale, same):
     return (np.mean(rows) + np.mean(columns)) / 2
 
 
-def test_the_definition():
+def test_the_loss_is_the_definition():
     a, b = embeddings(0), embeddings(1)
     np.testing.assert_allclose(contrastive_loss(a, b, jnp.float32(1.3)), definition(a, b, 1.3, np.eye(6)), rtol=1e-5)
     labels = np.array([0, 1, 0, 2, 1, 0])

@@ -199,7 +199,7 @@ def test_images_are_read_as_pipelines_read_them(tmp_path):
     assert 127 < load_rgb(Record(tmp_path / "gray16.png", "", {})).mean() < 128
 
 
-def test_a_image_that_is_too_large_is_skipped_and_named(folder, monkeypatch):
+def test_an_image_that_is_too_large_is_skipped_and_named(folder, monkeypatch):
     picture(folder / "train" / "03.png", (1, 2, 3), size=(60, 50))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     skipped = Skipped()

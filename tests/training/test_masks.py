@@ -9,7 +9,7 @@ from unclip_jax.training.masks import random_mask
 
 
 @given(st.integers(8, 96), st.integers(8, 96), st.integers(0, 2**32))
-def test_masks(height, width, seed):
+def test_a_mask_is_its_generators_at_any_size(height, width, seed):
     mask = random_mask(np.random.default_rng(seed), height, width)
     assert mask.shape == (height, width, 1)
     assert mask.dtype == np.float32
@@ -18,7 +18,7 @@ def test_masks(height, width, seed):
     np.testing.assert_array_equal(mask, random_mask(np.random.default_rng(seed), height, width))
 
 
-def test_shares():
+def test_whole_and_partial_masks_have_their_shares():
     masks = [random_mask(np.random.default_rng(seed), 128, 128) for seed in range(400)]
     whole = np.mean([mask.all() for mask in masks])
     assert 0.18 < whole < 0.36  # a quarter, and strokes that happen to cover everything

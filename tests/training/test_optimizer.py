@@ -16,7 +16,7 @@ def test_the_model_cards_schedule():
 
 
 @pytest.mark.parametrize(("decay", "middle"), [("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)])
-def test_decays(decay, middle):
+def test_learning_rates_decay_as_told(decay, middle):
     rate = learning_rate(2.0, 10, decay, 110)
     np.testing.assert_allclose([rate(s) for s in (5, 10, 60)], [1.0, 2.0, 2 * middle], rtol=1e-6)
     np.testing.assert_allclose(rate(110), 2.0 if decay == "constant" else 0.0, atol=1e-6)

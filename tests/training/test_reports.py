@@ -10,7 +10,7 @@ from unclip_jax.training.reports import tensorboard, wandb
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of protobuf
-def test_tensorboard(tmp_path):
+def test_metrics_reach_tensorboard(tmp_path):
     report = tensorboard(tmp_path)
     report(3, {"loss": 0.5})
     (file,) = tmp_path.iterdir()
@@ -21,7 +21,7 @@ def test_tensorboard(tmp_path):
     pytest.fail("nothing was written in ten seconds")
 
 
-def test_wandb(monkeypatch):
+def test_metrics_reach_wandb(monkeypatch):
     """The service is not reached: a module in its place notes what it is told."""
     told = []
     run = types.SimpleNamespace(log=lambda metrics, step: told.append((step, metrics)))

@@ -75,7 +75,7 @@ def test_files_that_are_no_settings(read, text):
         read(text)
 
 
-def test_no_file(tmp_path):
+def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="CONFIG"):
         read_settings(tmp_path / "none.yaml")
 

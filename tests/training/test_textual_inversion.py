@@ -19,7 +19,7 @@ def tokenizer(request):
 
 
 @pytest.mark.parametrize("vectors", [1, 3])
-def test_tokens(tokenizer, vectors):
+def test_a_placeholder_becomes_its_tokens(tokenizer, vectors):
     wider, ids = with_placeholder(tokenizer, "<my-cat>", vectors)
     assert ids == list(range(514, 514 + vectors))
     around = (tokenizer.tokens("a ")), tokenizer.tokens("!")
@@ -29,7 +29,7 @@ def test_tokens(tokenizer, vectors):
     assert wider.vocabulary_size == 514 + vectors
 
 
-def test_two_words(tokenizer):
+def test_two_words_are_told_apart(tokenizer):
     once, first = with_placeholder(tokenizer, "<a>", 1)
     twice, second = with_placeholder(once, "<ab>", 2)
     assert twice.tokens("<ab> <a>") == [second[0], first[0]]

@@ -45,7 +45,7 @@ def test_the_networks_see_the_same_mirrored_image(record):
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 40), (40, 10), (32, 32), (7, 7)])
-def test_squares(height, width):
+def test_images_are_cropped_to_squares(height, width):
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     for crop in ("center", "random"):
@@ -54,5 +54,5 @@ def test_squares(height, width):
     np.testing.assert_array_equal(centred[0, :, 0], np.arange(24, 40))
 
 
-def test_units():
+def test_pixels_become_minus_one_to_one():
     np.testing.assert_array_equal(to_unit(np.array([0, 255], np.uint8)), [-1, 1])

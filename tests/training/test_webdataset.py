@@ -39,7 +39,7 @@ def tar(tmp_path):
     return write(tmp_path / "a.tar", members)
 
 
-def test_samples(tar):
+def test_samples_are_grouped_by_their_keys(tar):
     records = tar_samples([tar])
     assert [record.key for record in records] == [f"part/{number:04d}" for number in range(6)]
     assert [record.text for record in records] == [*(f"caption {n}" for n in range(5)), "in JSON"]
