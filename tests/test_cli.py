@@ -143,7 +143,7 @@ def test_info_plans_memory(converted: Path, capsys: pytest.CaptureFixture[str]):
     options = ["--plan", "--height", "128", "--width", "128", "--batch", "2", "--devices", "1", "--decoding", "tiled"]
     assert cli.main(["info", str(converted), *options, "--json"]) == 0
     stages = json.loads(capsys.readouterr().out)["plan"]
-    assert list(stages) == ["loading weights", "encoding pictures", "encoding prompts", "sampling", "decoding"]
+    assert list(stages) == ["loading weights", "encoding images", "encoding prompts", "sampling", "decoding"]
     assert all(stage["weights"] > stage["activations"] >= 0 for stage in stages.values())
     assert cli.main(["info", str(converted), *options, "--free-networks"]) == 0
     assert "MiB a device" in capsys.readouterr().out

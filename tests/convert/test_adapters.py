@@ -354,7 +354,7 @@ def test_words_in_files_of_torch(tmp_path):
         assert got == word
         np.testing.assert_array_equal(values, ROWS)
     path.write_bytes(torch_bytes(mapping({"string_to_param": mapping({"*": text("x")})}), {}))
-    with pytest.raises(CheckpointError, match="something else than a tensor"):
+    with pytest.raises(CheckpointError, match="the vectors are not a tensor"):
         read_textual_inversion(path, CONFIG)
 
 
