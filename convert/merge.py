@@ -62,7 +62,9 @@ def add_difference(
 def open_weights(source: str | os.PathLike[str], config: str | os.PathLike[str] | None = None) -> Checkpoint:
     """Opens a checkpoint only for its weights: what its UNet predicts does not matter, and is not guessed.
 
-    Takes the arguments of `unclip_jax.checkpoints.source.open_checkpoint` and raises its errors.
+    Args:
+        source: As for `unclip_jax.open_checkpoint`, whose errors are raised.
+        config: Likewise.
     """
     return open_checkpoint(source, config=config, prediction_type="epsilon")
 

@@ -22,9 +22,11 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 def imports(file):
     """The modules of ours that a file imports outside of `if TYPE_CHECKING`."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("unclip_jax."):
             yield node.module
         if isinstance(node, ast.Import):

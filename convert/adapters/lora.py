@@ -79,7 +79,13 @@ def read_adapter(source: Source, config: CheckpointConfig, weight_name: str | No
 
 
 def read_lora(source: Source, config: CheckpointConfig, weight_name: str | None = None) -> dict[str, Change]:
-    """The changes of `read_adapter`, without the textual inversion embeddings that may be bundled with them."""
+    """The changes of `read_adapter`, without the textual inversion embeddings that may be bundled with them.
+
+    Args:
+        source: As for `read_adapter`, whose errors are raised.
+        config: The checkpoint's configuration.
+        weight_name: The file's name in a folder or repository.
+    """
     return read_adapter(source, config, weight_name).lora
 
 

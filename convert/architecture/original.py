@@ -124,8 +124,8 @@ def _load(path: Path) -> Any:
         raise CheckpointError(f"{path.name}: not a yaml of plain data: {reason[:200]}") from error
 
 
-class _Reader:
-    """Walks the yaml; keeps the file's name for messages."""
+class _Sections:
+    """The sections of a yaml and their values, checked; keeps the file's name for messages."""
 
     def __init__(self, name: str, tensors: Mapping[str, TensorInfo], places: Places = ldm.PLACES):
         self.name = name
@@ -179,6 +179,16 @@ class _Reader:
         unknown = params.keys() - set(ignored)
         if unknown:
             self.fail(f"{where} has options these networks do not know: {', '.join(sorted(map(str, unknown)))}")
+
+    def build(self, cls: Any, where: str, **values: Any) -> Any:
+        try:
+            return cls(**values)
+        except ValueError as error:
+            self.fail(f"{where}: {error}")
+
+
+class _Reader(_Sections):
+    """The networks that the sections describe."""
 
     def model(self, root: Any) -> CheckpointConfig:
         model = self.section(self.section(root, "the file").get("model"), "model")
@@ -480,9 +490,3 @@ class _Reader:
         self.expect(schedule, where, timesteps=(1000,), beta_schedule=(COSINE.beta_schedule,))
         self.expect(params, where, timestep_dim=(vision.projection_dim,), max_noise_level=(1000,))
         self.done(params, where, ("clip_stats_path",))
-
-    def build(self, cls: Any, where: str, **values: Any) -> Any:
-        try:
-            return cls(**values)
-        except ValueError as error:
-            self.fail(f"{where}: {error}")

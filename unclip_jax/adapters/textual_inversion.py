@@ -109,6 +109,10 @@ def expand_words(tokenizer: Tokenizer, prompt: str) -> str:
     """A prompt in which each word with several vectors is followed by its other tokens, as in diffusers.
 
     A word is only expanded as it was given: in other case it stands for its first vector.
+
+    Args:
+        tokenizer: One that knows the words.
+        prompt: The text.
     """
     known = tokenizer.added_tokens
     longest_first = sorted(known, key=len, reverse=True)

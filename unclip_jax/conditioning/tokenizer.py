@@ -39,6 +39,11 @@ class Tokenizer:
     prompt are the special tokens. Dialect "transformers" is the fast CLIPTokenizer, whose cleaning (NFC, white space,
     lower case) is part of `json`. Every added token typed in a prompt is that token. That includes the padding token:
     with Stable Diffusion 2's folders a "!" becomes id 0.
+
+    Args:
+        text: A tokenizer.json.
+        dialect: "open_clip" or "transformers".
+        context_length: Ids per prompt.
     """
 
     def __init__(self, text: str, dialect: Dialect, context_length: int):

@@ -144,7 +144,14 @@ class Chunk:
 
 
 def make_chunk(mesh: Mesh, rows: np.ndarray, repeats: int, seed: int) -> Chunk:
-    """The chunk of the images with these indices, of which `repeats` neighbours are of one prompt."""
+    """The chunk of some of a call's images.
+
+    Args:
+        mesh: Where they are made.
+        rows: (count,) int, the images' indices in the call.
+        repeats: How many neighbours are of one prompt.
+        seed: Of the images' keys.
+    """
     size = data_size(mesh)
     padded = pad_batch(rows, -(-len(rows) // size) * size)
     everywhere, by_batch = replicated(mesh), batch_sharding(mesh)

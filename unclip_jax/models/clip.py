@@ -193,6 +193,12 @@ class TextEncoder(nnx.Module):
     """The text tower. Call: tokens (B, T) int32 -> hidden states (B, T, width) after the final norm.
 
     Attention is causal and padding is not masked, as in training.
+
+    Args:
+        config: The architecture.
+        dtype: Of computation.
+        param_dtype: Of the parameters.
+        remat: Whether activations are recomputed in the backward pass.
     """
 
     def __init__(
@@ -257,6 +263,12 @@ class VisionEncoder(nnx.Module):
     """The vision tower. Call: pixel values (B, S, S, 3) -> image embeddings (B, projection_dim), un-normalised.
 
     Pixel values are CLIP-normalised (`unclip_jax.conditioning.clip_image.preprocess`), S = `config.image_size`.
+
+    Args:
+        config: The architecture.
+        dtype: Of computation.
+        param_dtype: Of the parameters.
+        remat: Whether activations are recomputed in the backward pass.
     """
 
     def __init__(

@@ -24,9 +24,21 @@ PATCH = 16
 class DepthConfig:
     """The architecture of a depth estimator; the defaults are those of MiDaS' `dpt_hybrid`.
 
-    `image_size` is the side of the training images; other sizes work, too, with resized positions. `taps` are the
-    transformer layers, counted from 0, whose output the neck reads. `norm_epsilon` belongs to the transformer's norms:
-    1e-6 in MiDaS and 1e-12 in transformers.
+    Args:
+        image_size: The side of the training images; other sizes work, too, with resized positions.
+        stem_width: Channels of the ResNet's first convolution.
+        stage_widths: Channels of the ResNet's three stages.
+        stage_depths: Bottleneck blocks of each stage.
+        norm_groups: Groups of the ResNet's group norms.
+        width: The transformer's width.
+        layers: The transformer's layers.
+        heads: The transformer's attention heads.
+        mlp_width: The width of the transformer's MLPs.
+        activation: The MLPs' activation.
+        norm_epsilon: Of the transformer's norms: 1e-6 in MiDaS and 1e-12 in transformers.
+        taps: The transformer layers, counted from 0, whose output the neck reads.
+        reassemble_widths: The neck's channels for each of them.
+        fusion_width: Channels of the fusion blocks.
 
     Raises:
         ValueError: A number is out of range.
@@ -174,6 +186,11 @@ class DepthEstimator(nnx.Module):
     """Call: pixel values (B, H, W, 3) in -1..1 -> relative inverse depth (B, H, W) float32, >= 0; larger is nearer.
 
     H and W are multiples of 32, of any size; the estimator works best near `config.image_size`.
+
+    Args:
+        config: The architecture.
+        dtype: Of computation.
+        param_dtype: Of the parameters.
     """
 
     def __init__(

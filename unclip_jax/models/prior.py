@@ -78,6 +78,11 @@ class Prior(nnx.Module):
     x is the noisy image embedding, normalised. text_states and text_embeds come from the text tower, after its final
     norm and un-normalised. text_mask is bool, true up to and including the end token. Returns the clean embedding (B,
     D). A loop calls the parts: `encode_text` and `embed_time` once, `denoise` at each step.
+
+    Args:
+        config: The architecture.
+        dtype: Of computation.
+        param_dtype: Of the parameters.
     """
 
     def __init__(

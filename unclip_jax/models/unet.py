@@ -37,9 +37,22 @@ TextKeyValues = list[tuple[KeyValue | None, KeyValue]]  # one entry a transforme
 class UNetConfig:
     """The architecture of a UNet; the defaults are Stable Diffusion 2.1's.
 
-    The per-level tuples run from full resolution down. `num_heads[-1]` also serves the middle block. `class_embedding`
-    is "projection" (a vector of `class_embedding_size` features through an MLP), "table" (an integer, looked up among
-    `class_embedding_size` rows) or None. `sample_size` is the latents' default height and width.
+    The per-level tuples run from full resolution down.
+
+    Args:
+        in_channels: The latents' channels, and those of a depth map, a small image, or a mask with masked latents.
+        out_channels: The latents' channels.
+        block_out_channels: Channels per level.
+        layers_per_block: ResNet blocks per level on the way down; one more on the way up.
+        attention_levels: Whether a level has transformer blocks.
+        num_heads: Attention heads per level; the last also serves the middle block.
+        cross_attention_dim: The width of the text states.
+        only_cross_attention: Whether a level's first attention reads the text, too.
+        class_embedding: "projection" (a vector of `class_embedding_size` features through an MLP), "table" (an integer,
+            looked up among `class_embedding_size` rows) or None.
+        class_embedding_size: See `class_embedding`.
+        norm_groups: Groups of the group norms.
+        sample_size: The latents' default height and width.
 
     Raises:
         ValueError: A number is out of range, or the tuples have different lengths.

@@ -19,7 +19,13 @@ from unclip_jax.models.layers import MAX_LAYERS, MAX_LEVELS, Conv, GroupNorm, Re
 class VAEConfig:
     """The architecture of an autoencoder; the defaults are Stable Diffusion 2's.
 
-    The latents that the UNet sees are `scaling_factor` times the autoencoder's own.
+    Args:
+        in_channels: An image's channels.
+        latent_channels: The latents' channels.
+        block_out_channels: Channels per level, from full resolution down.
+        layers_per_block: ResNet blocks per level of the encoder; one more in the decoder.
+        norm_groups: Groups of the group norms.
+        scaling_factor: The UNet's latents are so many times the autoencoder's own.
 
     Raises:
         ValueError: A number is out of range.

@@ -42,9 +42,12 @@ def from_pretrained(
     memory: Memory = DEFAULT_MEMORY,
     **overrides: Any,
 ) -> Pipeline:
-    """Opens a checkpoint with the pipeline for what it was trained for; arguments as `Pipeline.from_pretrained`.
+    """Opens a checkpoint with the pipeline for what it was trained for.
 
     A diffusers folder with a prior among its parts is opened as `StableUnCLIPPipeline`.
+
+    Args:
+        source, dtype, mesh, memory, overrides: As for `Pipeline.from_pretrained`, whose errors are raised.
     """
     check_overrides(overrides)
     if source is not None and not str(source).startswith(OPEN_CLIP):

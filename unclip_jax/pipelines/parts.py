@@ -48,7 +48,9 @@ class Parts:
     """What the conditions and the loop of a call read.
 
     Attributes:
+        config, tokenizer, mesh, memory: of the pipeline.
         networks: name -> `Network`; with a residency their parameters are shapes.
+        programs: the compiled functions of the networks.
         noising: the tables by which unCLIP's image embeddings, or an upscaler's small image, are noised.
         freeu: how the UNet is reweighted; None: not.
         progress: whether stages show a bar.

@@ -104,7 +104,7 @@ class Pipeline(Adaptable):
         return self._make(self.task.arguments(*args, **kwargs))
 
     def stream(self, *args: Any, **kwargs: Any) -> Generator[StreamState, None, None]:
-        """A call as a generator of its steps, see `stream` below."""
+        """A call as a generator of its steps."""
         return self._stream(self.task.arguments(*args, **kwargs))
 
     def check(self, *args: Any, **kwargs: Any) -> Request[Any]:
@@ -133,10 +133,7 @@ class Pipeline(Adaptable):
         return parts.vae_encode(self.parts, pixels)
 
     def decode_latents(self, latents: np.ndarray, in_tiles: int | None = None) -> np.ndarray:
-        """Scaled latents (B, H/f, W/f, 4) -> images (B, H, W, 3) float32 in 0..1; one per device at a time.
-
-        in_tiles: latent cells along a tile's side, instead of the way that `memory` chooses.
-        """
+        """Scaled latents (B, H/f, W/f, 4) -> images (B, H, W, 3) float32 in 0..1. in_tiles: a tile's side in cells."""
         return parts.decode_latents(self.parts, latents, in_tiles)
 
     def to_pil(self, images: np.ndarray) -> list[Image.Image]:

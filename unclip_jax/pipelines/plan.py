@@ -53,10 +53,19 @@ def plan(
     mesh: Mesh | None = None,
     memory: Memory = DEFAULT_MEMORY,
 ) -> list[Stage]:
-    """The stages of making `batch` guided images at once, in order; arguments as for the checkpoint's pipeline.
+    """The stages of making `batch` guided images at once, in order.
 
     The programs are compiled and nothing is run, nor are weights read. What the process needs beside its arrays is not
-    in it: Python, JAX, the programs themselves. Raises ValueError for arguments that the pipeline refuses.
+    in it: Python, JAX, the programs themselves.
+
+    Args:
+        checkpoint: An open checkpoint of the family.
+        height, width: In pixels; None: the checkpoint's own size.
+        batch: Images at once.
+        dtype, mesh, memory: As for the checkpoint's pipeline.
+
+    Raises:
+        ValueError: For arguments that the pipeline refuses.
     """
     mesh = placement.local_mesh() if mesh is None else placement.check_mesh(mesh)
     abstract = dataclasses.replace(memory, free_networks=True)

@@ -88,6 +88,8 @@ class TextToEmbeddingPrior:
 
     Attributes:
         config, tokenizer, networks ("prior" and "text_encoder"), mesh, dtype: what was opened.
+        statistics: the mean and the deviation of image embeddings, (D,) each, by which the network's are normalised.
+        residency: of `Memory(free_networks=True)`.
         progress: False for silence.
     """
 

@@ -33,9 +33,19 @@ class Kept(NamedTuple):
 class Request(Generic[Inputs]):
     """A checked call, as host arrays. B = prompts * repeats, prompt by prompt.
 
-    strengths: of the guidance, (network evaluations, B) each. latent_shape: (h, w, channels). tile: size and overlap in
-    latents, where large images are made in tiles. kept: what is pasted back, one per input image. inputs: what the task
-    alone has.
+    Attributes:
+        solver: with the steps that are run.
+        guidance: which rows of guidance there are. strengths: how strong they are, (network evaluations, B) each.
+        seed: of the images' keys.
+        batch: B. repeats: images per prompt. batch_size: images per compiled call.
+        latent_shape: (h, w, channels).
+        prompts, negative_prompts: one per prompt.
+        prompt_embeds, negative_prompt_embeds: (1 or prompts, T, C), instead of those.
+        step_noise: (network evaluations, B, h, w, channels).
+        output_type: "pil", "np" or "latent".
+        tile: size and overlap in latents, where large images are made in tiles.
+        kept: what is pasted back, one per input image.
+        inputs: what the task alone has.
     """
 
     solver: Solver

@@ -73,8 +73,12 @@ def conditions(prior: TextToEmbeddingPrior, parts: Parts, request: Request[Input
 class StableUnCLIPPipeline(Pipeline):
     """An unCLIP checkpoint with a prior, whose image embeddings are of one CLIP model.
 
-    Attributes:
-        prior: a `TextToEmbeddingPrior`, with a `progress` of its own. All else is the unCLIP checkpoint's.
+    Args:
+        prior: a `TextToEmbeddingPrior`, public, with a `progress` of its own.
+        unclip: an `UnCLIPPipeline`, whose networks this pipeline takes.
+
+    Raises:
+        ValueError: for embeddings of two widths.
     """
 
     accepts = ("variations",)
