@@ -8,11 +8,11 @@ from typing import Any
 from convert import engine
 from convert.architecture.diffusers import read_clip, read_json
 from convert.architecture.original import ARCHITECTURES, read_open_clip
+from convert.folder_weights import weights_file
 from convert.readers import CheckpointError, TensorInfo, open_tensors
 from convert.rules import clip as names
 from convert.rules.flax import flax_rules, is_flax
 from convert.tokenizer import open_tokenizer
-from convert.weights import weights_file
 from unclip_jax.checkpoints.checkpoint import Checkpoint
 from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.checkpoints.places import OPEN_CLIP

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from convert import engine, layouts
 from convert.architecture import diffusers
+from convert.folder_weights import weights_file
 from convert.kinds import kind_of
 from convert.readers import CheckpointError, open_tensors
 from convert.rules import diffusers as diffusers_names
-from convert.weights import weights_file
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter, family_config
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_directory

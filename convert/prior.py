@@ -11,12 +11,12 @@ import numpy as np
 
 from convert import engine
 from convert.architecture import prior as architecture
+from convert.folder_weights import weights_file
 from convert.readers import CheckpointError, TensorFile, TensorInfo, open_tensors
 from convert.rules import diffusers
 from convert.rules import prior as rules
 from convert.statistics import STATISTICS, published_statistics, read_statistics
 from convert.tokenizer import open_tokenizer
-from convert.weights import weights_file
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.config import PriorCheckpointConfig
 from unclip_jax.checkpoints.networks import abstract_network, abstract_params

@@ -10,10 +10,10 @@ import numpy as np
 
 from convert.architecture.diffusers import read_safety_checker
 from convert.engine import check, import_params, require_complete
+from convert.folder_weights import weights_file
 from convert.readers import CheckpointError, open_tensors
 from convert.rules import clip
 from convert.rules.flax import flax_rules, is_flax
-from convert.weights import weights_file
 from unclip_jax.checkpoints.networks import abstract_network, fill, part
 from unclip_jax.models.clip import VisionEncoder
 from unclip_jax.safety import CONCEPTS, SPECIAL_CARE, Concepts, SafetyChecker

@@ -13,14 +13,15 @@ import numpy as np
 from convert import engine, layouts
 from convert.architecture import diffusers as diffusers_architecture
 from convert.architecture import original, presets, recognise
+from convert.ema import ema_names
+from convert.folder_weights import weights_file
 from convert.kinds import kind_of
-from convert.layouts import ZERO_SNR, Places
+from convert.layouts import ZERO_SNR
 from convert.prior import check_prior, is_prior
 from convert.readers import CheckpointError, TensorFile, TensorInfo, open_tensors
 from convert.rules import diffusers, ldm
 from convert.statistics import embedding_statistics, published_statistics
 from convert.tokenizer import open_tokenizer
-from convert.weights import weights_file
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.config import CheckpointConfig, predicting
 from unclip_jax.checkpoints.networks import abstract_params
@@ -179,7 +180,7 @@ def _plan_original(
         warnings.warn(note, stacklevel=2)
     elif note:
         report = dataclasses.replace(report, notes=(note,))
-    twins = _ema_names(rules, tensors, places, path.name) if ema else {}
+    twins = ema_names(rules, tensors, places, path.name) if ema else {}
     files = (path, *([Path(described)] if described is not None and preset is None else []))
     return _Plan(architecture, rules, params, tensors, lambda name: read(twins.get(name, name)), files, report)
 
@@ -218,18 +219,3 @@ def _plan_diffusers(stack: contextlib.ExitStack, folder: Path, variant: str | No
     report = engine.check(rules, params, tensors, layouts.unused(architecture, places, without), names)
     engine.require_complete(report, folder.name)
     return _Plan(architecture, rules, params, tensors, lambda name: readers[name](), tuple(paths.values()), report)
-
-
-def _ema_names(
-    rules: list[engine.Rule], tensors: Mapping[str, TensorInfo], places: Places, where: str
-) -> dict[str, str]:
-    """The name of each UNet tensor -> that of its EMA: the same without dots, after "model_ema."."""
-    if not any(name.startswith("model_ema.") for name in tensors):
-        raise CheckpointError(f"{where} has no EMA weights (model_ema.*)")
-    twins = {}
-    for name in dict.fromkeys(rule.foreign for rule in rules if rule.ours.startswith("unet.")):
-        twin = "model_ema.diffusion_model" + name.removeprefix(places["unet"].prefix).replace(".", "")
-        if twin not in tensors or tensors[twin].shape != tensors[name].shape:
-            raise CheckpointError(f"{where}: {name} has no EMA {twin} of its shape")
-        twins[name] = twin
-    return twins

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from convert.folder_weights import weights_file
 from convert.readers import CheckpointError, load_pickle, open_tensors
 from convert.tensor_file import quoted
-from convert.weights import weights_file
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.hub import download
 

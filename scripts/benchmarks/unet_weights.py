@@ -47,9 +47,9 @@ def read_unet(folder: str, **options: Any) -> Any:
 
     from convert.architecture import diffusers
     from convert.engine import Table, import_params
+    from convert.folder_weights import weights_file
     from convert.readers import open_tensors
     from convert.rules import unet
-    from convert.weights import weights_file
     from unclip_jax.checkpoints.networks import abstract_network, fill
     from unclip_jax.compilation import use_compilation_cache
     from unclip_jax.models.unet import UNet
