@@ -139,3 +139,16 @@ def test_the_ledger_of_checkpoints_is_what_the_check_says():
     page = runpy.run_path(str(SCRIPTS / "checkpoints_page"))["page"]()
     assert (SCRIPTS.parent / "docs" / "checkpoints.md").read_text("utf-8") == page
     assert page.count("| yes |") >= 20
+
+
+def test_the_table_of_durations_adds_up_by_folder(tmp_path):
+    cases = [("tests.sampling.test_loop", "test_a[1]", 1), ("tests.sampling.test_noise", "test_b", 3)]
+    cases += [("tests.test_docs", "test_c", 2)]
+    lines = "".join(f'<testcase classname="{where}" name="{name}" time="{time}"/>' for where, name, time in cases)
+    (tmp_path / "report.xml").write_text(f"<testsuites><testsuite>{lines}</testsuite></testsuites>")
+    table = runpy.run_path(str(SCRIPTS / "durations"))["table"](str(tmp_path / "report.xml"))
+    assert table.splitlines()[2:] == [
+        "| sampling | 2 | 4 | test_b (3 s) |",
+        "| tests | 1 | 2 | test_c (2 s) |",
+        "| all | 3 | 6 | |",
+    ]
