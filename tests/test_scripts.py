@@ -152,3 +152,32 @@ def test_the_table_of_durations_adds_up_by_folder(tmp_path):
         "| tests | 1 | 2 | test_c (2 s) |",
         "| all | 3 | 6 | |",
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "extras", "expressions"),
+    [
+        ([], ["dev"], [None]),
+        (["--e2e", "-x"], ["dev"], ["e2e and not parity and not heavy"]),
+        (["--parity"], ["dev", "parity"], ["parity and not heavy"]),
+        (["--all"], ["dev", "parity"], [None, "e2e and not parity and not heavy", "parity and not heavy"]),
+    ],
+)
+def test_a_tier_of_tests_is_chosen_by_its_option(options, extras, expressions, monkeypatch, capsys):
+    main = runpy.run_path(str(SCRIPTS / "test"))["main"]
+    ran, installed = [], []
+
+    def run(command, cwd, env):
+        ran.append(command[command.index("-m", 3) + 1] if "-m" in command[3:] else None)
+        assert env["UNCLIP_JAX_TEST_CACHE"]
+        assert ("-x" in command) == ("-x" in options)
+        assert not [argument for argument in command if argument in ("--e2e", "--parity", "--all")]
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setitem(main.__globals__, "prepare", lambda extras: installed.extend(extras) or sys.executable)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["test", *options])
+    assert main() == 0
+    assert ran == expressions
+    assert installed == extras
+    assert ("--e2e" in capsys.readouterr().out) == (options == [])
