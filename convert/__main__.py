@@ -1,6 +1,7 @@
-"""python -m convert SRC DST: a PyTorch checkpoint becomes a directory that unclip_jax opens at once.
+"""python -m convert SRC DST: converts a PyTorch checkpoint to a directory that unclip_jax opens directly.
 
-python -m convert add-difference A B C DST: a checkpoint is made of three, A + scale (B - C).
+python -m convert add-difference A B C DST: merges three checkpoints to A + scale (B - C).
+Both are also `unclip-jax convert`, which works where a file convert.py in the working directory hides this package.
 """
 
 import argparse
@@ -12,21 +13,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from unclip_jax.checkpoints.places import place_of
+from unclip_jax.checkpoints.places import OPEN_CLIP, place_of
 from unclip_jax.cli_messages import message
 from unclip_jax.conditioning.address import shown
 from unclip_jax.interruption import termination_interrupts
 from unclip_jax.progress import Progress
 
+PROGRAM = "python -m convert"
 ADD_DIFFERENCE = "add-difference"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line. Built without importing JAX, so that --help answers at once."""
+def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
+    """The command line of `program`. Built without importing JAX, so that --help answers at once."""
     p = argparse.ArgumentParser(
-        prog="python -m convert",
+        prog=program,
         description="Converts Stable Diffusion 2 checkpoints between PyTorch's formats and ours, without PyTorch.",
-        epilog=f"python -m convert {ADD_DIFFERENCE} A B C DST makes a checkpoint of three: see its own --help. A file "
+        epilog=f"{program} {ADD_DIFFERENCE} A B C DST merges three checkpoints: see its own --help. A file "
         f"or folder of that name is ./{ADD_DIFFERENCE}.",
     )
     p.add_argument(
@@ -43,13 +45,13 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def difference_parser() -> argparse.ArgumentParser:
+def difference_parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     """The command line of `add-difference`, without that word."""
     p = argparse.ArgumentParser(
-        prog=f"python -m convert {ADD_DIFFERENCE}",
+        prog=f"{program} {ADD_DIFFERENCE}",
         description="Writes A + scale (B - C): A with what the fine-tune B has learnt since its base C. Each may be of "
-        "any layout. Whatever B and C do not both have stays A's. The options without a letter are A's and the "
-        "result's, as for a conversion; B or C that needs others is converted first.",
+        "any layout. What B and C do not both have stays A's. Options without a letter are for A and the result, as in "
+        "a conversion; a B or C that needs other options must be converted first.",
     )
     for name, what in {"a": "the checkpoint to change", "b": "a fine-tune of C", "c": "the base of B"}.items():
         p.add_argument(name, metavar=name.upper(), help=what)
@@ -84,16 +86,19 @@ def _add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="of the written weights; default: as read"
     )
-    p.add_argument("--ema", action="store_true", help="take the moving averages of an original file's UNet")
+    p.add_argument("--ema", action="store_true", help="read the EMA weights of an original file's UNet")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 0 done, 2 for what is refused (one line on stderr), 1 for anything else."""
+def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
+    """Runs the command. Exit status 0: done; 2: refused (one line on stderr); 1: anything else.
+
+    program: the name of the command in its usage line.
+    """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] == [ADD_DIFFERENCE]:
-        args, run = difference_parser().parse_args(arguments[1:]), merge
+        args, run = difference_parser(program).parse_args(arguments[1:]), merge
     else:
-        args = parser().parse_args(arguments)
+        args = parser(program).parse_args(arguments)
         if args.check == (args.destination is not None):
             print("convert: give a destination, or --check and none", file=sys.stderr)
             return 2
@@ -112,11 +117,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Proves the mapping and says what was found."""
+    """Proves the mapping complete and reports what was found."""
     from convert.clip import is_clip
     from convert.source import check_source
     from unclip_jax.checkpoints.directory import is_directory_checkpoint
-    from unclip_jax.checkpoints.source import file_beside, open_checkpoint
+    from unclip_jax.checkpoints.local import file_beside
+    from unclip_jax.checkpoints.source import open_checkpoint
 
     path = _path(args)
     if path is None or (path.is_dir() and is_directory_checkpoint(path)) or is_clip(path):
@@ -140,7 +146,7 @@ def check(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Opens the source and writes it in the layout asked for."""
+    """Opens the source and writes it in the requested layout."""
     from unclip_jax.checkpoints.atomic import require_absent
     from unclip_jax.checkpoints.source import open_checkpoint
 
@@ -164,7 +170,7 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def merge(args: argparse.Namespace) -> int:
-    """Opens three sources and writes A + scale (B - C) in the layout asked for."""
+    """Opens three sources and writes A + scale (B - C) in the requested layout."""
     from convert.merge import add_difference, open_weights, require_scale, shared
     from unclip_jax.checkpoints.atomic import require_absent
     from unclip_jax.checkpoints.source import open_checkpoint
@@ -193,8 +199,8 @@ def merge(args: argparse.Namespace) -> int:
 
 
 def _path(args: argparse.Namespace) -> Path | None:
-    """Where the source is on this machine, fetched if need be; None for a name of open_clip's."""
-    from unclip_jax.checkpoints.source import OPEN_CLIP, local_path
+    """The source's path on this machine, downloaded if necessary; None for a name of open_clip's."""
+    from unclip_jax.checkpoints.local import local_path
 
     if args.source.startswith(OPEN_CLIP):
         return None
@@ -202,7 +208,7 @@ def _path(args: argparse.Namespace) -> Path | None:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `open_checkpoint` takes beside a source on this machine."""
+    """The other arguments of `open_checkpoint` for a source on this machine."""
     names = ("config", "prediction_type", "clip_stats", "text_encoder", "vae", "unet", "variant", "preprocess", "ema")
     return {name: getattr(args, name) for name in names}
 
@@ -224,7 +230,7 @@ def _size(checkpoint: Any) -> str:
 
 
 def _write(args: argparse.Namespace, checkpoint: Any, provenance: Callable[[], Mapping[str, Any]]) -> None:
-    """Writes a checkpoint as the options say, and prints what was written. provenance: of our own layouts alone."""
+    """Writes a checkpoint as the options say, and prints what was written. provenance: only for our own layouts."""
     from convert.export.diffusers import save_diffusers
     from convert.export.original import save_original
     from unclip_jax.checkpoints.directory import save
@@ -241,7 +247,7 @@ def _write(args: argparse.Namespace, checkpoint: Any, provenance: Callable[[], M
 
 
 def _digests(sources: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of each file by its name (and folder's name, for files of a folder)."""
+    """The SHA-256 of each file by its name (and its folder's name, for files in a folder)."""
     from unclip_jax.checkpoints.directory import sha256
 
     inside = [path for source in sources for path in (source, *sorted(Path(source).rglob("*")))]

@@ -11,24 +11,25 @@ from convert.architecture.original import ARCHITECTURES, read_open_clip
 from convert.readers import CheckpointError, TensorInfo, open_tensors
 from convert.rules import clip as names
 from convert.rules.flax import flax_rules, is_flax
+from convert.tokenizer import open_tokenizer
 from convert.weights import weights_file
 from unclip_jax.checkpoints.checkpoint import Checkpoint
 from unclip_jax.checkpoints.networks import abstract_params
-from unclip_jax.checkpoints.source import OPEN_CLIP
-from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json, tokenizer_json_from_folder
+from unclip_jax.checkpoints.places import OPEN_CLIP
+from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json
 
 # open_clip's trainer saves what it wrapped for several devices under one more name.
 WRAPPER = "module."
 
 
 def is_open_clip(path: Path) -> bool:
-    """Whether a file holds the tensors of an open_clip model, and not those of a whole Stable Diffusion checkpoint."""
+    """Whether a file holds the tensors of an open_clip model, rather than a whole Stable Diffusion checkpoint."""
     with open_tensors(path) as file:
         return any(name.removeprefix(WRAPPER) == "visual.conv1.weight" for name in file.tensors)
 
 
 def is_transformers_clip(folder: Path) -> bool:
-    """Whether a folder is one that transformers' CLIPModel saved."""
+    """Whether a folder was saved by transformers' CLIPModel."""
     try:
         return read_json(folder / "config.json").get("model_type") == "clip"
     except (OSError, CheckpointError):
@@ -36,19 +37,25 @@ def is_transformers_clip(folder: Path) -> bool:
 
 
 def is_clip(path: Path) -> bool:
-    """Whether there is a CLIP model on its own."""
+    """Whether the path is a CLIP model on its own."""
     return is_transformers_clip(path) if path.is_dir() else is_open_clip(path)
 
 
 def open_open_clip(source: Path | str, *, config: Path | str | None = None) -> Checkpoint:
-    """An open_clip model with both towers.
+    """Opens an open_clip model with both towers.
 
-    source: its weights, or "open_clip:NAME/TAG", which open_clip (extra `convert`) downloads and names the architecture
-    of; TAG may be a path. config: open_clip's JSON for the architecture, or the name of one in
-    `convert.architecture.original.ARCHITECTURES`; left out, an `open_clip_config.json` beside the file is read, or the
-    tensors are those of ViT-H-14.
+    Args:
+        source: Its weights; or "open_clip:NAME/TAG", which open_clip (extra `convert`) downloads, and whose
+            architecture it knows. TAG may be a path.
+        config: open_clip's JSON for the architecture, or a name in `convert.architecture.original.ARCHITECTURES`. By
+            default an `open_clip_config.json` beside the file is read, or else the tensors must be those of ViT-H-14.
 
-    Raises CheckpointError in one line for anything else; ImportError, with advice, without open_clip.
+    Returns:
+        The open checkpoint.
+
+    Raises:
+        CheckpointError: It is anything else.
+        ImportError: open_clip is missing. The message says what to install.
     """
     if str(source).startswith(OPEN_CLIP):
         path, described = _published(str(source).removeprefix(OPEN_CLIP))
@@ -70,7 +77,18 @@ def open_open_clip(source: Path | str, *, config: Path | str | None = None) -> C
 
 
 def open_transformers_clip(folder: Path, *, variant: str | None = None) -> Checkpoint:
-    """A folder of transformers' CLIPModel with its tokenizer. Raises CheckpointError in one line for a broken one."""
+    """Opens a folder of transformers' CLIPModel with its tokenizer.
+
+    Args:
+        folder: The folder.
+        variant: Of the weights, such as "fp16".
+
+    Returns:
+        The open checkpoint.
+
+    Raises:
+        CheckpointError: The folder is broken.
+    """
     with contextlib.ExitStack() as stack:
         architecture = read_clip(folder / "config.json")
         path = weights_file(folder, variant)
@@ -82,11 +100,7 @@ def open_transformers_clip(folder: Path, *, variant: str | None = None) -> Check
             rules = flax_rules(rules)
         engine.require_complete(engine.check(rules, params, tensors, names.TRANSFORMERS_UNUSED), folder.name)
         parameters = engine.import_params(rules, params, tensors, file.read)
-        try:
-            text = tokenizer_json_from_folder(folder)
-            tokenizer = Tokenizer.from_json(text, "transformers", architecture.text_encoder.context_length)
-        except (ValueError, FileNotFoundError) as error:
-            raise CheckpointError(f"tokenizer: {error}") from error
+        tokenizer = open_tokenizer(folder, architecture.text_encoder.context_length)
         return Checkpoint(architecture, tokenizer, parameters, str(folder), (path,), stack.pop_all())
 
 

@@ -1,6 +1,6 @@
-"""Applies a layout's table in either direction and proves it complete.
+"""Applies a layout's table in either direction, and proves it complete.
 
-A table is a list of rules; a rule ties one foreign tensor (or one equal part of it) to one of our parameters (or one
+A table is a list of rules. A rule ties one foreign tensor (or one equal part of it) to one of our parameters (or one
 layer of a stacked parameter) through a named layout. The same list read forwards imports, read backwards exports.
 """
 
@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the axes of a tensor differ: `ours` maps the foreign array to our layout, `foreign` back."""
+    """The difference in the order of axes: `ours` maps the foreign array to our layout, `foreign` back."""
 
     ours: Callable[[np.ndarray], np.ndarray]
     foreign: Callable[[np.ndarray], np.ndarray]
@@ -52,7 +52,7 @@ LAYOUTS = {
     ),
     # One row there, a vector here.
     "row": Layout(lambda a: a[0], lambda a: a[None]),
-    # One token of one picture there, a vector here.
+    # One token of one image there, a vector here.
     "token": Layout(lambda a: a[0, 0], lambda a: a[None, None]),
 }
 
@@ -61,7 +61,7 @@ LAYOUTS = {
 class Rule:
     """foreign[part-th of `parts` along axis 0] <-> ours[layer]; parts = 1 and layer = None mean the whole tensor.
 
-    groups: how often the parts follow each other along the axis, as where every head has its own query, key and value.
+    groups: how often the parts repeat along the axis, as when every head has its own query, key and value.
     """
 
     foreign: str
@@ -85,12 +85,12 @@ class Table:
             self._leaves[module].append(leaf)
 
     def tensor(self, ours: str, foreign: str, layout: str = "same", **where: int) -> None:
-        """Ties one parameter; ignored where this architecture does not have it."""
+        """Ties one parameter; ignored if this architecture does not have it."""
         if ours in self._params:
             self.rules.append(Rule(foreign, ours, layout, **where))
 
     def module(self, ours: str, foreign: str, *, layer: int | None = None, kernel: str | None = None) -> None:
-        """Ties every parameter of a layer (kernel, scale or embedding as `.weight`; bias) as far as it has them."""
+        """Ties the parameters that a layer has: kernel, scale or embedding as `.weight`; bias."""
         for leaf in self._leaves.get(ours, ()):
             name = f"{ours}.{leaf}"
             if leaf == "kernel":
@@ -103,7 +103,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Unused:
-    """Foreign tensors that no network reads: a full-match pattern and the reason, for people."""
+    """Foreign tensors that no network reads: a full-match pattern, and the reason for people."""
 
     pattern: str
     reason: str
@@ -113,9 +113,13 @@ class Unused:
 class Dialect:
     """The names that one writer gives the tensors of a part (a network, or what stands beside one).
 
-    table: (t, prefix, config) -> None, ties the part's parameters to names that begin with `prefix`. sign: matches
-    names that only this dialect has. spellings: (pattern, form), other names of the same tensors, and what the table
-    calls them. unused: what may be there beside them. All are names within the part, and full matches.
+    All names are within the part, and all patterns are full matches.
+
+    Args:
+        table: (t, prefix, config) -> None, ties the part's parameters to names that begin with `prefix`.
+        sign: Matches names that only this dialect has.
+        spellings: (pattern, form): other names of the same tensors, and the table's names for them.
+        unused: What may be there beside them.
     """
 
     table: Callable[[Table, str, Any], None]
@@ -124,7 +128,7 @@ class Dialect:
     unused: tuple[Unused, ...] = ()
 
     def canonical(self, name: str) -> str:
-        """A name within the part as the table has it, whatever release or tool wrote it."""
+        """The table's form of a name within the part, whatever release or tool wrote it."""
         for pattern, form in self.spellings:
             if match := re.fullmatch(pattern, name):
                 return match.expand(form)
@@ -142,9 +146,10 @@ def foreign_shape(rule: Rule, params: Mapping[str, Any]) -> Shape:
 
 
 def prove(rules: Iterable[Rule], params: Mapping[str, Any]) -> None:
-    """Checks that a table is a bijection: each of our parameters filled once, each foreign tensor used up once.
+    """Checks that a table is a bijection: each of our parameters filled once, each foreign tensor used once.
 
-    Raises AssertionError: a failure is a mistake in the table, not in anybody's file.
+    Raises:
+        AssertionError: It is not. That is a mistake in the table, not in anybody's file.
     """
     slots = Counter((rule.ours, rule.layer) for rule in rules)
     wanted = {
@@ -164,9 +169,9 @@ def prove(rules: Iterable[Rule], params: Mapping[str, Any]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `check` found: used, known-unused (with reasons), and the three kinds of trouble, each named.
+    """The findings of `check`: used, known-unused (with reasons), and the three kinds of trouble, each named.
 
-    notes: what else people should be told.
+    notes: further information for the user.
     """
 
     used: list[str]
@@ -194,7 +199,15 @@ def check(
 ) -> Report:
     """Compares a file's names, shapes and dtypes with a table; reads no tensor data.
 
-    own: what the file itself calls tensors whose names are others in the table; the report has these.
+    Args:
+        rules: The table.
+        params: Our parameters' names and shapes.
+        tensors: The file's.
+        unused: What may be there beside them.
+        own: The table's name -> the file's own name, where they differ; the report uses the latter.
+
+    Returns:
+        The findings.
     """
     own = own or {}
     shapes = {rule.foreign: foreign_shape(rule, params) for rule in rules}
@@ -283,7 +296,7 @@ def _foreign_piece(rule: Rule, param: Parameter) -> Callable[[], np.ndarray]:
 
 
 def _in_groups(groups: int, parts: tuple[Callable[[], np.ndarray], ...]) -> tuple[Callable[[], np.ndarray], ...]:
-    """The pieces of a foreign tensor whose parts alternate in so many groups."""
+    """The pieces of a foreign tensor whose parts alternate in this number of groups."""
     if groups == 1:
         return parts
 
@@ -296,13 +309,17 @@ def _in_groups(groups: int, parts: tuple[Callable[[], np.ndarray], ...]) -> tupl
 
 
 def require_complete(report: Report, where: str) -> None:
-    """Raises CheckpointError in one line unless every wanted tensor is there and every other one is known."""
+    """Checks that every needed tensor is there and every other one is known.
+
+    Raises:
+        CheckpointError: It is not so.
+    """
     if not report.complete:
         raise CheckpointError(f"{where}: {report}")
 
 
 def core_shape(shape: Shape) -> Shape:
-    """A shape without what dialects differ in: some keep a Linear as a 1x1 convolution, and the other way round.
+    """A shape without the differences between dialects: some keep a Linear as a 1x1 convolution, and vice versa.
 
     Convolutions have their two sides last in PyTorch's files, and first in Flax's.
     """

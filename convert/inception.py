@@ -21,14 +21,14 @@ _UNUSED = [
 
 
 def abstract_inception() -> Network:
-    """The network with shapes in the place of parameters."""
+    """The network with shapes instead of parameters."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Inception(rngs=nnx.Rngs(0))))
     flat = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
     return Network(graphdef, {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in flat.items()})
 
 
 def inception_rules(params: dict[str, jax.ShapeDtypeStruct]) -> list[Rule]:
-    """Ours and theirs: the same names but for the parts of a layer."""
+    """Our names and theirs: they differ only in the parts of a layer."""
     rules = []
     for name in params:
         module, _, leaf = name.rpartition(".")
@@ -38,7 +38,18 @@ def inception_rules(params: dict[str, jax.ShapeDtypeStruct]) -> list[Rule]:
 
 
 def open_inception(path: Path) -> Network:
-    """Reads the weights. Raises FileNotFoundError; ValueError for a file that is broken, or of another network."""
+    """Reads the weights.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The network.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: The file is broken, or of another network.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"inception: no such file: {path}")

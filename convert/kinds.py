@@ -1,6 +1,6 @@
-"""What a file of tensors is that is not what was asked for: named for the person who gave it, with what to do.
+"""Recognises files that are not what was asked for, and names them for the user, with advice.
 
-Only names and shapes are looked at. The kinds are told apart by tensors that a kind cannot do without.
+Only names and shapes are read. Kinds are distinguished by tensors that a kind cannot lack.
 """
 
 import re
@@ -96,7 +96,7 @@ FILES = {
 
 
 def kind_of(tensors: Tensors, without: Collection[str] = ()) -> str:
-    """What a file holds and what to do with it, in one sentence; "" for what is not known or looks right.
+    """One sentence on what a file holds and what to do with it; "" if it is unknown or looks right.
 
     without: parts of a checkpoint that it need not have.
     """
@@ -120,9 +120,9 @@ def kind_of(tensors: Tensors, without: Collection[str] = ()) -> str:
 
 
 def other_than(kind: str, tensors: Tensors) -> str:
-    """As `kind_of`, where a file of this kind was wanted; a whole checkpoint is named as well.
+    """As `kind_of`, if a file of this kind was wanted; a whole checkpoint is named as well.
 
-    A few tensors are no network: they are a broken file of the kind that was wanted.
+    A few tensors are not a network: they are a broken file of the wanted kind.
     """
     if len(tensors) < FEWEST:
         marked = _marked(tensors)
@@ -134,27 +134,27 @@ def other_than(kind: str, tensors: Tensors) -> str:
 
 
 def _marked(names: Iterable[str]) -> str:
-    """The first kind of which some name has the mark; "" where none has any."""
+    """The first kind whose mark is in some name; "" if there is none."""
     names = list(names)
     return next((kind for kind, pattern in TENSORS.items() if any(map(re.compile(pattern).match, names))), "")
 
 
 def family_of(tensors: Tensors) -> str:
-    """The family of a UNet by the width of the text that it reads; "" for Stable Diffusion 2 and unknown ones."""
+    """The family of a UNet, from the width of the text that it reads; "" for Stable Diffusion 2 and unknown ones."""
     keys = re.compile(r".*\.attn2\.to_k\.weight")
     widths = {info.shape[1] for name, info in tensors.items() if keys.fullmatch(name) and len(info.shape) == 2}
     return next((family for width, family in TEXT_WIDTHS.items() if widths == {width}), "")
 
 
 def parts_of(names: Iterable[str]) -> list[str]:
-    """The parts of a checkpoint that tensors of these names are of, with a root of their own or bare."""
+    """The parts of a checkpoint that these tensor names belong to, with a root of their own or bare."""
     names = list(names)
     rooted = {layouts.part_of(name) for name in names}
     return [part for part, is_of in _BARE.items() if part in rooted or any(map(is_of, names))]
 
 
 def _signed(part: str) -> Callable[[str], bool]:
-    """Whether a name without a root is one of this part's, in any of its dialects."""
+    """Whether a name without a root belongs to this part, in any of its dialects."""
 
     def is_of(name: str) -> bool:
         return any(re.fullmatch(d.sign, d.canonical(name)) for d in layouts.PARTS[part].values())
@@ -166,7 +166,7 @@ _BARE = {part: _signed(part) for part in PART_NAMES}
 
 
 def kind_of_folder(folder: Path) -> str:
-    """What a folder holds that is no checkpoint, and what to do with it; "" for what is not known."""
+    """What a folder holds that is not a checkpoint, and what to do with it; "" if it is unknown."""
     for name in ("model_index.json", "config.json"):
         try:
             data = read_object(folder / name)

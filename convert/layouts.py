@@ -1,8 +1,8 @@
-"""The layouts of whole checkpoints: where each part's tensors are, and in whose names.
+"""The layouts of whole checkpoints: where each part's tensors are, and under whose names.
 
 A part's names (`convert.rules.unet` and the like) do not depend on what holds them. A layout gives each part a place:
-the prefix of its tensors, and a dialect. Two are written, `convert.rules.ldm` and `convert.rules.diffusers`; `locate`
-finds the places in whatever other programs wrote. The tensors of folders are called "folder/name" here.
+the prefix of its tensors, and a dialect. Two layouts are written, `convert.rules.ldm` and `convert.rules.diffusers`.
+`locate` finds the places in what other programs wrote. The tensors of folders are called "folder/name" here.
 """
 
 import re
@@ -40,7 +40,7 @@ PARTS: dict[str, dict[str, Dialect]] = {
 
 
 class Place(NamedTuple):
-    """Where a part's tensors are: what all of their names begin with, and the dialect that they go on in."""
+    """Where a part's tensors are: the prefix of all of their names, and the dialect of the rest."""
 
     prefix: str
     dialect: str
@@ -65,14 +65,14 @@ _SCHEDULE = (
     r"|log_one_minus_alphas_cumprod|sqrt_recip_alphas_cumprod|sqrt_recipm1_alphas_cumprod"
     r"|posterior_variance|posterior_log_variance_clipped|posterior_mean_coef1|posterior_mean_coef2|logvar|lvlb_weights"
 )
-# Empty tensors by which ComfyUI and others say what a UNet predicts, and that its schedule ends without signal.
+# Empty tensors by which ComfyUI and others mark what a UNet predicts, and that its schedule ends without signal.
 V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
 BESIDE = [
     Unused(rf"(noise_augmentor\.|low_scale_model\.)?({_SCHEDULE})", "noise schedule: recomputed from its betas"),
     Unused(r"denoiser\.(sigmas|log_sigmas)", "noise schedule: recomputed from its betas"),
     Unused(r"noise_augmentor\.data_(mean|std)", "statistics of image embeddings: read from a file of their own"),
     Unused(rf"{V_PREDICTION}|{ZERO_SNR}", "marks of what the UNet predicts"),
-    Unused(r"model_ema\..*", "moving averages of the UNet's weights: read with ema"),
+    Unused(r"model_ema\..*", "EMA of the UNet's weights: read with ema"),
     Unused(r"scale_factor|global_step", "part of the configuration, or of a training run"),
 ]
 # What the tower's last layer is called, of which Stable Diffusion 2 reads the layer before.
@@ -86,7 +86,7 @@ _SETTINGS: dict[str, Any] = {"unet": UNetConfig(), "image_encoder": VisionConfig
 
 
 def table(config: CheckpointConfig, params: Mapping[str, Any], places: Places) -> Table:
-    """The rules for one architecture; `params` as `unclip_jax.checkpoints.networks.abstract_params` gives them."""
+    """The rules for one architecture; `params` as from `unclip_jax.checkpoints.networks.abstract_params`."""
     t = Table(params)
     for part, place in places.items():
         if (settings := _settings(config, part)) is not None:
@@ -95,7 +95,7 @@ def table(config: CheckpointConfig, params: Mapping[str, Any], places: Places) -
 
 
 def file_params(config: CheckpointConfig, without: Collection[str] = ()) -> dict[str, Any]:
-    """The parameters that an original file holds: all but the statistics of image embeddings, and parts left out."""
+    """The parameters that an original file holds: all but the statistics of image embeddings, and omitted parts."""
     left_out = {*without, "image_normalizer"}
     return {name: spec for name, spec in abstract_params(config).items() if name.split(".")[0] not in left_out}
 
@@ -121,10 +121,17 @@ def _settings(config: CheckpointConfig, part: str) -> Any:
 
 
 def locate(names: Iterable[str], layout: Places) -> tuple[dict[str, Place], dict[str, str]]:
-    """Where the parts are among tensors of these names, and the tables' name of every tensor -> its own.
+    """Finds the parts among tensors of these names.
 
-    names: of a file, or "folder/name" of a folder's files. layout: the places of parts that are not there. Raises
-    CheckpointError where two names mean one tensor.
+    Args:
+        names: Of a file, or "folder/name" of a folder's files.
+        layout: The places of parts that are not there.
+
+    Returns:
+        The parts' places, and the table's name of every tensor -> its own.
+
+    Raises:
+        CheckpointError: Two names mean one tensor.
     """
     parts: dict[str, list[tuple[str, str, str]]] = defaultdict(list)  # part -> (root, name within, own name)
     found: dict[str, str] = {}
@@ -144,12 +151,12 @@ def locate(names: Iterable[str], layout: Places) -> tuple[dict[str, Place], dict
 
 
 def part_of(name: str) -> str:
-    """The part that a tensor is of by the root of its name; "" for a name without one."""
+    """The part that a tensor belongs to, by the root of its name; "" for a name without one."""
     return _root(_WRAPPER.sub("", name))[0]
 
 
 def _root(name: str) -> tuple[str, str]:
-    """The part that a tensor is of, and where the part's names begin: "" for what is of none."""
+    """The part that a tensor belongs to, and where the part's names begin; "" for no part."""
     folder, slash, _ = name.partition("/")
     if slash and folder in PARTS:
         inner = re.match(rf"{re.escape(folder)}/(?:{_ROOTS.get(folder, '')})?", name)
@@ -163,7 +170,7 @@ def _root(name: str) -> tuple[str, str]:
 def _place(
     dialects: Mapping[str, Dialect], default: Place, tensors: list[tuple[str, str, str]]
 ) -> tuple[Place, list[tuple[str, str]]]:
-    """A part's place by what most of its tensors are called, and the tensors as (canonical name within, own name)."""
+    """A part's place, from the names of most of its tensors, and the tensors as (canonical name within, own name)."""
     best, signs = default.dialect, 0
     for name, dialect in dialects.items():
         count = sum(bool(re.fullmatch(dialect.sign, dialect.canonical(within))) for _, within, _ in tensors)
@@ -188,9 +195,9 @@ def _add(found: dict[str, str], name: str, own: str) -> None:
 
 
 def foreign_names(part: str, places: Places, params: Mapping[str, int]) -> dict[str, str]:
-    """What the tensors of a few parameters of a part are called: name within ours -> theirs.
+    """The names of the tensors of some parameters of a part: name within ours -> theirs.
 
-    params: name -> its number of axes. Of layers that are stacked it is the first one's tensor.
+    params: name -> its number of axes. For stacked layers it is the first one's tensor.
     """
     place, config = places[part], _SETTINGS[part]
     t = Table({f"{part}.{name}": np.broadcast_to(np.empty((), np.int8), (1,) * axes) for name, axes in params.items()})

@@ -1,4 +1,4 @@
-"""Checkpoints made from checkpoints: what a fine-tune has learnt, added to another model of the same base."""
+"""Merging checkpoints: adding what a fine-tune has learnt to another model of the same base."""
 
 import functools
 import math
@@ -19,20 +19,29 @@ INPUTS = 2  # its axis of channels that are read
 def add_difference(
     a: Checkpoint, b: Checkpoint, c: Checkpoint, scale: float = 1.0, dtype: np.dtype | None = None
 ) -> Checkpoint:
-    """The checkpoint A + scale (B - C): A with what B has learnt since C. Lazy, so that all three have to stay open.
+    """The checkpoint A + scale (B - C): A with what B has learnt since C.
 
-    Everything but the weights is A's, and so are parameters that B and C do not both have, and the statistics of an
-    unCLIP's embeddings, which belong to its image encoder. Where A's UNet reads more channels than theirs, as one for
-    inpainting does, the difference is added to the channels of the latents, which are the first.
+    Everything except the weights is A's. So are parameters that B and C do not both have, and the statistics of an
+    unCLIP's embeddings, which belong to its image encoder. If A's UNet reads more channels than theirs, as one for
+    inpainting does, the difference is added to the channels of the latents, which come first.
 
-    Sums are float32; a number to which nothing is added keeps its bits. dtype: of the result, by default A's own, each
-    parameter's. Numbers that become infinite by it are warned of by the parameter's name. One parameter is in memory at
-    a time, and of stacked layers one layer.
+    Sums are float32; a number to which nothing is added keeps its bits. Numbers that become infinite in the result's
+    dtype cause a warning that names the parameter. One parameter is in memory at a time, or one layer of stacked
+    layers. Source: AUTOMATIC1111's checkpoint merger, "Add difference".
 
-    Raises ValueError in one line for a scale that is no finite number, for shapes that differ, with all three, and
-    where the three have no parameter in common.
+    Args:
+        a: A. Reading is lazy, so all three must stay open.
+        b: B.
+        c: C.
+        scale: The scale.
+        dtype: Of the result; by default each parameter's own in A.
 
-    Source: AUTOMATIC1111's checkpoint merger, "Add difference".
+    Returns:
+        The merged checkpoint.
+
+    Raises:
+        ValueError: The scale is not a finite number, shapes differ (the message gives all three), or the three have no
+            parameter in common.
     """
     require_scale(scale)
     names = shared(a, b, c)
@@ -51,20 +60,24 @@ def add_difference(
 
 
 def open_weights(source: str | os.PathLike[str], config: str | os.PathLike[str] | None = None) -> Checkpoint:
-    """Opens a checkpoint for its weights alone: what its UNet predicts does not matter, and is not guessed.
+    """Opens a checkpoint only for its weights: what its UNet predicts does not matter, and is not guessed.
 
-    Takes and raises what `unclip_jax.checkpoints.source.open_checkpoint` does.
+    Takes the arguments of `unclip_jax.checkpoints.source.open_checkpoint` and raises its errors.
     """
     return open_checkpoint(source, config=config, prediction_type="epsilon")
 
 
 def shared(a: Checkpoint, b: Checkpoint, c: Checkpoint) -> list[str]:
-    """The parameters to which a difference is added: those that all three have, in A's order."""
+    """The parameters that a difference is added to: those that all three have, in A's order."""
     return [name for name in a.params if name in b.params and name in c.params and name not in STATISTICS]
 
 
 def require_scale(scale: float) -> None:
-    """Raises ValueError unless float32 holds the number."""
+    """Checks that float32 can hold the number.
+
+    Raises:
+        ValueError: It cannot.
+    """
     if not (math.isfinite(scale) and abs(scale) <= float(np.finfo(np.float32).max)):
         raise ValueError(f"scale is {scale}; want a finite number of float32")
 
@@ -95,7 +108,7 @@ def _scaled(b: np.ndarray, c: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _add(name: str, a: np.ndarray, difference: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """In the place of the difference, as far as it goes; the rest of A is kept."""
+    """A with the difference added as far as that reaches; the rest of A is kept."""
     if difference.shape != a.shape:
         missing = (whole - part for whole, part in zip(a.shape, difference.shape, strict=True))
         difference = np.pad(difference, [(0, count) for count in missing])

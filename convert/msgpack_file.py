@@ -1,9 +1,9 @@
 """The files of Flax's serialization: one msgpack map of maps, whose leaves are arrays.
 
-https://github.com/msgpack/msgpack/blob/master/spec.md gives the format. An array is what flax.serialization makes of
-it: an extension of type 1 (a scalar: 3) that holds a list of shape, name of the dtype and bytes; above 1 GiB a map with
-a mark, the shape, and the array in flat pieces. msgpack's own package copies each array; here they stay views of the
-mapped file.
+https://github.com/msgpack/msgpack/blob/master/spec.md gives the format. An array is written as by flax.serialization:
+an extension of type 1 (a scalar: 3) that holds a list of shape, dtype name and bytes; above 1 GiB, a map with a mark,
+the shape, and the array in flat pieces. msgpack's own package copies each array; here they stay views of the mapped
+file.
 """
 
 import contextlib
@@ -60,10 +60,17 @@ class _Array(NamedTuple):
 def open_msgpack(path: Path) -> TensorFile:
     """Opens a `.msgpack` file of Flax and checks its whole structure; reads no array data.
 
-    A tensor's name is that of the maps it lies in, joined by dots: "down_blocks_0.resnets_0.norm1.scale". Files that
-    are one part of a model have such names as the keys of one map, with slashes, and get the same.
+    A tensor's name joins the names of the maps around it with dots: "down_blocks_0.resnets_0.norm1.scale". Files that
+    are one part of a model have such names as the keys of one map, with slashes, and get the same names.
 
-    Raises CheckpointError in one line that names the file and the tensor.
+    Args:
+        path: The file.
+
+    Returns:
+        The open file.
+
+    Raises:
+        CheckpointError: The file is damaged or something else. The message names the file and the tensor.
     """
     with naming(path), contextlib.ExitStack() as resources:
         mapping = map_file(path, resources)
@@ -89,7 +96,7 @@ def open_msgpack(path: Path) -> TensorFile:
 
 
 def begins_msgpack(head: bytes) -> bool:
-    """Whether a file may be a msgpack map with a string for its first key, by its first bytes."""
+    """Whether the first bytes of a file may begin a msgpack map with a string as its first key."""
     if not head or not (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
         return False
     key = head[{0xDE: 3, 0xDF: 5}.get(head[0], 1) :][:1]
@@ -97,7 +104,7 @@ def begins_msgpack(head: bytes) -> bool:
 
 
 class _Scan:
-    """Walks over the values of a mapped file from the first byte on."""
+    """Walks over the values of a mapped file, from its first byte."""
 
     def __init__(self, mapping: mmap.mmap):
         self.at = 0
@@ -105,7 +112,7 @@ class _Scan:
         self._entries = 0
 
     def value(self, name: str, depth: int = 0) -> Any:
-        """The next value: a dict, an `_Array`, or what a map of pieces has beside these: an int or True."""
+        """The next value: a dict, an `_Array`, or the other entries of a map of pieces: an int or True."""
         kind, number = self._head()
         match kind:
             case "map":
@@ -176,7 +183,7 @@ class _Scan:
             raise CheckpointError(f"{where}: holds a string that is not UTF-8") from error
 
     def _head(self) -> tuple[str, int]:
-        """Kind of the next value, and its length, or its number where it is one."""
+        """The kind of the next value, and its length, or the number itself."""
         first = self._take(1)[0]
         if first < 0x80:
             return "integer", first

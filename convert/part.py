@@ -1,4 +1,4 @@
-"""A UNet or a VAE from elsewhere, in the place of a checkpoint's own: from a file, or from any folder that has one."""
+"""Replaces a checkpoint's UNet or VAE by another one, from a file or from any folder that has one."""
 
 import contextlib
 import dataclasses
@@ -21,11 +21,21 @@ Part = Literal["unet", "vae"]
 
 
 def with_part(checkpoint: Checkpoint, part: Part, path: Path, *, variant: str | None = None) -> Checkpoint:
-    """A checkpoint with another UNet or VAE than its own; it holds the part's files open as well.
+    """A checkpoint with another UNet or VAE; it also holds the part's files open.
 
-    path: a folder of diffusers' model or pipeline, a converted directory, or a file of the part's tensors, alone or
-    among a checkpoint's, in any dialect. A file without a description must be of the architecture of the checkpoint's
-    own. Raises CheckpointError in one line for what is something else, is incomplete, or does not fit the checkpoint.
+    Args:
+        checkpoint: The open checkpoint.
+        part: Which network to replace.
+        path: A folder of diffusers' model or pipeline, a converted directory, or a file with the part's tensors, alone
+            or among a checkpoint's, in any dialect. A file without a description must have the architecture of the
+            checkpoint's own.
+        variant: Of a diffusers folder's weights, such as "fp16".
+
+    Returns:
+        The checkpoint with the other part.
+
+    Raises:
+        CheckpointError: The part is something else, is incomplete, or does not fit the checkpoint.
     """
     config = family_config(checkpoint)
     with contextlib.ExitStack() as stack:
@@ -78,7 +88,11 @@ def _read(stack: contextlib.ExitStack, part: Part, settings: Any, path: Path) ->
 
 
 def _fitting(config: CheckpointConfig, part: Part, settings: Any, where: str) -> CheckpointConfig:
-    """The configuration with another part. Raises CheckpointError where the other parts cannot work with it."""
+    """The configuration with another part.
+
+    Raises:
+        CheckpointError: The other parts cannot work with it.
+    """
     replaced = dataclasses.replace(config, **{part: settings})
     for what, have, want in (
         ("latent channels", replaced.vae.latent_channels, config.vae.latent_channels),

@@ -15,13 +15,15 @@ from convert.readers import CheckpointError, TensorFile, TensorInfo, open_tensor
 from convert.rules import diffusers
 from convert.rules import prior as rules
 from convert.statistics import STATISTICS, published_statistics, read_statistics
+from convert.tokenizer import open_tokenizer
 from convert.weights import weights_file
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.config import PriorCheckpointConfig
 from unclip_jax.checkpoints.networks import abstract_network, abstract_params
-from unclip_jax.conditioning.tokenizer import Tokenizer, openai_tokenizer_json, tokenizer_json_from_folder
+from unclip_jax.conditioning.tokenizer import Tokenizer, openai_tokenizer_json
 from unclip_jax.models.clip import TextConfig, TextEncoder
 from unclip_jax.models.prior import Prior, PriorConfig
+from unclip_jax.reference import Reference
 
 # Karlo's files, as published, and the suffixes under which `export.prior` puts the same beside a checkpoint.
 KARLO_FILE = "prior-ckpt-step=01000000-of-01000000.ckpt"
@@ -31,7 +33,7 @@ MARK = "model.prd_emb"
 
 
 def is_karlo_prior(path: Path) -> bool:
-    """Whether there is Karlo's prior: its file, or a folder of its files."""
+    """Whether the path is Karlo's prior: its file, or a folder of its files."""
     if path.is_dir():
         return (path / KARLO_FILE).is_file()
     with open_tensors(path) as file:
@@ -44,7 +46,7 @@ def is_prior_folder(folder: Path) -> bool:
 
 
 def is_prior(path: Path) -> bool:
-    """Whether there is a prior on its own, and not among the parts of a larger pipeline."""
+    """Whether the path is a prior on its own, rather than among the parts of a larger pipeline."""
     return is_karlo_prior(path) or (is_prior_folder(path) and not (path / "unet").is_dir())
 
 
@@ -55,15 +57,23 @@ def open_karlo_prior(
     text_encoder: Path | None = None,
     clip_stats: Path | None = None,
 ) -> Checkpoint:
-    """Karlo's prior from its files.
+    """Opens Karlo's prior from its files.
 
-    path: its checkpoint, or the folder that it lies in. config: Karlo's yaml, None for the published architecture.
-    text_encoder: OpenAI's ViT-L/14 as a state dict (the image tower is left out), and clip_stats: the mean and standard
-    deviation of image embeddings (`.th`, `.npz`). These three are looked for beside the checkpoint when left out: under
-    Karlo's names, `ViT-L-14.pt` and `ViT-L-14_stats.th`, or under its own name with a suffix, as an export writes them.
-    Statistics that are not there are fetched from where they are published.
+    The other three files are looked for beside the checkpoint: under Karlo's names, `ViT-L-14.pt` and
+    `ViT-L-14_stats.th`, or under the checkpoint's name with a suffix, as an export writes them. Missing statistics are
+    downloaded from where they are published.
 
-    Raises CheckpointError in one line for anything that is not such files or is incomplete.
+    Args:
+        path: Its checkpoint, or the folder that holds it.
+        config: Karlo's yaml; None for the published architecture.
+        text_encoder: OpenAI's ViT-L/14 as a state dict; the image tower is not read.
+        clip_stats: The mean and standard deviation of image embeddings (`.th`, `.npz`).
+
+    Returns:
+        The open checkpoint.
+
+    Raises:
+        CheckpointError: The files are something else or incomplete.
     """
     with contextlib.ExitStack() as stack:
         karlo = _open_karlo(stack, path, config, text_encoder)
@@ -80,7 +90,7 @@ def open_karlo_prior(
         if statistics[0].shape != (width,):
             raise CheckpointError(f"{clip_stats.name}: {len(statistics[0])} features; the prior gives {width}")
         try:
-            settings = PriorCheckpointConfig(karlo.prior, karlo.text, "original", architecture.KARLO_SCHEDULER)
+            settings = PriorCheckpointConfig(karlo.prior, karlo.text, Reference.ORIGINAL, architecture.KARLO_SCHEDULER)
         except ValueError as error:
             raise CheckpointError(f"{karlo.path.name}: {error}") from error
         parameters = engine.import_params(karlo.rules, karlo.params, karlo.tensors, karlo.read)
@@ -90,20 +100,26 @@ def open_karlo_prior(
 
 
 def open_diffusers_prior(folder: Path, *, variant: str | None = None) -> Checkpoint:
-    """The prior in a folder that diffusers saved: `prior`, `prior_scheduler`, and a text encoder with its tokenizer.
+    """Opens the prior in a folder that diffusers saved.
 
-    These are `prior_text_encoder` and `prior_tokenizer` (StableUnCLIPPipeline's) or else `text_encoder` and `tokenizer`
-    (Karlo's own). Raises CheckpointError in one line for a folder that is incomplete or of another architecture.
+    Its parts are `prior`, `prior_scheduler`, and a text encoder with its tokenizer: `prior_text_encoder` and
+    `prior_tokenizer` (StableUnCLIPPipeline's) or else `text_encoder` and `tokenizer` (Karlo's own).
+
+    Args:
+        folder: The folder.
+        variant: Of the weights, such as "fp16".
+
+    Returns:
+        The open checkpoint.
+
+    Raises:
+        CheckpointError: The folder is incomplete or has another architecture.
     """
     with contextlib.ExitStack() as stack:
         settings, found = _open_folder(stack, folder, variant)
         parameters = engine.import_params(found.rules, found.params, found.tensors, found.read)
         name = architecture.part_names(folder)["tokenizer"]
-        try:
-            text = tokenizer_json_from_folder(folder / name)
-            tokenizer = Tokenizer.from_json(text, "transformers", settings.text_encoder.context_length)
-        except (ValueError, FileNotFoundError) as error:
-            raise CheckpointError(f"{name}: {error}") from error
+        tokenizer = open_tokenizer(folder / name, settings.text_encoder.context_length)
         return Checkpoint(settings, tokenizer, parameters, str(folder), found.files, stack.pop_all())
 
 
@@ -112,7 +128,8 @@ def check_prior(
 ) -> engine.Report:
     """Proves a prior's files complete from names, shapes and dtypes; reads no tensor data.
 
-    Of Karlo's, the text tower is proved with the prior where it is given or lies beside. Raises as the two above do.
+    For Karlo's, the text tower is proved with the prior if it is given or lies beside it. The arguments and errors are
+    those of the two functions above.
     """
     with contextlib.ExitStack() as stack:
         if path.is_dir() and not is_karlo_prior(path):
@@ -122,7 +139,7 @@ def check_prior(
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """Foreign files found complete, and how they become ours: parameters by name, and what to read them from."""
+    """Foreign files found complete, and how to convert them: parameters by name, and what to read them from."""
 
     rules: list[engine.Rule]
     params: Mapping[str, Any]
@@ -140,7 +157,7 @@ class _Karlo(_Found):
 
 
 def _beside(path: Path, suffix: str, published: str | None = None) -> Path | None:
-    """A file that belongs to a checkpoint, where there is one."""
+    """A file that belongs to a checkpoint, if there is one."""
     places = [path.with_name(path.name + suffix), *([path.with_name(published)] if published else [])]
     return next((place for place in places if place.is_file()), None)
 
@@ -184,7 +201,7 @@ def _open_folder(
 
 
 def _together(parts: Mapping[str, TensorFile]) -> tuple[dict[str, TensorInfo], Callable[[str], np.ndarray]]:
-    """Several files' tensors under the tables' names, a prefix for each file."""
+    """Several files' tensors under the tables' names, with one prefix per file."""
     tensors: dict[str, TensorInfo] = {}
     readers: dict[str, Callable[[], np.ndarray]] = {}
     for prefix, file in parts.items():

@@ -1,7 +1,7 @@
-"""Random checkpoints in the original's format: for trying the library out, and for tests, where real weights are not.
+"""Random checkpoints in the original's format, to try the library and to test it without real weights.
 
-The file is made by the ldm table (for a prior, Karlo's) read backwards, so it has the very names, shapes and layouts of
-a published file.
+The file is made by the ldm table (for a prior, Karlo's) read backwards, so it has exactly the names, shapes and layouts
+of a published file.
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER
 
 _VISION = VisionConfig(width=80, layers=2, heads=4, mlp_width=320, projection_dim=48)
@@ -44,14 +45,14 @@ TINY = CheckpointConfig(
     vae=VAEConfig(block_out_channels=(32, 64, 128, 128)),
     text_encoder=TextConfig(width=64, layers=2, heads=4, mlp_width=256),
     image_encoder=_VISION,
-    dialect="original",
+    reference=Reference.ORIGINAL,
     scheduler="ldm-ddim",
     scheduler_config=PUBLISHED_UNCLIP_SCHEDULER,
     image_noising=COSINE,
 )
 
 
-# The rest of the family, smaller still: a UNet of two levels, 64x64 pictures (the upscaler: 16x16 and more become four
+# The rest of the family, smaller still: a UNet of two levels, 64x64 images (the upscaler: 16x16 and more become four
 # times as large). There is no small depth estimator in the original's format: the depth map is given.
 _TEXT_TO_IMAGE = dataclasses.replace(
     TINY,
@@ -73,7 +74,7 @@ _TEXT_TO_IMAGE = dataclasses.replace(
 _PRIOR = PriorCheckpointConfig(
     PriorConfig(embedding_dim=192, width=128, layers=3, heads=4),
     TextConfig(width=192, layers=2, heads=3, mlp_width=384, activation="quick_gelu", projection_dim=192),
-    "original",
+    Reference.ORIGINAL,
     KARLO_SCHEDULER,
 )
 
@@ -102,10 +103,19 @@ SMALL: dict[str, AnyConfig] = {
 def write_random_checkpoint(path: Path, preset: str = "tiny", seed: int = 0) -> tuple[Path, Path]:
     """Writes a `.safetensors` of random weights in the original's layout, and the original's yaml beside it.
 
-    preset: a key of `SMALL` ("tiny" is an unCLIP of a few million parameters for 256x256 pictures; "tiny-prior" goes
-    with the demo model) or a published checkpoint's name at its full size. Returns the two paths; the yaml is
-    `<path>.yaml`. A prior's text tower and statistics lie beside it, where they are found. Raises ValueError for an
-    unknown preset.
+    A prior's text tower and statistics are written beside it, where they are found.
+
+    Args:
+        path: The file to write.
+        preset: A key of `SMALL` ("tiny" is an unCLIP of a few million parameters for 256x256 images; "tiny-prior" goes
+            with the demo model), or a published checkpoint's name, at its full size.
+        seed: Determines the weights.
+
+    Returns:
+        The two paths; the yaml is `<path>.yaml`.
+
+    Raises:
+        ValueError: The preset is unknown.
     """
     presets = {**SMALL, **PRESETS}
     if preset not in presets:
@@ -135,7 +145,7 @@ def write_random_checkpoint(path: Path, preset: str = "tiny", seed: int = 0) -> 
 
 
 def random_parameter(name: str, shape: tuple[int, ...], seed: int) -> Parameter:
-    """A parameter by its name and the seed alone: about unit gain for kernels, scales near 1, small biases."""
+    """A parameter determined by its name and the seed: about unit gain for kernels, scales near 1, small biases."""
     leaf = name.rsplit(".", 1)[-1]
 
     def draw(layer: int, shape: tuple[int, ...]) -> np.ndarray:

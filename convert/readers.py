@@ -1,6 +1,6 @@
 """Reads foreign checkpoints without torch: `.safetensors`, torch files, Flax's, and each kind in shards with an index.
 
-What a file is shows from its first bytes; its name does not matter. Tensors stay views of the mapped files.
+A file is recognised by its first bytes; its name does not matter. Tensors stay views of the mapped files.
 """
 
 import contextlib
@@ -39,13 +39,19 @@ LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # torch.serializ
 
 
 def open_tensors(path: Path) -> TensorFile:
-    """Opens a checkpoint to read its tensors by name: see `TensorFile`.
+    """Opens a checkpoint to read its tensors by name, see `TensorFile`.
 
-    path: a `.safetensors` file; a torch file (`.ckpt`, `.pt`, `.pth`, `.bin`, `.th`) of a dict of tensors, bare or
-    under "state_dict"; a `.msgpack` file of Flax; or the JSON index of a sharded checkpoint, whose shards lie beside
-    it.
+    Args:
+        path: A `.safetensors` file; a torch file (`.ckpt`, `.pt`, `.pth`, `.bin`, `.th`) with a dict of tensors, bare
+            or under "state_dict"; a `.msgpack` file of Flax; or the JSON index of a sharded checkpoint, with the shards
+            beside it.
 
-    Raises FileNotFoundError, and CheckpointError in one line for a file that is damaged, hostile or something else.
+    Returns:
+        The open file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: The file is damaged, hostile or something else.
     """
     match recognise(path):
         case "safetensors":
@@ -61,11 +67,19 @@ def open_tensors(path: Path) -> TensorFile:
 
 
 def load_pickle(path: Path) -> Any:
-    """What a torch file holds, with read-only numpy arrays in place of tensors; runs nothing that the file names.
+    """The object in a torch file, with read-only numpy arrays for tensors; runs nothing that the file names.
 
-    Things that are not data, such as classes of training frameworks, come as inert placeholders with a `name`.
+    Objects that are not data, such as classes of training frameworks, become inert placeholders with a `name`.
 
-    Raises FileNotFoundError, and CheckpointError in one line for a file that is damaged, hostile or something else.
+    Args:
+        path: The file.
+
+    Returns:
+        The object.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: The file is damaged, hostile or something else.
     """
     match recognise(path):
         case "zip":
@@ -77,7 +91,7 @@ def load_pickle(path: Path) -> Any:
 
 
 def recognise(path: Path) -> str:
-    """What a file is by its first bytes: "safetensors", "zip", "msgpack", "json" or a key of REFUSED."""
+    """The kind of a file from its first bytes: "safetensors", "zip", "msgpack", "json" or a key of REFUSED."""
     with naming(path), open_file(path) as file:
         head = file.read(512)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")

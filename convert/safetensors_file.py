@@ -43,7 +43,14 @@ DTYPES = {
 def open_safetensors(path: Path) -> TensorFile:
     """Opens a `.safetensors` file and checks its whole header; reads no tensor data.
 
-    Raises CheckpointError in one line that names the file and the tensor.
+    Args:
+        path: The file.
+
+    Returns:
+        The open file.
+
+    Raises:
+        CheckpointError: The file is damaged or something else. The message names the file and the tensor.
     """
     with naming(path), contextlib.ExitStack() as resources:
         mapping = map_file(path, resources)
@@ -78,7 +85,7 @@ def _header(mapping: mmap.mmap) -> tuple[dict[str, Any], int]:
 
 
 def _entry(name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
-    """Shape and dtype of one tensor, and where its bytes begin and end in the data."""
+    """The shape and dtype of one tensor, and where its bytes begin and end in the data."""
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end], **rest} if not rest:
             numbers = (*shape, begin, end)

@@ -22,14 +22,19 @@ FOLDER = "safety_checker"
 
 
 def open_safety_checker(folder: str | os.PathLike[str], *, variant: str | None = None) -> SafetyChecker:
-    """The safety checker of a diffusers folder, loaded in float32.
+    """Opens the safety checker of a diffusers folder, in float32.
 
-    folder: the `safety_checker` folder itself (`config.json` and `model.safetensors` or `pytorch_model.bin`), or that
-        of the model which has it
-    variant: of the weights, such as "fp16"; without such a file the plain one is taken
+    Args:
+        folder: The `safety_checker` folder itself (`config.json` and `model.safetensors` or `pytorch_model.bin`), or
+            the folder of the model that has it.
+        variant: Of the weights, such as "fp16"; without such a file the plain one is read.
 
-    Raises FileNotFoundError when there is no such folder; CheckpointError, a ValueError in one line, for one that is
-    incomplete, broken or of another kind.
+    Returns:
+        The safety checker.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        CheckpointError: The folder is incomplete, broken or of another kind.
     """
     path = Path(folder)
     if not path.is_dir():

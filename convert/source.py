@@ -1,4 +1,4 @@
-"""Opens a foreign checkpoint - an original file or a diffusers folder - as our `Checkpoint`."""
+"""Opens a foreign checkpoint (an original file or a diffusers folder) as our `Checkpoint`."""
 
 import contextlib
 import dataclasses
@@ -19,11 +19,12 @@ from convert.prior import check_prior, is_prior
 from convert.readers import CheckpointError, TensorFile, TensorInfo, open_tensors
 from convert.rules import diffusers, ldm
 from convert.statistics import embedding_statistics, published_statistics
+from convert.tokenizer import open_tokenizer
 from convert.weights import weights_file
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.config import CheckpointConfig, predicting
 from unclip_jax.checkpoints.networks import abstract_params
-from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json, tokenizer_json_from_folder
+from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json
 
 
 def open_original(
@@ -35,17 +36,25 @@ def open_original(
     ema: bool = False,
     without: Collection[str] = (),
 ) -> Checkpoint:
-    """A `.ckpt`, `.pt`, `.pth`, `.bin` or `.safetensors` file in the original repository's layout, whoever wrote it.
+    """Opens a `.ckpt`, `.pt`, `.pth`, `.bin` or `.safetensors` file in the original's layout, whoever wrote it.
 
-    config: the original's yaml, or the name of one of `convert.architecture.presets.PRESETS`; left out, a yaml of the
-    file's own name beside it, or else the file must hold the tensors of a published checkpoint.
-    prediction_type: what the UNet predicts, "epsilon" or "v_prediction"; left out, what the description or the file
-    says, or else a guess, with a warning. clip_stats: the mean and standard deviation of the image embeddings, which
-    the original keeps outside the checkpoint (`.th`, `.npz`, diffusers' image_normalizer); without it they are 0 and 1,
-    right for ViT-H, and for the OpenAI encoder those that are published, which are fetched. ema: take the UNet's moving
-    averages. without: parts that come from elsewhere, which the file need not have.
+    Args:
+        path: The file.
+        config: The original's yaml, or a name in `convert.architecture.presets.PRESETS`. By default a yaml with the
+            file's name beside it is read, or else the file must hold the tensors of a published checkpoint.
+        prediction_type: What the UNet predicts, "epsilon" or "v_prediction". By default what the description or the
+            file says, or else a guess, with a warning.
+        clip_stats: The mean and standard deviation of the image embeddings, which the original keeps outside the
+            checkpoint (`.th`, `.npz`, diffusers' image_normalizer). By default 0 and 1, which is right for ViT-H; for
+            the OpenAI encoder the published ones are downloaded.
+        ema: Read the UNet's EMA weights.
+        without: Parts that come from elsewhere, which the file need not have.
 
-    Raises CheckpointError in one line for anything that is not such a file or is incomplete.
+    Returns:
+        The open checkpoint.
+
+    Raises:
+        CheckpointError: The file is something else or incomplete.
     """
     with contextlib.ExitStack() as stack:
         plan = _plan_original(stack, path, config, prediction_type, ema, without)
@@ -63,20 +72,23 @@ def open_original(
 
 
 def open_diffusers(folder: Path, *, variant: str | None = None, without: Collection[str] = ()) -> Checkpoint:
-    """A folder that diffusers saved (`save_pretrained`), with or without a variant such as "fp16".
+    """Opens a folder that diffusers saved (`save_pretrained`), with or without a variant such as "fp16".
 
-    without: parts whose weights come from elsewhere. Raises CheckpointError in one line for a folder that is incomplete
-    or of an architecture these networks are not.
+    Args:
+        folder: The folder.
+        variant: Of the weights.
+        without: Parts whose weights come from elsewhere.
+
+    Returns:
+        The open checkpoint.
+
+    Raises:
+        CheckpointError: The folder is incomplete or has an unsupported architecture.
     """
     with contextlib.ExitStack() as stack:
         plan = _plan_diffusers(stack, folder, variant, without)
         parameters = engine.import_params(plan.rules, plan.params, plan.tensors, plan.read)
-        try:
-            text = tokenizer_json_from_folder(folder / "tokenizer")
-            length = plan.config.text_encoder.context_length
-            tokenizer = Tokenizer.from_json(text, "transformers", context_length=length)
-        except (ValueError, FileNotFoundError) as error:
-            raise CheckpointError(f"tokenizer: {error}") from error
+        tokenizer = open_tokenizer(folder / "tokenizer", plan.config.text_encoder.context_length)
         return Checkpoint(plan.config, tokenizer, parameters, str(folder), plan.files, stack.pop_all())
 
 
@@ -92,7 +104,10 @@ def check_source(
 ) -> engine.Report:
     """Proves a file or diffusers folder complete from names, shapes and dtypes; reads no tensor data.
 
-    Takes the options of `open_original`, `open_diffusers` and `convert.prior.check_prior`, and raises as they do.
+    Takes the options of `open_original`, `open_diffusers` and `convert.prior.check_prior`, and raises their errors.
+
+    Returns:
+        The findings.
     """
     if is_prior(path):
         given = {"config": config, "text_encoder": text_encoder}
@@ -105,7 +120,7 @@ def check_source(
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """A foreign checkpoint found complete, and how it becomes ours: parameters by name, and what to read them from."""
+    """A foreign checkpoint found complete, and how to convert it: parameters by name, and what to read them from."""
 
     config: CheckpointConfig
     rules: list[engine.Rule]
@@ -164,14 +179,14 @@ def _plan_original(
         warnings.warn(note, stacklevel=2)
     elif note:
         report = dataclasses.replace(report, notes=(note,))
-    twins = _moving_averages(rules, tensors, places, path.name) if ema else {}
+    twins = _ema_names(rules, tensors, places, path.name) if ema else {}
     files = (path, *([Path(described)] if described is not None and preset is None else []))
     return _Plan(architecture, rules, params, tensors, lambda name: read(twins.get(name, name)), files, report)
 
 
 @contextlib.contextmanager
 def _saying_what_it_is(tensors: Mapping[str, TensorInfo], where: str, without: Collection[str]) -> Iterator[None]:
-    """A refusal for tensors that lack much says instead what the file is, where that is known."""
+    """If tensors lack much, the error says what the file is instead, where that is known."""
     try:
         yield
     except CheckpointError as error:
@@ -181,7 +196,7 @@ def _saying_what_it_is(tensors: Mapping[str, TensorInfo], where: str, without: C
 
 
 def _beside(path: Path) -> Path | None:
-    """The yaml of a file, where there is one: of the same name with the suffix changed, or with it added."""
+    """The yaml of a file, if there is one: with the suffix changed, or with it added."""
     return next((p for p in (path.with_suffix(".yaml"), path.with_name(f"{path.name}.yaml")) if p.is_file()), None)
 
 
@@ -205,16 +220,16 @@ def _plan_diffusers(stack: contextlib.ExitStack, folder: Path, variant: str | No
     return _Plan(architecture, rules, params, tensors, lambda name: readers[name](), tuple(paths.values()), report)
 
 
-def _moving_averages(
+def _ema_names(
     rules: list[engine.Rule], tensors: Mapping[str, TensorInfo], places: Places, where: str
 ) -> dict[str, str]:
-    """The name of each UNet tensor -> that of its moving average: the same without dots, after "model_ema."."""
+    """The name of each UNet tensor -> that of its EMA: the same without dots, after "model_ema."."""
     if not any(name.startswith("model_ema.") for name in tensors):
-        raise CheckpointError(f"{where}: holds no moving averages (model_ema.*)")
+        raise CheckpointError(f"{where} has no EMA weights (model_ema.*)")
     twins = {}
     for name in dict.fromkeys(rule.foreign for rule in rules if rule.ours.startswith("unet.")):
         twin = "model_ema.diffusion_model" + name.removeprefix(places["unet"].prefix).replace(".", "")
         if twin not in tensors or tensors[twin].shape != tensors[name].shape:
-            raise CheckpointError(f"{where}: {name} has no moving average {twin} of its shape")
+            raise CheckpointError(f"{where}: {name} has no EMA {twin} of its shape")
         twins[name] = twin
     return twins

@@ -1,4 +1,4 @@
-"""The mean and standard deviation of CLIP image embeddings, by which unCLIP normalises them before they are noised."""
+"""The mean and standard deviation of CLIP image embeddings, by which unCLIP normalises them before noising."""
 
 import io
 import zipfile
@@ -19,11 +19,18 @@ STATISTICS = ("image_normalizer.mean", "image_normalizer.std")
 
 
 def read_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The mean and standard deviation of CLIP image embeddings.
+    """Reads the mean and standard deviation of CLIP image embeddings.
 
-    path: a torch file of a pair (Karlo's `ViT-L-14_stats.th`), an `.npz` of "mean" and "std", a diffusers folder or
-    its image_normalizer folder, or that folder's weights. Returns two (D,) float32 arrays. Raises CheckpointError in
-    one line, FileNotFoundError when there is nothing there.
+    Args:
+        path: A torch file with a pair (Karlo's `ViT-L-14_stats.th`), an `.npz` with "mean" and "std", a diffusers
+            folder or its image_normalizer folder, or that folder's weights.
+
+    Returns:
+        Two (D,) float32 arrays.
+
+    Raises:
+        FileNotFoundError: There is nothing there.
+        CheckpointError: The file is something else.
     """
     if path.is_dir():
         inner = path / "image_normalizer"
@@ -51,10 +58,18 @@ def read_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def published_statistics(width: int, owner: str) -> Path:
-    """The file of the published statistics of OpenAI's ViT-L/14, fetched from the hub or found in its cache.
+    """The file of the published statistics of OpenAI's ViT-L/14, downloaded from the hub or found in its cache.
 
-    width: of the embeddings. owner: what messages say needs them. Raises CheckpointError, saying which file would do
-    and where it is, for another width, and where it cannot be fetched.
+    Args:
+        width: Of the embeddings.
+        owner: What needs them, for messages.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        CheckpointError: The width is another, or the file cannot be downloaded. The message says which file would do
+            and where it is.
     """
     reason = f"none are published for width {width}"
     try:
@@ -72,7 +87,8 @@ def published_statistics(width: int, owner: str) -> Path:
 def embedding_statistics(config: CheckpointConfig, clip_stats: Path | None) -> dict[str, np.ndarray]:
     """The normaliser's parameters for an original file: none without an image encoder, 0 and 1 without `clip_stats`.
 
-    Raises CheckpointError for statistics of another size.
+    Raises:
+        CheckpointError: The statistics have another size.
     """
     if config.image_encoder is None:
         return {}

@@ -1,4 +1,4 @@
-"""What every reader of foreign checkpoints hands out, and what the readers share."""
+"""The interface of every reader of foreign checkpoints, and what the readers share."""
 
 import contextlib
 import math
@@ -18,7 +18,7 @@ MAX_BYTES = 2**48
 
 
 class CheckpointError(ValueError):
-    """A file that is refused; one line that names the file and, where there is one, the tensor."""
+    """A file is refused; one line names the file and, if there is one, the tensor."""
 
 
 class TensorInfo(NamedTuple):
@@ -29,7 +29,9 @@ class TensorInfo(NamedTuple):
 class TensorFile:
     """The tensors of an open checkpoint by name; a context manager that closes its files.
 
-    tensors: name -> shape and dtype, known without reading any data. metadata: the file's own notes (safetensors).
+    Attributes:
+        tensors: name -> shape and dtype, known without reading any data.
+        metadata: The file's own notes (safetensors).
     """
 
     def __init__(
@@ -45,9 +47,11 @@ class TensorFile:
         self._resources = resources
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, C-contiguous and read-only where it is a view of the mapped file (it outlives `close`).
+        """One tensor, C-contiguous, and read-only if it is a view of the mapped file (it outlives `close`).
 
-        Raises CheckpointError for damaged data, ValueError for a name that is not there or a closed file.
+        Raises:
+            CheckpointError: The data is damaged.
+            ValueError: There is no such tensor, or the file is closed.
         """
         if self._read is None:
             raise ValueError(f"{quoted(name)} is read from a checkpoint that is closed")
@@ -68,7 +72,7 @@ class TensorFile:
 
 @contextlib.contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """Puts the file's name, or another, in front of every refusal inside that does not have it."""
+    """Prefixes errors inside the block with the file's name, or another, unless they have it."""
     try:
         yield
     except CheckpointError as error:
@@ -78,12 +82,17 @@ def naming(path: Path | str) -> Iterator[None]:
 
 
 def quoted(text: str, limit: int = 120) -> str:
-    """A name out of a file, safe to print: no line breaks, not too long."""
+    """A name from a file, safe to print: no line breaks, not too long."""
     return repr(text if len(text) <= limit else text[:limit] + "…")
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Opens a file for reading. Raises FileNotFoundError, and CheckpointError for what is no readable, filled file."""
+    """Opens a file for reading.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: It is not a readable, non-empty file.
+    """
     try:
         if not path.exists():
             raise FileNotFoundError(f"no such file: {path}")
@@ -99,7 +108,7 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def map_file(path: Path, resources: contextlib.ExitStack) -> mmap.mmap:
-    """The whole file, mapped read-only until `resources` closes. Raises as `open_file` does."""
+    """The whole file, mapped read-only until `resources` closes. Raises the errors of `open_file`."""
     with open_file(path) as file:
         try:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -110,7 +119,7 @@ def map_file(path: Path, resources: contextlib.ExitStack) -> mmap.mmap:
 
 
 def _unmap(mapping: mmap.mmap) -> None:
-    # Arrays that still look at the file keep it mapped; the last of them lets go of it.
+    # Arrays that still view the file keep it mapped; the last of them releases it.
     with contextlib.suppress(BufferError):
         mapping.close()
 
@@ -122,12 +131,16 @@ def mapped_bytes(mapping: mmap.mmap, start: int, end: int) -> np.ndarray:
 
 
 def is_count(value: object) -> bool:
-    """Whether this can be a length or an offset: a whole number, not negative, not absurd (nor a bool)."""
+    """Whether this can be a length or an offset: an integer, not negative, not absurdly large (nor a bool)."""
     return type(value) is int and 0 <= value <= MAX_BYTES
 
 
 def byte_size(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """The bytes of an array. Raises CheckpointError where no array can have this shape."""
+    """The number of bytes of an array.
+
+    Raises:
+        CheckpointError: No array can have this shape.
+    """
     # Zeros are left out so that (0, 2**60, 2**60), which numpy cannot make either, is refused.
     if len(shape) > MAX_DIMENSIONS or math.prod(n for n in shape if n) * dtype.itemsize > MAX_BYTES:
         raise CheckpointError(
@@ -141,7 +154,8 @@ def strided_view(
 ) -> np.ndarray:
     """A read-only view of the mapped bytes storage = (start, end); offset and strides count elements, none negative.
 
-    Raises CheckpointError where it would reach outside the storage or repeat a small storage without measure.
+    Raises:
+        CheckpointError: It would reach outside the storage, or repeat a small storage too often.
     """
     shape, dtype = info
     start, end = storage
@@ -159,7 +173,11 @@ def strided_view(
 
 
 def parse_json(raw: bytes) -> Any:
-    """Strict JSON in UTF-8: no name twice in an object. Raises CheckpointError in one line."""
+    """Strict JSON in UTF-8: no key twice in an object.
+
+    Raises:
+        CheckpointError: It is anything else.
+    """
     try:
         return strict_json.parse_json(raw)
     except ValueError as error:

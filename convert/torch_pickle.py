@@ -1,9 +1,9 @@
-"""Interprets the pickle inside a torch file without executing anything it names.
+"""Interprets the pickle inside a torch file without executing anything that it names.
 
 Python's own unpickler imports and calls what a pickle says. This one is a small stack machine (`pickletools` decodes
-the arguments of its operations): it builds lists, dicts, tuples and scalars, knows the few torch functions by which
-tensors are written, and imports nothing. Names of things that training frameworks leave beside the weights (callbacks,
-settings, optimizers) become inert `Named` values; every other name, such as os.system, is refused.
+the arguments of its operations). It builds lists, dicts, tuples and scalars, knows the few torch functions that write
+tensors, and imports nothing. Names that training frameworks leave beside the weights (callbacks, settings, optimizers)
+become inert `Named` values; every other name, such as os.system, is refused.
 
 It does not recurse, no opcode copies what another has built, and their number is limited: neither deep nesting nor
 sharing through the memo makes it slow or large.
@@ -77,14 +77,14 @@ INERT_PATTERN = re.compile(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Named:
-    """A thing that the pickle names: a class, a function, or an inert object made from one."""
+    """A name in the pickle: a class, a function, or an inert object made from one."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Storage:
-    """A record of raw numbers in the archive: its key there, its dtype, how many elements the pickle claims."""
+    """A record of raw numbers in the archive: its key there, its dtype, and the claimed number of elements."""
 
     key: str
     dtype: np.dtype
@@ -104,10 +104,16 @@ class StoredTensor:
 def interpret(pickle: np.ndarray, storages: Mapping[str, int], rebuild: Callable[[StoredTensor], Any]) -> Any:
     """The object that a torch pickle describes.
 
-    pickle: its bytes (uint8). storages: the archive's storage records, key -> bytes. rebuild: makes the value that
-    stands for a tensor.
+    Args:
+        pickle: Its bytes (uint8).
+        storages: The archive's storage records, key -> size in bytes.
+        rebuild: Makes the value that represents a tensor.
 
-    Raises CheckpointError in one line for a damaged pickle and for any name or operation that is not on the list.
+    Returns:
+        The object.
+
+    Raises:
+        CheckpointError: The pickle is damaged, or has a name or operation that is not on the list.
     """
     if len(pickle) > PICKLE_LIMIT:
         raise CheckpointError(f"its pickle has {len(pickle)} bytes; accepted: up to {PICKLE_LIMIT}")
@@ -158,7 +164,7 @@ class _Machine:
         return self.stack[0]
 
     def step(self, opcode: str, argument: Any) -> None:
-        """One operation. Whatever is missing here, such as INST, OBJ, EXT1 and the text forms, torch never writes."""
+        """Executes one operation. Torch never writes those missing here, such as INST, OBJ, EXT1 and the text forms."""
         match opcode:
             case "BINPUT" | "LONG_BINPUT":
                 self.memo[argument] = self.top()

@@ -1,7 +1,7 @@
 """Torch checkpoints (`.ckpt`, `.pt`, `.pth`, `.bin`, `.th`): a zip of one pickle and the raw numbers it points to.
 
-torch.save stores its records uncompressed, so that tensors are views of the mapped file here too. Nothing is ever
-unpacked or run.
+torch.save stores its records uncompressed, so tensors are views of the mapped file here, too. Nothing is unpacked or
+executed.
 """
 
 import contextlib
@@ -36,11 +36,18 @@ class Archive:
 
 
 def open_torch(path: Path) -> TensorFile:
-    """Opens a torch file that holds a dict of tensors, bare or under "state_dict"; reads no tensor data.
+    """Opens a torch file with a dict of tensors, bare or under "state_dict"; reads no tensor data.
 
-    Whatever else the dicts hold is left out. A storage's checksum is compared when it is first read.
+    Other contents of the dicts are left out. A storage's checksum is compared when it is first read.
 
-    Raises CheckpointError in one line for a file that is damaged, hostile or of another kind.
+    Args:
+        path: The file.
+
+    Returns:
+        The open file.
+
+    Raises:
+        CheckpointError: The file is damaged, hostile or of another kind.
     """
     with naming(path), contextlib.ExitStack() as resources:
         archive = _open_archive(path, resources)
@@ -72,9 +79,10 @@ def open_torch(path: Path) -> TensorFile:
 
 
 def load_torch(path: Path) -> Any:
-    """The object in a torch file, with read-only arrays (views of the file, as strided as they were) for tensors.
+    """The object in a torch file, with read-only arrays (views of the file, strided as they were) for tensors.
 
-    Raises CheckpointError in one line for a file that is damaged, hostile or of another kind.
+    Raises:
+        CheckpointError: The file is damaged, hostile or of another kind.
     """
     with naming(path), contextlib.ExitStack() as resources:
         archive = _open_archive(path, resources)

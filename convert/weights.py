@@ -8,10 +8,18 @@ from convert.readers import CheckpointError
 def weights_file(folder: Path, variant: str | None) -> Path:
     """The weights of one component: safetensors before torch files before Flax's, whole before sharded.
 
-    Names are looked up in `folder` alone; symlinks in it are followed, since the hub's cache consists of them.
+    Names are looked up only in `folder`. Symlinks are followed, since the hub's cache consists of them. A component
+    without files of the variant falls back to its plain ones, as in diffusers.
 
-    A component without files of the variant falls back to its plain ones, as diffusers does. Raises CheckpointError,
-    listing what the folder holds, when there are none.
+    Args:
+        folder: The component's folder.
+        variant: Such as "fp16"; None for the plain weights.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        CheckpointError: There are none. The message lists what the folder holds.
     """
     if variant is not None and not variant.replace("-", "").replace("_", "").isalnum():
         raise CheckpointError(f"variant is {variant!r}; want a short name such as 'fp16'")

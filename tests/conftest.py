@@ -78,21 +78,6 @@ def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         yield server
 
 
-@pytest.fixture
-def desk(tmp_path, monkeypatch):
-    """The folder in which a page's blocks are run."""
-    from tests import readme, stand_ins
-
-    readme.like_a_clone(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    # A reader has one device; four would make three copies of every picture to be thrown away.
-    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    stand_ins.small_architectures(monkeypatch)
-    return tmp_path
-
-
 @pytest.fixture(scope="module")
 def fully_compiled():
     """Programs as users have them: for what is known of their memory, and for the recordings of the original."""
@@ -185,3 +170,18 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             row = {"file_name": f"{number:02d}.png", "text": name, "p_unsafe": number / 16}
             file.write(json.dumps(row) + "\n")
     return folder
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """The folder in which a page's blocks are run."""
+    from tests import readme, stand_ins
+
+    readme.like_a_clone(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    # A reader has one device; four would make three copies of every picture to be thrown away.
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    stand_ins.small_architectures(monkeypatch)
+    return tmp_path

@@ -11,7 +11,7 @@ from tests import readme
 NOT_RUN = {
     r"pip install .*": "an installation",
     r"apt-get install .*|npm install .*": "an installation, of the material that the demo model is made from",
-    r"scripts/(demo_drawings|train_demo|demo_report) .*": "hours, with that material; tests/demo has the parts",
+    r"scripts/demo/(drawings|train|report) .*": "hours, with that material; tests/demo has the parts",
 }
 
 

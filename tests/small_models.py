@@ -12,6 +12,7 @@ from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.depth import DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import NoiseSchedule
 
 VISION = VisionConfig(32, 8, width=32, layers=1, heads=2, mlp_width=64, projection_dim=16)
@@ -33,7 +34,7 @@ SMALL = dataclasses.replace(
     vae=VAEConfig(block_out_channels=(16, 16), layers_per_block=1, norm_groups=4),
     text_encoder=TEXT,
     image_encoder=VISION,
-    dialect="diffusers",
+    reference=Reference.DIFFUSERS,
     scheduler="ddim",
     preprocess="diffusers",
 )

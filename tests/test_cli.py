@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -295,7 +296,7 @@ def test_text_to_image_by_a_prior(family_folder, tmp_path: Path, capsys):
         ("TEXT_TO_IMAGE", ["image-to-image", "none.png"], "none.png"),
         ("INPAINT", ["inpaint", "photo", "--mask", "none.png"], "none.png"),
         ("INPAINT", ["inpaint", "photo", "--mask", "mask", "--padding-mask-crop", "-1"], "padding_mask_crop is -1"),
-        ("DEPTH", ["depth-to-image", "photo", "--depth-map", "photo"], "depth_map is a colour picture"),
+        ("DEPTH", ["depth-to-image", "photo", "--depth-map", "photo"], "depth_map is a colour image"),
         ("UPSCALE", ["upscale", "photo", "--noise-level", "351"], "noise_level is 351"),
     ],
 )
@@ -356,12 +357,47 @@ def test_convert_refuses(random_file, converted: Path, tmp_path: Path, tmp_path_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["add-difference", "--help"],
+        ["{file}"],
+        ["{file}", "--check", "--config", "{config}"],
+        ["none.ckpt", "a"],
+    ],
+    ids=["help", "help of add-difference", "no destination", "check", "no source"],
+)
+def test_convert_is_the_same_command_in_both_programs(arguments, random_file, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")  # usage is wrapped by the length of the program's name
+    file, config = map(str, random_file)
+    given = [argument.format(file=file, config=config) for argument in arguments]
+
+    def outcome(program: Callable[[list[str]], int], arguments: list[str]) -> tuple[object, str, str]:
+        try:
+            status: object = program(arguments)
+        except SystemExit as stopped:
+            status = stopped.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    status, out, err = outcome(convert, given)
+    assert outcome(cli.main, ["convert", *given]) == (
+        status,
+        out.replace("python -m convert", "unclip-jax convert"),
+        err,
+    )
+    assert out or err
+
+
 def test_help_answers_without_jax():
     code = (
-        "import sys\n"
-        "from unclip_jax.cli import parser\n"
+        "import contextlib, sys\n"
+        "from unclip_jax import cli\n"
         "import convert.__main__ as convert\n"
-        "parser().format_help(), convert.parser().format_help()\n"
+        "cli.parser().format_help(), convert.parser().format_help()\n"
+        "with contextlib.suppress(SystemExit):\n"
+        "    cli.main(['convert', '--help'])\n"
         "sys.exit('jax' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0

@@ -206,12 +206,14 @@ def options_of(parser):
 
 def test_options_and_scripts_between_the_lines_are_there():
     parsers = (cli_parser(), convert_parser(), difference_parser())
-    scripts = {path.name: path.read_text("utf-8") for path in (readme.ROOT / "scripts").iterdir() if path.is_file()}
+    folder = readme.ROOT / "scripts"
+    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    scripts = {path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in files}
     known = set.union(*map(options_of, parsers), *(re.findall(r"--[a-z][\w-]*", text) for text in scripts.values()))
     for page in PAGES:
         text = re.sub(r"^```.*?^```$", "", (readme.ROOT / page).read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
         for code in re.findall(r"`([^`\n]+)`", text):
-            for script in re.findall(r"scripts/(\w+)", code):
+            for script in re.findall(r"scripts/(\w+(?:/\w+)*)", code):
                 assert script in scripts, (page, code)
             for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):
                 assert option in known or option.startswith("--xla"), (page, code)

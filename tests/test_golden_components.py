@@ -70,10 +70,10 @@ def test_preprocessing_of_one_image_in_full():
 
 def test_noise_augmentation(model):
     pipe, which = model
-    schedule = alphas_cumprod(pipe.config.image_noising, "ldm")
+    schedule = alphas_cumprod(pipe.config.image_noising, "original")
     mean, std = RECORDED[f"{which}_mean"], RECORDED[f"{which}_std"]
-    np.testing.assert_array_equal(pipe._noising["mean"], mean)
-    np.testing.assert_array_equal(pipe._noising["std"], std)
+    np.testing.assert_array_equal(pipe.parts.noising["mean"], mean)
+    np.testing.assert_array_equal(pipe.parts.noising["std"], std)
     recorded = {
         name: RECORDED[f"{which}_augmentation_{name}"] for name in ("embeds", "noise", "noised", "level_embeds")
     }

@@ -229,7 +229,7 @@ def test_recipes_and_folders_that_are_refused(tmp_path):
     for value in (float("nan"), object()):
         with pytest.raises(ValueError, match="recipe cannot be written as JSON"):
             save_png(tmp_path / "picture.png", plain(), {"seed": value})
-    with pytest.raises(FileNotFoundError, match="its folder does not exist"):
+    with pytest.raises(FileNotFoundError, match="the folder does not exist"):
         save_png(tmp_path / "missing" / "picture.png", plain(), {})
     assert os.listdir(tmp_path) == []
 
@@ -386,7 +386,7 @@ def test_images_of_any_kind_and_mode(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([], []), "inputs and variations are both empty; want at least one picture"),
+        (([], []), "inputs and variations are both empty; want at least one image"),
         (([], [(plain(), "")], 0), "columns is 0; want at least 1"),
         (([], [(plain(), "")], 1, 8), "cell is 8; want at least 32"),
     ],

@@ -60,5 +60,5 @@ def test_the_files_it_names_are_there():
     text = (readme.ROOT / "README.md").read_text("utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)?", text):
         assert (readme.ROOT / target).exists(), target
-    for script in re.findall(r"`(scripts/\w+)(?: \w+)?`", text):
+    for script in re.findall(r"`(scripts/[\w/]+)(?: \w+)?`", text):
         assert (readme.ROOT / script).exists() or script.startswith("scripts/streamlit"), script

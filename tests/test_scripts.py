@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import environment
+import versions
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -96,6 +97,80 @@ def test_an_old_python_is_refused(monkeypatch):
         environment.prepare()
 
 
+def test_the_oldest_versions_are_the_lower_bounds_of_what_users_install():
+    pyproject = """
+        [project]
+        dependencies = ["jax>=0.10,!=0.10.2", "orbax-checkpoint>=0.11.17"]
+        optional-dependencies = {train = ["grain>=0.2.12"], parity = ["torchvision"], dev = ["ruff>=0.15"]}
+    """
+    assert versions.lower_bounds(pyproject) == ["grain==0.2.12", "jax==0.10", "orbax-checkpoint==0.11.17"]
+
+
+def test_the_oldest_versions_are_installed_beside_the_usual_environment(fake_python, tmp_path, monkeypatch):
+    calls = fake_python(PIP_WORKS)
+    (tmp_path / "venv").rename(tmp_path / "venv-oldest")
+    monkeypatch.setattr(versions.sys, "version_info", (3, 11, 7, "final", 0))
+    assert versions.prepare_oldest(["dev"]) == tmp_path / "venv-oldest" / "bin" / "python"
+    constraints = Path(calls()[0].split("--constraint ")[1])
+    assert "numpy==2" in constraints.read_text().splitlines()
+
+
+def test_the_oldest_versions_need_the_oldest_python(monkeypatch):
+    monkeypatch.setattr(versions.sys, "version_info", (3, 13, 0, "final", 0))
+    with pytest.raises(environment.SetupError, match=r"^--oldest needs Python 3\.11, .*; \S+ is Python 3\.13$"):
+        versions.prepare_oldest(["dev"])
+
+
+@pytest.fixture
+def fake_unshare(tmp_path, monkeypatch):
+    """An `unshare` that prints its arguments and ends with `status`, for root, who has debootstrap."""
+
+    def make(status: int = 0):
+        unshare = tmp_path / "bin" / "unshare"
+        unshare.parent.mkdir()
+        unshare.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path / "calls"}\necho "no permission"\nexit {status}\n')
+        unshare.chmod(0o755)
+        unshare.with_name("debootstrap").symlink_to(unshare)
+        monkeypatch.setenv("PATH", str(unshare.parent), prepend=":")
+        monkeypatch.setenv("UNCLIP_JAX_VENV", str(tmp_path / "venv"))
+        monkeypatch.setattr(versions.os, "geteuid", lambda: 0)
+        return lambda: (tmp_path / "calls").read_text()
+
+    return make
+
+
+def test_the_newest_versions_are_installed_anew_in_a_root_of_debian(fake_unshare, tmp_path):
+    calls = fake_unshare()
+    (tmp_path / "venv-newest" / "venv").mkdir(parents=True)
+    for folder in ("etc/ssl/certs", "checkout"):
+        (tmp_path / "venv-newest" / folder).mkdir(parents=True)
+    assert versions.run_newest(["tests/test_purity.py", "-x"]) == 0
+    assert calls().endswith("python3 /checkout/scripts/test tests/test_purity.py -x\n")
+    assert "debootstrap" not in calls()
+    assert not (tmp_path / "venv-newest" / "venv").exists()
+
+
+def test_a_root_of_debian_is_there_when_it_is_whole(fake_unshare, tmp_path, monkeypatch):
+    fake_unshare()
+    monkeypatch.setattr(versions, "_check_rights", lambda: None)
+    (tmp_path / "bin" / "unshare").write_text("#!/bin/sh\necho no such mirror\nexit 1\n")
+    with pytest.raises(environment.SetupError, match=r"^debootstrap cannot make \S+venv-newest: no such mirror$"):
+        versions.run_newest([])
+    assert not (tmp_path / "venv-newest").exists()
+
+
+def test_the_newest_versions_are_refused_where_nothing_can_be_mounted(fake_unshare):
+    fake_unshare(status=1)
+    with pytest.raises(environment.SetupError, match=r"^--newest mounts folders .* not allowed here: no permission$"):
+        versions.run_newest([])
+
+
+def test_the_newest_versions_are_refused_to_all_but_root(monkeypatch):
+    monkeypatch.setattr(versions.os, "geteuid", lambda: 1000)
+    with pytest.raises(environment.SetupError, match="it needs Linux and root"):
+        versions.run_newest([])
+
+
 @pytest.mark.parametrize("script", ["quickstart", "test"])
 def test_a_folder_that_is_no_environment_is_left_alone(tmp_path, script):
     keep = tmp_path / "thesis.tex"
@@ -112,7 +187,9 @@ def test_a_folder_that_is_no_environment_is_left_alone(tmp_path, script):
     assert keep.exists()
 
 
-@pytest.mark.parametrize("script", ["quickstart", "test", "make_random_checkpoint"])
+@pytest.mark.parametrize(
+    "script", ["quickstart", "test", "make_random_checkpoint", "demo/drawings", "demo/train", "demo/report"]
+)
 def test_every_script_answers_help(script):
     run = subprocess.run([sys.executable, SCRIPTS / script, "--help"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -1,4 +1,4 @@
-"""`unclip-jax ...`: a thin face over the Python API."""
+"""`unclip-jax ...`: a thin layer over the Python API."""
 
 import argparse
 import json
@@ -23,15 +23,13 @@ def parser() -> argparse.ArgumentParser:
 
     add_commands(commands)
 
-    i = commands.add_parser("info", help="versions and devices; what a checkpoint is; a picture's recipe")
-    i.add_argument(
-        "source", nargs="?", metavar="SRC|PICTURE.png", help="a checkpoint, or a picture made by this program"
-    )
+    i = commands.add_parser("info", help="versions and devices; what a checkpoint is; an image's recipe")
+    i.add_argument("source", nargs="?", metavar="SRC|IMAGE.png", help="a checkpoint, or an image made by this program")
     i.add_argument("--json", action="store_true", help="print JSON")
     for name in ("config", "prediction_type", "clip_stats", "vae", "unet", "variant", "revision", "subfolder"):
         i.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help="as for variations")
     planned = i.add_argument_group("memory that a run would need", "compiles the programs, runs nothing")
-    planned.add_argument("--plan", action="store_true", help="print each stage's peak on a device")
+    planned.add_argument("--plan", action="store_true", help="print each stage's peak memory on a device")
     planned.add_argument("--height", type=int, metavar="H", help="pixels; default the checkpoint's")
     planned.add_argument("--width", type=int, metavar="W", help="pixels; default the checkpoint's")
     planned.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time; default 1")
@@ -42,15 +40,16 @@ def parser() -> argparse.ArgumentParser:
     t = commands.add_parser(
         "train",
         help="train or fine-tune a network",
-        description="Trains by the settings in a YAML file: a UNet, an adapter (LoRA), a new word (textual inversion), "
-        "an autoencoder, a CLIP model. A run that was interrupted goes on where it was. docs/training.md has the "
+        description="Trains by the settings in a YAML file: a UNet, an adapter (LoRA), a textual inversion embedding, "
+        "an autoencoder or a CLIP model. An interrupted run resumes where it stopped. docs/training.md has the "
         "settings.",
     )
     t.add_argument("config", type=Path, metavar="CONFIG", help="the settings, a YAML file")
     t.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="instead of the file's, as run.total_steps=500"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a setting, as in run.total_steps=500"
     )
     _add_evaluate(commands)
+    commands.add_parser("convert", help="convert checkpoints between PyTorch's formats and ours", add_help=False)
     return p
 
 
@@ -58,26 +57,26 @@ def _add_evaluate(commands: Any) -> None:
     e = commands.add_parser(
         "evaluate",
         help="measure checkpoints: FID, CLIP-FID, CMMD, CLIP score, retention, diversity",
-        description="Makes variations of pictures with their captions at several guidance scales, and without at "
-        "several noise levels, and measures them as the model card does. Writes results.json, tables and plots. One "
-        "that was interrupted goes on where it was.",
+        description="Makes variations of images, with their captions at several guidance scales and without captions "
+        "at several noise levels, and measures them as the model card does. Writes results.json, tables and plots. An "
+        "interrupted evaluation resumes where it stopped.",
     )
     e.add_argument("models", nargs="*", metavar="MODEL", help="checkpoints; default the bundled one")
-    e.add_argument("--pictures", required=True, metavar="DIR", help="an image folder, captions in its metadata")
-    e.add_argument("--captions", type=Path, metavar="JSON", help="COCO's captions of these pictures instead")
-    e.add_argument("--count", type=int, metavar="N", help="so many pictures; default all")
+    e.add_argument("--images", required=True, metavar="DIR", help="an image folder, captions in its metadata")
+    e.add_argument("--captions", type=Path, metavar="JSON", help="COCO's captions of these images instead")
+    e.add_argument("--count", type=int, metavar="N", help="number of images (default: all)")
     e.add_argument("--clip", metavar="SRC", help="the CLIP model that judges; default the first checkpoint's own")
     e.add_argument(
         "--inception", type=Path, metavar="FILE", help="weights for FID, pt_inception-2015-12-05-6726825d.pth"
     )
     e.add_argument("--guidance-scale", type=float, nargs="*", metavar="G", help="default 1.5 2 3 4 5 6 7 8")
     e.add_argument("--noise-levels", type=int, nargs="*", metavar="N", help="default 0 200 400 600 800 1000")
-    e.add_argument("--noise-level", type=int, default=0, metavar="N", help="of the pictures with prompts; default 0")
+    e.add_argument("--noise-level", type=int, default=0, metavar="N", help="of the images with prompts; default 0")
     e.add_argument("--level-guidance", type=float, default=3.0, metavar="G", help="at the noise levels; default 3")
-    e.add_argument("--variations", type=int, default=4, metavar="N", help="a picture and noise level; default 4")
+    e.add_argument("--variations", type=int, default=4, metavar="N", help="per image and noise level; default 4")
     e.add_argument("--steps", type=int, default=50, metavar="N", help="default 50")
     e.add_argument("--scheduler", default="ddim", metavar="S", help="default ddim")
-    e.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures at a time; default 8")
+    e.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time; default 8")
     e.add_argument("--seed", type=int, default=0, metavar="K")
     e.add_argument("--dtype", metavar="D", help="as for variations")
     e.add_argument("--devices", type=int, metavar="N", help="as for variations")
@@ -86,7 +85,10 @@ def _add_evaluate(commands: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0 done, 2 for bad usage or bad input (one line on stderr), 1 for anything else."""
-    args = parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["convert"]:
+        return convert(arguments[1:])
+    args = parser().parse_args(arguments)
     warnings.showwarning = lambda text, *_, **__: print(f"unclip-jax: warning: {message(text)}", file=sys.stderr)
     try:
         with termination_interrupts():
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FloatingPointError as error:
         print(f"unclip-jax: {message(error)}", file=sys.stderr)
         return 1
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"unclip-jax: {message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -103,12 +105,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def convert(arguments: Sequence[str]) -> int:
+    """The command line of `python -m convert`: whoever has a convert.py of his own reaches ours by this name."""
+    from unclip_jax.checkpoints.foreign import run_converter
+
+    try:
+        return run_converter(arguments, "unclip-jax convert")
+    except ImportError as error:
+        print(f"unclip-jax: {message(error)}", file=sys.stderr)
+        return 2
+
+
 def info(args: argparse.Namespace) -> None:
     """Prints versions and devices, and what `source` is."""
     if args.plan and args.source is None:
-        raise ValueError("--plan: of which checkpoint? give SRC")
+        raise ValueError("--plan needs a checkpoint: give SRC")
     facts: dict[str, Any] = {}
-    if args.source is not None and _named_like_a_image(args.source):
+    if args.source is not None and _named_like_an_image(args.source):
         from unclip_jax.image_files import read_recipe
 
         facts["recipe"] = read_recipe(args.source)
@@ -123,13 +136,13 @@ def info(args: argparse.Namespace) -> None:
     print(json.dumps(facts, indent=2, default=str) if args.json else "\n".join(_lines(facts)))
 
 
-def _named_like_a_image(source: str) -> bool:
+def _named_like_an_image(source: str) -> bool:
     name = shown(source) if is_address(source) else source
     return name.lower().startswith("data:") or name.lower().endswith((".png", ".jpg", ".jpeg", ".webp"))
 
 
 def train(args: argparse.Namespace) -> None:
-    """Trains, and says what was made."""
+    """Trains, and prints the result's path."""
     from unclip_jax.training.settings import read_settings
     from unclip_jax.training.tasks import run_training
 
@@ -137,7 +150,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Measures checkpoints, and says where the report is."""
+    """Measures checkpoints, and prints the report's path."""
     from unclip_jax.checkpoints.source import open_checkpoint
     from unclip_jax.evaluation.features import clip_features, inception_features
     from unclip_jax.evaluation.protocol import Judges, Protocol, coco_captions
@@ -146,7 +159,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from unclip_jax.pipelines.unclip import UnCLIPPipeline
     from unclip_jax.training.data import image_folder
 
-    folder = Path(args.pictures)
+    folder = Path(args.images)
     records = image_folder(folder) if args.captions is None else coco_captions(args.captions, folder)
     if args.count is not None and not 2 <= args.count <= len(records):
         raise ValueError(f"--count {args.count}: want 2 to {len(records)}")
@@ -164,7 +177,7 @@ def evaluate(args: argparse.Namespace) -> None:
     mesh, models = mesh_of(args.devices), args.models or [None]
     inception = None
     if args.inception is not None:
-        from convert.inception import open_inception
+        from unclip_jax.checkpoints.foreign import open_inception
 
         inception = inception_features(open_inception(args.inception), mesh, args.batch_size)
     names = (model_name(args.clip or models[0]), *([] if args.inception is None else [model_name(args.inception)]))

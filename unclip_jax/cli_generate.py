@@ -1,6 +1,6 @@
-"""The commands that make pictures: `unclip-jax variations`, `text-to-image`, `image-to-image` and the rest.
+"""The commands that make images: `unclip-jax variations`, `text-to-image`, `image-to-image` and the rest.
 
-Each has the arguments of its pipeline, and writes one PNG an image, with its recipe inside, and a contact sheet.
+Each has the arguments of its pipeline, and writes one PNG per image, with its recipe inside, and a contact sheet.
 """
 
 import argparse
@@ -14,40 +14,59 @@ from typing import Any, NamedTuple
 
 from unclip_jax import __version__
 from unclip_jax.conditioning.address import fetch, is_address, shown
+from unclip_jax.pipelines.arguments import (
+    CommonArguments,
+    DepthToImageArguments,
+    ImageToImageArguments,
+    InpaintArguments,
+    StableUnCLIPArguments,
+    TextToImageArguments,
+    UnCLIPArguments,
+    UpscaleArguments,
+    default,
+)
 
 
 class Command(NamedTuple):
-    """pipeline: the class in `unclip_jax`. help: what it does. inputs: "images", "prompts". steps, scale: defaults."""
+    """pipeline: the class in `unclip_jax`. arguments: of its call. help: what it does. inputs: "images", "prompts"."""
 
     pipeline: str
+    arguments: type[CommonArguments]
     help: str
     inputs: str
-    steps: int
-    scale: float
+
+    def default(self, name: str) -> Any:
+        """The default of an argument of the call."""
+        return default(self.arguments, name)
 
 
 COMMANDS = {
-    "variations": Command("UnCLIPPipeline", "make variations of pictures", "images", 20, 10.0),
-    "text-to-image": Command("TextToImagePipeline", "make pictures of prompts", "prompts", 50, 7.5),
-    "image-to-image": Command("ImageToImagePipeline", "change pictures by a prompt", "images", 50, 7.5),
-    "depth-to-image": Command("DepthToImagePipeline", "change pictures, but not their depth", "images", 50, 7.5),
-    "inpaint": Command("InpaintPipeline", "repaint the white part of a mask", "images", 50, 7.5),
-    "upscale": Command("UpscalePipeline", "make pictures four times as large", "images", 75, 9.0),
+    "variations": Command("UnCLIPPipeline", UnCLIPArguments, "make variations of images", "images"),
+    "text-to-image": Command("TextToImagePipeline", TextToImageArguments, "make images of prompts", "prompts"),
+    "image-to-image": Command("ImageToImagePipeline", ImageToImageArguments, "change images by a prompt", "images"),
+    "depth-to-image": Command(
+        "DepthToImagePipeline", DepthToImageArguments, "change images, but not their depth", "images"
+    ),
+    "inpaint": Command("InpaintPipeline", InpaintArguments, "repaint the white part of a mask", "images"),
+    "upscale": Command("UpscalePipeline", UpscaleArguments, "make images four times as large", "images"),
 }
 # Options that only some commands have: name -> the commands, and what argparse is told.
 OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "noise-level": (
         ("variations", "text-to-image", "image-to-image", "inpaint", "upscale"),
-        {"type": int, "nargs": "+", "metavar": "N", "help": "0..1000 (upscale: 0..350), one or one a picture"},
+        {"type": int, "nargs": "+", "metavar": "N", "help": "0..1000 (upscale: 0..350), one for all or one per image"},
     ),
-    "weights": (("variations",), {"type": float, "nargs": "+", "metavar": "W", "help": "mix all pictures so"}),
+    "weights": (
+        ("variations",),
+        {"type": float, "nargs": "+", "metavar": "W", "help": "mixing weights, one per image"},
+    ),
     "mix-noise-level": (("variations",), {"type": int, "metavar": "N", "help": "noise the mix once more, 0..1000"}),
     "strength": (
         ("image-to-image", "depth-to-image", "inpaint"),
         {"type": float, "metavar": "S", "help": "0..1, the share of the steps that are run"},
     ),
-    "depth-map": (("depth-to-image",), {"metavar": "FILE", "help": "a gray picture, white is near; one for all"}),
-    "mask": (("inpaint",), {"metavar": "FILE", "required": True, "help": "white is repainted; one for all pictures"}),
+    "depth-map": (("depth-to-image",), {"metavar": "FILE", "help": "a gray image, white is near; one for all"}),
+    "mask": (("inpaint",), {"metavar": "FILE", "required": True, "help": "white is repainted; one for all images"}),
     "padding-mask-crop": (
         ("inpaint",),
         {
@@ -57,14 +76,14 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         },
     ),
     "paste-back": (("inpaint",), {"action": "store_true", "help": "keep what is black in the mask, bit for bit"}),
-    "condition-image": (("inpaint",), {"metavar": "FILE", "help": "what guides an unCLIP checkpoint; default IMAGE"}),
+    "condition-image": (("inpaint",), {"metavar": "FILE", "help": "guides an unCLIP checkpoint; default IMAGE"}),
     "height": (
         ("variations", "text-to-image", "image-to-image", "depth-to-image", "inpaint"),
-        {"type": int, "metavar": "H", "help": "pixels; default the checkpoint's, or the picture's"},
+        {"type": int, "metavar": "H", "help": "pixels; default the checkpoint's, or the image's"},
     ),
     "width": (
         ("variations", "text-to-image", "image-to-image", "depth-to-image", "inpaint"),
-        {"type": int, "metavar": "W", "help": "pixels; default the checkpoint's, or the picture's"},
+        {"type": int, "metavar": "W", "help": "pixels; default the checkpoint's, or the image's"},
     ),
 }
 # Options that open the checkpoint, named as the arguments of `unclip_jax.checkpoints.source.open_checkpoint`.
@@ -81,10 +100,10 @@ def add_commands(commands: Any) -> None:
         p = commands.add_parser(
             name,
             help=command.help,
-            description=f"To {command.help}. Writes one PNG an image, with its recipe inside, and a contact sheet.",
+            description=f"To {command.help}. Writes one PNG per image, with its recipe inside, and a contact sheet.",
         )
         if command.inputs == "images":
-            p.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, or their addresses (http, https)")
+            p.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or their addresses (http, https)")
         else:
             p.add_argument("prompts", nargs="+", metavar="PROMPT", help="texts")
         model = p.add_argument_group("model")
@@ -109,20 +128,27 @@ def add_commands(commands: Any) -> None:
         model.add_argument(
             "--dtype", metavar="D", help="float32, bfloat16 or float16; default float32 on CPU, else bfloat16"
         )
-        model.add_argument("--devices", type=int, metavar="N", help="how many local devices to use; default all")
+        model.add_argument("--devices", type=int, metavar="N", help="number of local devices to use; default all")
         what = p.add_argument_group("what to make")
         if command.inputs == "images":
             what.add_argument("--prompt", default="", metavar="T", help="text that guides")
         what.add_argument("--negative-prompt", default="", metavar="T", help="text to steer away from")
-        what.add_argument("--num-images", type=int, default=1, metavar="N", help="pictures of each input; default 1")
+        what.add_argument(
+            "--num-images",
+            type=int,
+            default=default(command.arguments, "num_images_per_prompt"),
+            metavar="N",
+            help="images of each input; default 1",
+        )
         for option, (names, settings) in OPTIONS.items():
             if name in names:
                 what.add_argument(f"--{option}", **settings)
         how = p.add_argument_group("how")
-        steps, scale = f"1..1000; default {command.steps}", f"default {command.scale}"
+        steps = f"1..1000; default {command.default('num_inference_steps')}"
+        scale = f"default {command.default('guidance_scale')}"
         if name == "text-to-image":
-            unclip = COMMANDS["variations"]
-            steps, scale = f"{steps}, with --prior {unclip.steps}", f"{scale}, with --prior {unclip.scale}"
+            steps += f", with --prior {default(StableUnCLIPArguments, 'num_inference_steps')}"
+            scale += f", with --prior {default(StableUnCLIPArguments, 'guidance_scale')}"
         how.add_argument("--steps", type=int, metavar="N", help=steps)
         how.add_argument("--guidance-scale", type=float, metavar="G", help=scale)
         how.add_argument("--guidance-rescale", type=float, metavar="R", help="0..1, against overexposure")
@@ -132,7 +158,7 @@ def add_commands(commands: Any) -> None:
         how.add_argument("--pag-scale", type=float, metavar="G", help="of perturbed-attention guidance")
         how.add_argument("--scheduler", metavar="S", help="solver; default the checkpoint's own")
         how.add_argument("--eta", type=float, default=0.0, metavar="E", help="0..1, how stochastic DDIM is")
-        how.add_argument("--seed", type=int, default=0, metavar="K", help="0..2**32-1")
+        how.add_argument("--seed", type=int, default=default(command.arguments, "seed"), metavar="K", help="0..2**32-1")
         how.add_argument("--batch-size", type=int, metavar="N", help="images at a time; default all")
         adapt = p.add_argument_group("adapters and marks")
         adapt.add_argument(
@@ -143,11 +169,11 @@ def add_commands(commands: Any) -> None:
             nargs="+",
             default=[],
             metavar="FILE[=WORD]",
-            help="learnt words: files, folders or hub ids, and what to call them",
+            help="textual inversion embeddings: files, folders or hub ids, and the word for each",
         )
         adapt.add_argument("--freeu", type=float, nargs=4, metavar=("S1", "S2", "B1", "B2"), help="reweight the UNet")
-        adapt.add_argument("--watermark", action="store_true", help="mark the pictures invisibly, as the original does")
-        adapt.add_argument("--safety-checker", metavar="DIR", help="make black what diffusers' checker flags")
+        adapt.add_argument("--watermark", action="store_true", help="mark the images invisibly, as the original does")
+        adapt.add_argument("--safety-checker", metavar="DIR", help="black out images that diffusers' checker flags")
         add_memory(p)
         how.add_argument("--out", type=Path, default=Path(name), metavar="DIR", help=f"default ./{name}")
 
@@ -158,11 +184,11 @@ def add_memory(command: argparse.ArgumentParser) -> None:
     m.add_argument("--decoding", default="whole", metavar="D", help="whole, seamless (half of the memory) or tiled")
     m.add_argument("--tile", type=int, metavar="N", help="of tiled, pixels along a side; default the checkpoint's")
     m.add_argument("--attention-chunk", type=int, metavar="N", help="queries at a time")
-    m.add_argument("--free-networks", action="store_true", help="read each network for its stage, and let it go after")
+    m.add_argument("--free-networks", action="store_true", help="read each network for its stage and free it after")
 
 
 def make(args: argparse.Namespace) -> None:
-    """Makes the pictures and says where they are."""
+    """Makes the images and prints their paths."""
     started = time.monotonic()
     command = COMMANDS[args.command]
     paths = getattr(args, "images", [])
@@ -172,10 +198,10 @@ def make(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f"{'IMAGE' if path in paths else 'FILE'}: no such file: {path}")
     if args.command == "text-to-image" and args.prior is None and args.noise_level is not None:
         raise ValueError("--noise-level is of a prior's embeddings: give --prior, too")
-    # What a prior makes is for an unCLIP checkpoint, with the defaults of one.
-    defaults = COMMANDS["variations"] if getattr(args, "prior", None) is not None else command
-    args.steps = defaults.steps if args.steps is None else args.steps
-    args.guidance_scale = defaults.scale if args.guidance_scale is None else args.guidance_scale
+    arguments = command.arguments if getattr(args, "prior", None) is None else StableUnCLIPArguments
+    for option, name in (("steps", "num_inference_steps"), ("guidance_scale", "guidance_scale")):
+        if getattr(args, option) is None:
+            setattr(args, option, default(arguments, name))
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out} is a file; want a directory")
 
@@ -186,21 +212,20 @@ def make(args: argparse.Namespace) -> None:
 
     # Opened once, and as they are: what becomes of transparency, or of 16 bits, is the pipeline's to say.
     opened = {path: _open(path) for path in dict.fromkeys((*paths, *others))}
-    pictures = [opened[path].picture for path in paths]
+    loaded = [opened[path].image for path in paths]
     given = {k: getattr(args, k, None) for k in OPENING}
     overrides = {k: v for k, v in given.items() if v is not None}
     opening = {"dtype": args.dtype, "mesh": mesh_of(args.devices), "memory": memory_of(args), **overrides}
-    call: Any
+    pipe: Any
     if getattr(args, "prior", None) is not None:
-        call = unclip_jax.StableUnCLIPPipeline.from_pretrained(args.model, prior=args.prior, **opening)
-        pipe = call.unclip
+        pipe = unclip_jax.StableUnCLIPPipeline.from_pretrained(args.model, prior=args.prior, **opening)
     else:
-        call = pipe = getattr(unclip_jax, command.pipeline).from_pretrained(args.model, **opening)
+        pipe = getattr(unclip_jax, command.pipeline).from_pretrained(args.model, **opening)
     _adapt(pipe, args)
     settings = _settings(args, max(1, len(paths)))
-    inputs = {"image": pictures} if paths else {}
-    inputs |= {name: opened[path].picture for name in IMAGES if (path := settings.get(name)) is not None}
-    images = call(**{**settings, **inputs}, batch_size=args.batch_size).images
+    inputs = {"image": loaded} if paths else {}
+    inputs |= {name: opened[path].image for name in IMAGES if (path := settings.get(name)) is not None}
+    images = pipe(**{**settings, **inputs}, batch_size=args.batch_size).images
 
     args.out.mkdir(parents=True, exist_ok=True)
     run = _next_run(args.out)
@@ -231,7 +256,7 @@ def make(args: argparse.Namespace) -> None:
         labelled.append((image, path.stem))
         print(path)
     labels = [source["name"].rpartition("/")[2] for source in sources]
-    sheet = contact_sheet(list(zip(pictures, labels, strict=True)), labelled)
+    sheet = contact_sheet(list(zip(loaded, labels, strict=True)), labelled)
     path = args.out / f"{run:04d}-sheet.png"
     save_png(path, sheet, {**common, **({"images": sources} if sources else {})})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
@@ -240,7 +265,7 @@ def make(args: argparse.Namespace) -> None:
 
 
 def mesh_of(count: int | None) -> Any:
-    """A mesh of so many local devices, or all. Raises ValueError for more than there are."""
+    """A mesh of this many local devices, or all. Raises ValueError for more than there are."""
     import jax
 
     from unclip_jax.distributed.mesh import local_mesh
@@ -259,14 +284,14 @@ def memory_of(args: argparse.Namespace) -> Any:
 
 
 def model_name(model: str | None) -> str:
-    """What recipes and reports call a checkpoint: a file's or a folder's own name, a hub id, or the demo."""
+    """A checkpoint's name in recipes and reports: a file's or a folder's own name, a hub id, or the demo."""
     if model is None:
         return "the demo model"
     return Path(model).name if Path(model).exists() else shown(model)
 
 
 def _adapt(pipe: Any, args: argparse.Namespace) -> None:
-    """Loads the adapters, and says what is done to finished pictures."""
+    """Loads the adapters, and sets what is done to finished images."""
     for given in args.lora:
         file, _, weight = given.rpartition("=") if re.search(r"=-?(\d+\.?\d*|\.\d+)$", given) else (given, "", "1")
         pipe.load_lora_weights(file, adapter_name=given, weight=float(weight))
@@ -274,31 +299,33 @@ def _adapt(pipe: Any, args: argparse.Namespace) -> None:
         file, _, word = (given, "", "") if Path(given).exists() else given.partition("=")
         pipe.load_textual_inversion(file, word or None)
     if args.freeu is not None:
-        pipe.enable_freeu(*args.freeu)
+        from unclip_jax.models.freeu import FreeU
+
+        pipe.freeu = FreeU(*args.freeu)
     if args.watermark:
         from unclip_jax.watermark import MARK
 
         pipe.watermark = MARK
     if args.safety_checker is not None:
-        from convert.safety import open_safety_checker
+        from unclip_jax.checkpoints.foreign import open_safety_checker
 
         pipe.safety_checker = open_safety_checker(args.safety_checker)
 
 
-def _settings(args: argparse.Namespace, pictures: int) -> dict[str, Any]:
+def _settings(args: argparse.Namespace, images: int) -> dict[str, Any]:
     """The arguments of the call: those that every recipe shows, and what else was given."""
     shown = ["negative_prompt", "steps", "guidance_scale", "num_images", "scheduler", "eta", "seed"]
     if args.command == "variations":
         shown += ["height", "width", "weights", "mix_noise_level"]
         levels = args.noise_level or [0]
-        args.noise_level = levels * pictures if len(levels) == 1 else levels
+        args.noise_level = levels * images if len(levels) == 1 else levels
     elif len(getattr(args, "noise_level", None) or ()) == 1:
         args.noise_level = args.noise_level[0]
     optional = ["guidance_rescale", "guidance_interval", "pag_scale", *(name.replace("-", "_") for name in OPTIONS)]
     # 0 is a value, and not the absence of one.
     given = [name for name in optional if (value := getattr(args, name, None)) is not None and value is not False]
     settings: dict[str, Any] = {"prompt": args.prompts if args.command == "text-to-image" else args.prompt}
-    if pictures > 1 and args.command not in ("variations", "text-to-image"):
+    if images > 1 and args.command not in ("variations", "text-to-image"):
         settings["prompt"] = args.prompt  # one for all
     for name in dict.fromkeys([*shown, *given]):
         settings[ARGUMENTS.get(name, name)] = getattr(args, name)
@@ -306,14 +333,14 @@ def _settings(args: argparse.Namespace, pictures: int) -> dict[str, Any]:
 
 
 class _Opened(NamedTuple):
-    """A picture, and what recipes say of its file."""
+    """An image, and the facts about its file that go into recipes."""
 
-    picture: Any
+    image: Any
     origin: dict[str, str]
 
 
 def _open(path: str) -> _Opened:
-    """A picture at a path or an address."""
+    """An image at a path or an address."""
     from unclip_jax.conditioning.clip_image import open_image
 
     name = shown(path) if is_address(path) else path
@@ -323,6 +350,6 @@ def _open(path: str) -> _Opened:
 
 
 def _next_run(folder: Path) -> int:
-    """One more than the highest run number in a folder: earlier pictures are never overwritten."""
+    """One more than the highest run number in a folder: earlier images are never overwritten."""
     runs = [int(m[1]) for p in folder.iterdir() if (m := re.match(r"(\d{4,})-(\d{3,}|sheet)\.png$", p.name))]
     return max(runs, default=0) + 1

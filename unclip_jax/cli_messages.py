@@ -1,4 +1,4 @@
-"""What the library says, in the words of the command line: options in the place of arguments and methods of Python."""
+"""The library's messages in the terms of the command line: options instead of Python's arguments and methods."""
 
 import re
 
@@ -18,7 +18,7 @@ _ARGUMENT = re.compile(rf"(?<![\w.-])({'|'.join(ARGUMENTS)})=(?:'([^']*)'|True\b
 
 
 def message(error: object) -> str:
-    """An exception or a warning for the terminal: one line, in options."""
+    """An exception or a warning for the terminal: one line, with options."""
     text = one_line(error)
     for method, option in METHODS.items():
         text = text.replace(method, option)

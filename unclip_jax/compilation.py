@@ -8,9 +8,11 @@ import platformdirs
 
 
 def use_compilation_cache() -> Path | None:
-    """Turns JAX's persistent cache on in the user's cache folder, unless the user has configured one. Never raises.
+    """Turns on JAX's persistent cache in the user's cache folder, unless the user has configured one. Never raises.
 
-    Returns the folder, or None where it cannot be written (read-only or full disk): programs are then just compiled.
+    Returns:
+        The folder; None if it cannot be written (read-only or full disk), in which case programs are compiled every
+        time.
     """
     configured = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made at run time
     if configured is not None:

@@ -1,4 +1,4 @@
-"""What comes out: pixels to pictures, PNG files that carry their recipe, and the contact sheet."""
+"""Output: pixels to images, PNG files that carry their recipe, and the contact sheet."""
 
 import io
 import json
@@ -36,11 +36,19 @@ LOOKALIKES = str.maketrans("×–—‘’“”", "x--''\"\"")
 
 
 def to_uint8(images: ArrayLike, rounding: Literal["round", "truncate"]) -> NDArray[np.uint8]:
-    """Floats (..., H, W, 3) to uint8 of the same shape; 0..1, what lies outside is clipped as both references do.
+    """Converts floats in 0..1 to 8 bits. Values outside are clipped, as in both references.
 
-    rounding: "round" to the nearest level, halves to even, as diffusers; "truncate" as Stability's code.
+    Args:
+        images: (..., H, W, 3) floats.
+        rounding: "round" to the nearest level, halves to even, as diffusers does; or "truncate", as Stability's code
+            does.
 
-    Raises FloatingPointError when there is a NaN, which means that the network overflowed in its dtype.
+    Returns:
+        uint8 of the same shape.
+
+    Raises:
+        FloatingPointError: There is a NaN, which means that the network overflowed in its dtype.
+        ValueError: The rounding is unknown.
     """
     if rounding not in ("round", "truncate"):
         raise ValueError(f"rounding is {rounding!r}; accepted: round, truncate")
@@ -53,16 +61,23 @@ def to_uint8(images: ArrayLike, rounding: Literal["round", "truncate"]) -> NDArr
 def save_png(path: str | os.PathLike[str], image: Image.Image, recipe: Mapping[str, Any]) -> None:
     """Writes a PNG with its recipe in two text chunks: JSON for `read_recipe`, and the line that other tools read.
 
-    recipe: JSON values, numbers and arrays of numpy among them. The keys that the line shows, all optional: prompt,
-        negative_prompt, num_inference_steps, scheduler, guidance_scale, seed, index, noise_level, image_weights,
-        mix_noise_level, eta, model, images (each with a "name"), version. The size is the picture's.
+    The file appears complete or not at all.
 
-    The file appears whole or not at all. Raises FileNotFoundError when the folder does not exist, ValueError for a
-    recipe that is not JSON, OSError when the disk refuses.
+    Args:
+        path: The file.
+        image: The image.
+        recipe: JSON values, including numpy's numbers and arrays. The line shows these keys, all optional: prompt,
+            negative_prompt, num_inference_steps, scheduler, guidance_scale, seed, index, noise_level, image_weights,
+            mix_noise_level, eta, model, images (each with a "name"), version. The size is the image's.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+        ValueError: The recipe cannot be written as JSON.
+        OSError: The disk refuses.
     """
     path = Path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{str(path)!r}: its folder does not exist")
+        raise FileNotFoundError(f"{str(path)!r}: the folder does not exist")
     try:
         text = json.dumps(dict(recipe), default=_plain, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -85,14 +100,22 @@ def save_png(path: str | os.PathLike[str], image: Image.Image, recipe: Mapping[s
 
 
 def read_recipe(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """The recipe that `save_png` wrote into a PNG, at a path or an address.
+    """Reads the recipe that `save_png` wrote into a PNG.
 
-    Raises FileNotFoundError when there is no such file, ValueError (one line) when it is no PNG, broken, or without
-    one of our recipes, and what `unclip_jax.conditioning.address.fetch` raises.
+    Args:
+        source: A path or an address.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not a PNG, is broken, or has no recipe of ours.
+        OSError: As in `unclip_jax.conditioning.address.fetch`, with the same subclasses.
     """
     path, fetched = os.fspath(source), is_address(os.fspath(source))
     name = repr(shown(path) if fetched else path)
-    file = io.BytesIO(fetch(path, "picture")) if fetched else path
+    file = io.BytesIO(fetch(path, "image")) if fetched else path
     try:
         with Image.open(file, formats=["PNG"]) as image:
             # Pillow bounds the text's memory. Loading the pixels finds chunks that another program put after them.
@@ -108,9 +131,9 @@ def read_recipe(source: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         recipe = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name}: its recipe is not JSON: {error}") from error
+        raise ValueError(f"{name}: the recipe is not JSON: {error}") from error
     if not isinstance(recipe, dict):
-        raise ValueError(f"{name}: its recipe is a JSON {type(recipe).__name__}; want an object")
+        raise ValueError(f"{name}: the recipe is a JSON {type(recipe).__name__}; want an object")
     return recipe
 
 
@@ -120,15 +143,23 @@ def contact_sheet(
     columns: int | None = None,
     cell: int = 256,
 ) -> Image.Image:
-    """One RGB picture with the inputs at the left, the variations beside them, and each one's label below it.
+    """One RGB image with the inputs at the left, the variations beside them, and a label below each.
 
-    inputs, variations: pictures (anything `load_image` takes) with their labels; one of the two may be empty
-    columns: of the variations, default as square as it goes. With one row an input (columns = variations of each)
-        every input stands beside its own variations.
-    cell: side in pixels of the square into which each picture is fitted, at least 32
+    Args:
+        inputs: Images (anything that `load_image` takes) with their labels.
+        variations: Likewise. One of the two may be empty.
+        columns: Of the variations; by default the sheet is as square as possible. With one row per input (columns =
+            variations of each), every input stands beside its own variations.
+        cell: The side, in pixels, of the square into which each image is fitted; at least 32.
+
+    Returns:
+        The sheet.
+
+    Raises:
+        ValueError: Both lists are empty, or a number is out of range.
     """
     if not inputs and not variations:
-        raise ValueError("inputs and variations are both empty; want at least one picture")
+        raise ValueError("inputs and variations are both empty; want at least one image")
     if columns is not None and columns < 1:
         raise ValueError(f"columns is {columns}; want at least 1")
     if cell < 32:
@@ -156,19 +187,19 @@ def contact_sheet(
     if divided:
         draw.line((left - margin, margin, left - margin, height - margin), RULE, max(cell // 256, 1))
 
-    for x0, title, pictures, across in (
+    for x0, title, images, across in (
         (margin, "input", inputs, input_columns),
         (left, "variation", variations, columns),
     ):
-        if pictures:
-            title = title if len(pictures) == 1 else f"{len(pictures)} {title}s"
+        if images:
+            title = title if len(images) == 1 else f"{len(images)} {title}s"
             draw.text((x0, margin), _elide(title, heading, block_width(across)), HEADING, heading)
-        for index, (source, label) in enumerate(pictures):
+        for index, (source, label) in enumerate(images):
             row, column = divmod(index, across)
             x, y = x0 + column * step_x, margin + heading_height + row * step_y
-            picture = _fit(Image.fromarray(load_image(source)), cell)
+            image = _fit(Image.fromarray(load_image(source)), cell)
             draw.rectangle((x, y, x + cell - 1, y + cell - 1), MAT)
-            sheet.paste(picture, (x + (cell - picture.width) // 2, y + (cell - picture.height) // 2))
+            sheet.paste(image, (x + (cell - image.width) // 2, y + (cell - image.height) // 2))
             draw.text((x + cell / 2, y + cell + gap // 2), _elide(label, font, cell), TEXT, font, anchor="ma")
     return sheet
 
@@ -188,7 +219,7 @@ def _parameters(recipe: dict[str, Any], image: Image.Image) -> str:
         "Image weights": recipe.get("image_weights"),
         "Mix noise level": recipe.get("mix_noise_level"),
         "Eta": recipe.get("eta"),
-        "Images": [picture.get("name") for picture in recipe.get("images") or []] or None,
+        "Images": [image.get("name") for image in recipe.get("images") or []] or None,
         "Version": recipe.get("version") and f"unclip_jax {recipe['version']}",
     }
     negative, prompt = recipe.get("negative_prompt"), recipe.get("prompt") or ""
@@ -201,7 +232,7 @@ def _parameters(recipe: dict[str, Any], image: Image.Image) -> str:
 
 
 def _quoted(value: Any) -> str:
-    """A value of the settings line; what holds a separator is put in quotes the way that line's readers undo."""
+    """A value of the settings line. One with a separator is put in quotes, the way readers of that line undo."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text
 
@@ -212,10 +243,10 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not a JSON value")
 
 
-def _fit(picture: Image.Image, side: int) -> Image.Image:
-    scale = side / max(picture.size)
-    width, height = (max(round(length * scale), 1) for length in picture.size)
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    width, height = (max(round(length * scale), 1) for length in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

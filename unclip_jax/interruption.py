@@ -1,4 +1,4 @@
-"""Ending a program from outside."""
+"""Terminating a program from outside."""
 
 import contextlib
 import signal
@@ -9,9 +9,9 @@ from typing import Any
 
 @contextlib.contextmanager
 def termination_interrupts() -> Iterator[None]:
-    """Within, SIGTERM - the word of batch systems and containers - raises KeyboardInterrupt as Ctrl-C does.
+    """Within the block, SIGTERM (from batch systems and containers) raises KeyboardInterrupt, as Ctrl-C does.
 
-    So what is half done is cleaned up. Without effect outside the main thread, where Python allows no handlers.
+    Unfinished work is then cleaned up. Has no effect outside the main thread, where Python allows no handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""What a user sees of long work: a bar on a terminal or in a notebook, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal or in a notebook, plain lines elsewhere."""
 
 import sys
 import time
@@ -14,7 +14,15 @@ LONGEST_LINE = 2000
 
 
 class Progress:
-    """A stage of work with a known amount; a context manager. `update` advances it, `stage` renames it."""
+    """A stage of work with a known amount; a context manager. `update` advances it, `stage` renames it.
+
+    Args:
+        description: The stage's name.
+        total: The amount of work.
+        unit: What is counted.
+        enabled: False shows nothing.
+        bytes_: The amount is in bytes.
+    """
 
     def __init__(self, description: str, total: int, *, unit: str, enabled: bool = True, bytes_: bool = False):
         self.description = description
@@ -39,7 +47,7 @@ class Progress:
             self.bar.set_description(description)
 
     def note(self, text: str) -> None:
-        """Says how it goes: beside the bar, or in a line of its own, at most one every `NOTE_SECONDS`."""
+        """Shows a note: beside the bar, or on a line of its own, at most once every `NOTE_SECONDS`."""
         if self.bar is not None:
             self.bar.set_postfix_str(text)
         elif self.enabled and time.monotonic() - self.noted >= NOTE_SECONDS:
@@ -58,7 +66,10 @@ class Progress:
 
 
 def one_line(error: object) -> str:
-    """A message for the terminal, whatever a broken file put into it: one line, no control characters, not endless."""
+    """A message made safe for the terminal, whatever a broken file put into it.
+
+    It is one line of limited length, without control characters.
+    """
     text = " ".join(str(error).split())
     shown = text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)

@@ -1,8 +1,8 @@
-"""The optional check of finished pictures by CLIP, as diffusers' StableDiffusionSafetyChecker decides.
+"""The optional check of finished images by CLIP, as in diffusers' StableDiffusionSafetyChecker.
 
-A picture is flagged when its embedding is near enough to one of 17 concepts, each with a threshold of its own; for a
-picture near one of three further concepts all of them count for a little more. The published concepts are embeddings
-without their words, of sexual content alone as far as could be found out (Rando et al. 2022, arXiv:2210.04610).
+An image is flagged if its embedding is near enough to one of 17 concepts, each with a threshold of its own. For an
+image near one of three further concepts, all scores count a little more. The published concepts are embeddings without
+their words, of sexual content only, as far as could be found out (Rando et al. 2022, arXiv:2210.04610).
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from unclip_jax.conditioning.clip_image import preprocess
 
 CONCEPTS = 17
 SPECIAL_CARE = 3
-ADJUSTMENT = 0.01  # what is added to the scores of a picture that is near a concept of special care
+ADJUSTMENT = 0.01  # what is added to the scores of an image that is near a concept of special care
 DECIMALS = 3  # scores are rounded before they are compared with 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Concepts:
-    """Directions of CLIP's space with thresholds of their cosines: embeds (K, D) and thresholds (K,), float32."""
+    """Directions in CLIP's space, with thresholds of their cosines: embeds (K, D) and thresholds (K,), float32."""
 
     embeds: NDArray[np.float32]
     thresholds: NDArray[np.float32]
@@ -32,7 +32,7 @@ class Concepts:
 
 @dataclasses.dataclass(frozen=True)
 class SafetyChecker:
-    """What `convert.safety.open_safety_checker` reads: a filled image tower, its pictures' side, and the concepts."""
+    """What `convert.safety.open_safety_checker` reads: an image tower, the side of its images, and the concepts."""
 
     image_encoder: Network
     image_size: int
@@ -41,25 +41,33 @@ class SafetyChecker:
 
 
 def check(checker: SafetyChecker, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> list[bool]:
-    """Whether each picture, uint8 (H, W, 3), is flagged.
+    """Checks whether images are flagged.
 
-    Pictures go through the network one by one, so that no picture's verdict depends on the others of its batch.
+    Images go through the network one by one, so that no verdict depends on the rest of a batch.
 
-    Raises ValueError as `unclip_jax.conditioning.clip_image.preprocess` does; FloatingPointError when a score is NaN,
-    which would otherwise pass for a harmless picture.
+    Args:
+        checker: The safety checker.
+        images: uint8 (H, W, 3) each.
+
+    Returns:
+        One verdict per image.
+
+    Raises:
+        ValueError: As in `unclip_jax.conditioning.clip_image.preprocess`.
+        FloatingPointError: A score is NaN, which would otherwise pass as harmless.
     """
     return [is_flagged(checker, embed(checker, image)) for image in images]
 
 
 def black_out(images: NDArray[np.uint8], flags: Sequence[bool]) -> NDArray[np.uint8]:
-    """The pictures (B, H, W, 3) with black ones in the place of those flagged, which is what diffusers returns."""
+    """The images (B, H, W, 3) with flagged ones replaced by black, which is what diffusers returns."""
     if len(images) != len(flags):
-        raise ValueError(f"flags has {len(flags)} entries for {len(images)} images")
+        raise ValueError(f"flags has {len(flags)} entries for {len(images)} images; want one per image")
     return np.where(np.asarray(flags, bool)[:, None, None, None], images.dtype.type(0), images)
 
 
 def embed(checker: SafetyChecker, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The embedding (D,) of one picture, un-normalised."""
+    """The embedding (D,) of one image, un-normalised."""
     pixels = preprocess(image, "diffusers", checker.image_size)
     encoder = checker.image_encoder
     return np.asarray(_encode(encoder.graphdef, encoder.params, pixels[None])[0], np.float32)
@@ -72,10 +80,10 @@ def is_flagged(checker: SafetyChecker, embedding: NDArray[np.float32]) -> bool:
 
 
 def scores(concepts: Concepts, embedding: NDArray[np.float32], adjustment: float) -> NDArray[np.float32]:
-    """How far an embedding's cosine with each concept is above its threshold: (K,), rounded, in float32."""
+    """By how much an embedding's cosine with each concept exceeds its threshold: (K,), rounded, in float32."""
     above = _unit(concepts.embeds) @ _unit(embedding) - concepts.thresholds + np.float32(adjustment)
     if not np.isfinite(above).all():
-        raise FloatingPointError("the safety check's scores are not finite: its weights are broken")
+        raise FloatingPointError("the safety checker's scores are not finite: its weights are broken")
     return np.round(above, DECIMALS)
 
 

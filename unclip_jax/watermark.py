@@ -1,9 +1,9 @@
-"""The invisible watermark that Stability's scripts put into their pictures: a few bytes, here "SDV2".
+"""The invisible watermark that Stability's scripts put into their images: a few bytes, here "SDV2".
 
 It is the method `dwtDct` of the library invisible-watermark, releases 0.1.5 to 0.2, with its default settings: every
-bit is written many times into the low frequencies of one colour channel, and read back by a vote. Both ways are bit for
-bit the library's, and so are its limits: JPEG, resizing or cropping destroy the mark, and where colours are flat or
-strong the vote can fail at once, so that a mark which cannot be read proves nothing.
+bit is written many times into the low frequencies of one colour channel, and read back by a vote. Writing and reading
+equal the library's bit for bit, and so do the limits. JPEG, resizing or cropping destroy the mark. With flat or strong
+colours the vote can fail at once, so an unreadable mark proves nothing.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MARK = b"SDV2"
-SMALLEST = 256 * 256  # pixels; the library refuses smaller pictures, whose votes are too few
+SMALLEST = 256 * 256  # pixels; the library refuses smaller images, whose votes are too few
 STEP = 36  # of the quantisation that carries the bits
 BLOCK = 4  # side of the blocks of coefficients that carry a bit each
 # OpenCV's 8-bit conversions are in fixed point with 14 bits behind the point.
@@ -21,14 +21,22 @@ HALF = 1 << (POINT - 1)
 
 
 def embed_watermark(image: NDArray[np.uint8], mark: bytes = MARK) -> NDArray[np.uint8]:
-    """The picture with a mark in it, which `read_watermark` and the original's library find: (H, W, 3) uint8 RGB.
+    """Puts a mark into an image, which `read_watermark` and the original's library find.
 
     Colours change by a few levels on the whole, and by many at sharp edges between colours, since the library also
-    turns each 2x2 square of the channel over its diagonal. The last H % 4 rows and W % 4 columns stay as they are, up
-    to the rounding of the colours there and back.
+    transposes each 2x2 square of the channel. The last H % 4 rows and W % 4 columns stay as they are, except for the
+    rounding of the colour conversions.
 
-    Raises ValueError for another shape or dtype, fewer than 256 x 256 pixels, or a mark that is empty or has more bits
-    than the picture has blocks of 8 x 8 pixels.
+    Args:
+        image: (H, W, 3) uint8 RGB, at least 256 x 256 pixels.
+        mark: The bytes.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: The image has another shape or dtype or too few pixels, or the mark is empty or has more bits than
+            the image has blocks of 8 x 8 pixels.
     """
     if not isinstance(mark, bytes):
         raise ValueError(f"mark is {mark!r:.40}; want bytes")
@@ -52,10 +60,18 @@ def embed_watermark(image: NDArray[np.uint8], mark: bytes = MARK) -> NDArray[np.
 
 
 def read_watermark(image: NDArray[np.uint8], length: int = len(MARK)) -> bytes:
-    """The mark of `length` bytes that a picture, uint8 (H, W, 3) RGB, holds; of a picture without one, any bytes.
+    """Reads the mark of an image; without a mark the result is arbitrary.
 
-    Raises ValueError for another shape or dtype, fewer than 256 x 256 pixels, or a length of 0 or of more bits than the
-    picture has blocks of 8 x 8 pixels.
+    Args:
+        image: (H, W, 3) uint8 RGB, at least 256 x 256 pixels.
+        length: The number of bytes.
+
+    Returns:
+        The mark.
+
+    Raises:
+        ValueError: The image has another shape or dtype or too few pixels, or the length is 0 or has more bits than the
+            image has blocks of 8 x 8 pixels.
     """
     if isinstance(length, bool) or not isinstance(length, int):
         raise ValueError(f"length is {length!r}; want a number of bytes")
@@ -75,12 +91,10 @@ def _check(image: NDArray[Any], argument: str, bits: int) -> None:
         raise ValueError(f"image is {image.dtype} {image.shape}; want uint8 (H, W, 3)")
     height, width = image.shape[:2]
     if height * width < SMALLEST:
-        raise ValueError(f"image is {width}x{height} pixels; a watermark wants at least as many as 256x256")
+        raise ValueError(f"image is {width}x{height} pixels; a watermark needs at least 256x256 pixels in all")
     room = (height // 8) * (width // 8)
     if not 0 < bits <= room:
-        raise ValueError(
-            f"{argument} is {bits // 8} bytes; a picture of {width}x{height} pixels holds 1 to {room // 8}"
-        )
+        raise ValueError(f"{argument} is {bits // 8} bytes; an image of {width}x{height} pixels holds 1 to {room // 8}")
 
 
 def _area(image: NDArray[Any]) -> tuple[slice, slice]:
@@ -88,7 +102,7 @@ def _area(image: NDArray[Any]) -> tuple[slice, slice]:
 
 
 def _to_yuv(image: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """Three planes (H, W) as OpenCV's COLOR_RGB2YUV has them: analogue YUV, the last two about 128; all in 0..255."""
+    """Three planes (H, W) as in OpenCV's COLOR_RGB2YUV: analogue YUV, the last two about 128; all in 0..255."""
     r, g, b = np.moveaxis(image.astype(np.int32), -1, 0)
     luma = _rounded(4899 * r + 9617 * g + 1868 * b)
     u = _rounded(8061 * (b - luma)) + 128
@@ -155,6 +169,9 @@ def _from_blocks(blocks: Plane, rows: int, columns: int) -> Plane:
 
 
 def _carrier(blocks: Plane) -> tuple[NDArray[np.intp], Plane]:
-    """Where each block keeps its bit, the largest coefficient but the first, and the coefficient: (blocks,) twice."""
+    """The position of each block's bit, and the coefficient there: (blocks,) each.
+
+    It is the largest coefficient except the first.
+    """
     position = np.argmax(np.abs(blocks[:, 1:]), axis=1) + 1
     return position, blocks[np.arange(len(blocks)), position]

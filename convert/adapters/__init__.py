@@ -1,7 +1,7 @@
-"""Reads adapters that other tools wrote, LoRA and its kin and learnt words.
+"""Reads adapters that other tools wrote: LoRA and related kinds, and textual inversion embeddings.
 
-Only with the readers of `convert.readers`: nothing that a file names is run. What a file holds must all be understood
-and fit the checkpoint, or the file is refused in one line: an adapter read by halves would make other pictures.
+It uses only the readers of `convert.readers`: nothing that a file names is run. Everything in a file must be understood
+and fit the checkpoint, or the file is refused in one line. An adapter read in part would make other images.
 """
 
 from convert.adapters.changes import parameter

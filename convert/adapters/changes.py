@@ -1,4 +1,4 @@
-"""From the tensors of a module to changes of our parameters: shapes are checked, axes moved, fused kernels split."""
+"""Converts the tensors of a module to changes of our parameters: shapes checked, axes moved, fused kernels split."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ FAMILIES = {768: "Stable Diffusion 1", 2048: "Stable Diffusion XL"}
 
 
 class MisfitError(CheckpointError):
-    """A tensor of a shape that another base model has; `rank` tells which of many says most."""
+    """A tensor has a shape of another base model; `rank` selects the most informative of many such errors."""
 
     def __init__(self, text: str, rank: tuple[bool, ...]):
         super().__init__(text)
@@ -38,7 +38,7 @@ class MisfitError(CheckpointError):
 
 
 def parameter(rule: Rule) -> str:
-    """Our name, in an adapter, of the parameter that a rule fills: the number of a stacked layer within."""
+    """Our name, in an adapter, of the parameter that a rule fills, including the number of a stacked layer."""
     return rule.ours if rule.layer is None else rule.ours.replace(".layers.", f".layers.{rule.layer}.")
 
 
@@ -62,7 +62,7 @@ class Tensors:
         return self.file.tensors[self.found.keys[role]].shape
 
     def size(self, role: str, axis: int) -> int:
-        """The length of an axis that the tensor itself sets: a rank, a part of a product."""
+        """The length of an axis that only the tensor determines: a rank, or a factor of a product."""
         shape = self.shape(role)
         size = shape[axis] if len(shape) > axis else 0
         if not size:
@@ -70,7 +70,7 @@ class Tensors:
         return size
 
     def read(self, role: str, want: Shape) -> np.ndarray:
-        """A tensor in the shape that it must have, up to what dialects differ in."""
+        """A tensor in the shape that it must have, except for differences between dialects."""
         key, info = self.found.keys[role], self.file.tensors[self.found.keys[role]]
         if info.dtype.kind not in "fV":  # bfloat16 is of numpy's kind V
             raise CheckpointError(f"{self.key(role)} has dtype {info.dtype}, want a floating one")
@@ -95,7 +95,7 @@ class Tensors:
         return value
 
     def alpha(self, rank: float) -> float:
-        """By which the scale is alpha / rank: the file's, peft's, or the rank itself; times a learnt scalar."""
+        """The alpha, with the scale being alpha / rank: the file's, peft's, or the rank; times a learnt scalar."""
         if "alpha" in self:
             alpha = self.number("alpha")
         else:
@@ -104,9 +104,11 @@ class Tensors:
 
 
 def changes(tensors: Tensors) -> list[tuple[str, Change]]:
-    """A module's changes by our parameters' names; of a fused one, a change for each of its parts.
+    """A module's changes by our parameters' names; for a fused module, a change for each of its parts.
 
-    Raises CheckpointError in one line, and MisfitError, a kind of it, where the shapes are another model's.
+    Raises:
+        CheckpointError: The tensors are not understood.
+        MisfitError: The shapes belong to another model.
     """
     kind, module = tensors.found.kind(), tensors.module
     found: list[tuple[str, Change]] = []
@@ -153,7 +155,7 @@ def _weight(kind: str, t: Tensors, shape: Shape) -> list[Change]:
 
 
 def _whole(t: Tensors, kind: str) -> str:
-    """The role of a whole weight, where something says that it stands in the place of the base's."""
+    """The role of a whole weight, if something says that it replaces the base's."""
     if kind == "a replacement":
         return "set_weight"
     _check_whole(t, "weight")
@@ -197,7 +199,7 @@ def _loha(t: Tensors, shape: Shape) -> list[Change]:
 
 
 def _hadamard_factor(t: Tensors, number: int, shape: Shape, scale: float | None) -> list[LowRank]:
-    """One of LoHa's two changes; scale: in the place of alpha / rank."""
+    """One of LoHa's two changes; scale: instead of alpha / rank."""
     out, *inner = shape
     up, down, core = f"hada_w{number}_a", f"hada_w{number}_b", f"hada_t{number}"
     rank = t.size(down, 0)
@@ -249,7 +251,7 @@ def _lokr(t: Tensors, shape: Shape) -> list[Change]:
 
 
 def _decomposed(t: Tensors, inner: list[Change]) -> list[Change]:
-    """DoRA: the changes, brought to the lengths that the file has; LyCORIS' may be of the inputs."""
+    """DoRA: the changes, rescaled to the lengths in the file; LyCORIS' may be per input."""
     rules = t.module.weight
     out, ins, *_ = foreign_shape(rules[0], t.params)
     role = "magnitude" if "magnitude" in t else "dora_scale"
@@ -275,7 +277,7 @@ def _factors(t: Tensors, role: str, shape: Shape, *, on_input: bool, unchanged: 
 
 
 def _is_on_input(t: Tensors, shape: Shape) -> bool:
-    """Whether peft's factors are of the inputs, which it calls feed-forward."""
+    """Whether peft's factors are per input, which it calls feed-forward."""
     (out, ins, *space), have = shape, t.shape("ia3_l")
     if not space and have in ((out, 1), (1, ins)):
         return have == (1, ins)
@@ -287,7 +289,7 @@ def _is_on_input(t: Tensors, shape: Shape) -> bool:
 
 
 def _vector(t: Tensors, role: str, size: int) -> np.ndarray:
-    """A tensor of so many numbers along one axis, whatever other axes of length 1 it has."""
+    """A tensor of this many numbers along one axis, whatever other axes of length 1 it has."""
     shape = t.shape(role)
     if [n for n in shape if n != 1] not in ([size], []) or math.prod(shape) != size:
         raise MisfitError(f"{t.key(role)} has shape {shape}, want {size} numbers: of another base model", (True, True))
@@ -295,7 +297,7 @@ def _vector(t: Tensors, role: str, size: int) -> np.ndarray:
 
 
 def _low_rank(t: Tensors, down: np.ndarray, up: np.ndarray, alpha: float) -> list[LowRank]:
-    """Factors (rank, in, ...) and (out, rank) in our layout; of a fused kernel a part of `up` for each."""
+    """Factors (rank, in, ...) and (out, rank) in our layout; for a fused kernel, a part of `up` for each."""
     rules = t.module.weight
     ours = _owned(LAYOUTS[rules[0].layout].ours(down))
     parts = np.split(up, rules[0].parts)
@@ -319,7 +321,7 @@ def _vectors(rules: tuple[Rule, ...], vector: np.ndarray) -> list[np.ndarray]:
 
 
 def _owned(array: np.ndarray) -> np.ndarray:
-    """A copy: the file may be written over."""
+    """A copy: the file may be overwritten."""
     return np.array(array, order="C")
 
 

@@ -1,4 +1,4 @@
-"""Reads LoRA files and their kin, in the forms of diffusers, peft, kohya, LyCORIS, OneTrainer, ComfyUI and others."""
+"""Reads LoRA files and related kinds, as written by diffusers, peft, kohya, LyCORIS, OneTrainer, ComfyUI and others."""
 
 import contextlib
 import os
@@ -26,8 +26,9 @@ from unclip_jax.checkpoints.networks import abstract_params
 class Adapter(NamedTuple):
     """What a file adds to a checkpoint.
 
-    lora: our parameters' names -> changes, see `unclip_jax.adapters.lora.Lora`; words: those that are bundled with it,
-    word -> rows (n, width).
+    Attributes:
+        lora: Our parameters' names -> changes, see `unclip_jax.adapters.lora.Lora`.
+        words: The bundled textual inversion embeddings, word -> rows (n, width).
     """
 
     lora: dict[str, Change]
@@ -35,15 +36,25 @@ class Adapter(NamedTuple):
 
 
 def read_adapter(source: Source, config: CheckpointConfig, weight_name: str | None = None) -> Adapter:
-    """A LoRA file as an adapter of a checkpoint's UNet and text encoder; arrays in the file's dtype, alpha float32.
+    """Reads a LoRA file as an adapter of a checkpoint's UNet and text encoder.
 
-    source: a `.safetensors` or torch file, or a folder or the hub id of a repository with diffusers'
-    `pytorch_lora_weights`, with peft's `adapter_model` and its settings (one, or one each in "unet" and
-    "text_encoder"), or with a file called `weight_name`; or a state dict of arrays. A missing alpha is the rank. What
-    is of the text encoder's last layer, which the checkpoint does not run, is left out.
+    Arrays have the file's dtype, alpha is float32. A missing alpha is the rank. Changes of the text encoder's last
+    layer, which the checkpoint does not run, are left out.
 
-    Raises FileNotFoundError, what `unclip_jax.checkpoints.hub.download` raises, and CheckpointError in one line for a
-    file that is damaged, hostile, of another base model, or holds anything that is not understood.
+    Args:
+        source: A `.safetensors` or torch file; a folder or the hub id of a repository with diffusers'
+            `pytorch_lora_weights`, with peft's `adapter_model` and its settings (one, or one each in "unet" and
+            "text_encoder"), or with a file called `weight_name`; or a state dict of arrays.
+        config: The checkpoint's configuration.
+        weight_name: The file's name in a folder or repository.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: The file is damaged, hostile, for another base model, or not wholly understood.
+        OSError: As in `unclip_jax.checkpoints.hub.download`, with the same subclasses.
     """
     if not isinstance(source, str | os.PathLike):
         with naming("the state dict"):
@@ -68,7 +79,7 @@ def read_adapter(source: Source, config: CheckpointConfig, weight_name: str | No
 
 
 def read_lora(source: Source, config: CheckpointConfig, weight_name: str | None = None) -> dict[str, Change]:
-    """The changes of `read_adapter` alone, without the words that may be bundled with them."""
+    """The changes of `read_adapter`, without the textual inversion embeddings that may be bundled with them."""
     return read_adapter(source, config, weight_name).lora
 
 
@@ -82,12 +93,12 @@ def _opened(path: Path) -> Iterator[TensorFile]:
 
 
 def _network(folder: str) -> rules.Network | None:
-    """The network that the name of a folder of peft's says."""
+    """The network that a peft folder's name refers to."""
     return "unet" if folder == "unet" else "text_encoder" if folder == "text_encoder" else None
 
 
 def _read(file: TensorFile, config: CheckpointConfig, network: rules.Network | None, own: Settings | None) -> Adapter:
-    """A file's adapter. network: of which all is known to be; own: settings from beside the file."""
+    """A file's adapter. network: the one that everything belongs to, if known; own: settings from beside the file."""
     modules, params = rules.read(config), abstract_params(config)
     words, bundled = bundled_words(file, config)
     numbered = numbered_modules(file, modules, params)

@@ -1,7 +1,7 @@
-"""cloneofsimo's files: pairs of factors that are numbered in the order of the modules of an old diffusers.
+"""cloneofsimo's files: pairs of factors, numbered in the order of the modules of an old diffusers.
 
-`.safetensors` name them "unet:0:up", with the classes that were adapted in the metadata; torch files are plain lists of
-up, down, up, down … of one network. Which order and which classes it was shows from the shapes.
+`.safetensors` files name them "unet:0:up", with the adapted classes in the metadata; torch files are plain lists of up,
+down, up, down … for one network. The order and the classes are inferred from the shapes.
 """
 
 import contextlib
@@ -37,7 +37,11 @@ CLASSES: tuple[frozenset[str], ...] = (
 
 
 def from_list(content: Sequence[Any]) -> TensorFile:
-    """A torch file's list of tensors under the names that they have in the other form. Raises CheckpointError."""
+    """A torch file's list of tensors, under the names that they have in the other form.
+
+    Raises:
+        CheckpointError: It is not a list of pairs.
+    """
     if not content or len(content) % 2:
         raise CheckpointError(f"is a list of {len(content)}; want pairs of LoRA's factors")
     arrays = {
@@ -49,7 +53,11 @@ def from_list(content: Sequence[Any]) -> TensorFile:
 
 
 def numbered_modules(file: TensorFile, modules: Mapping[str, Module], params: Mapping[str, Any]) -> dict[str, Found]:
-    """The modules of a file's numbered tensors, by canonical names. Raises CheckpointError where none fit."""
+    """The modules of a file's numbered tensors, by canonical names.
+
+    Raises:
+        CheckpointError: No order fits.
+    """
     groups: dict[str, dict[int, dict[str, str]]] = {}
     for key in file.tensors:
         if match := NUMBERED.fullmatch(key):
@@ -88,7 +96,7 @@ def _classes(text: str) -> frozenset[str]:
 
 
 def _orders(modules: Mapping[str, Module], network: Network, classes: frozenset[str] | None) -> Iterator[list[str]]:
-    """The canonical names of what may have been adapted, in the orders in which old releases hold it."""
+    """The canonical names of the modules that may have been adapted, in the orders of old releases."""
     if network == "text_encoder":
         layers = itertools.takewhile(
             lambda layer: f"{network}.encoder_layers_{layer}_mlp_fc1" in modules, itertools.count()
@@ -124,7 +132,7 @@ def _count(known: set[str], prefix: str) -> int:
 
 
 def _shapes(file: TensorFile, pair: Mapping[str, str]) -> tuple[Shape, int, int]:
-    """What a pair says of its module: the inputs' shape, the outputs, and that the ranks are one."""
+    """What a pair shows about its module: the inputs' shape, the outputs, and that both ranks are equal."""
     down, up = (file.tensors[pair[role]].shape for role in ("down", "up"))
     if len(down) not in (2, 4) or len(up) not in (2, 4):
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""peft's settings of an adapter: from `adapter_config.json`, or as diffusers writes them into a file's metadata."""
+"""peft's settings of an adapter, from `adapter_config.json` or from a file's metadata, where diffusers writes them."""
 
 import dataclasses
 import json
@@ -24,11 +24,18 @@ UNSUPPORTED = ("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Of one network's adapter.
+    """The settings of one network's adapter.
 
-    where: what stands before a setting's name in a message. ranks, alphas: by modules' names or their ends, where they
-    differ from the others'. feedforward: names of modules of which (IA)^3 changes the inputs.
-    whole: whether weights and biases that are stored whole stand in the place of the base's.
+    Attributes:
+        where: The prefix of a setting's name in messages.
+        rank: The rank.
+        alpha: The alpha.
+        ranks: By modules' names or their ends, where they differ.
+        alphas: Likewise.
+        rslora: Whether the scale is alpha / sqrt(rank).
+        dora: Whether it is a DoRA.
+        feedforward: Names of modules whose inputs (IA)^3 changes.
+        whole: Whether weights and biases that are stored whole replace the base's.
     """
 
     where: str
@@ -42,7 +49,7 @@ class Settings:
     whole: bool
 
     def alpha_of(self, name: str, rank: float) -> float:
-        """Of a module, by its name in the file, such that the factors' scale is alpha / rank."""
+        """The alpha of a module, by its name in the file, for which the factors' scale is alpha / rank."""
         alpha = _fitting(self.alphas, name, self.alpha)
         return alpha * math.sqrt(rank) if self.rslora else alpha
 
@@ -50,12 +57,16 @@ class Settings:
         return _fitting(self.ranks, name, self.rank)
 
     def on_input(self, name: str) -> bool:
-        """Whether (IA)^3's factors are of a module's inputs."""
+        """Whether (IA)^3's factors change a module's inputs."""
         return bool(set(_ends(name)) & set(self.feedforward))
 
 
 def metadata_settings(file: TensorFile) -> dict[str, Settings]:
-    """peft's settings by network in a file's metadata, where diffusers has written them. Raises CheckpointError."""
+    """peft's settings by network in a file's metadata, if diffusers has written them.
+
+    Raises:
+        CheckpointError: They are damaged or not supported.
+    """
     if METADATA not in file.metadata:
         return {}
     metadata = parse_json(file.metadata[METADATA].encode())
@@ -70,13 +81,15 @@ def metadata_settings(file: TensorFile) -> dict[str, Settings]:
 
 
 def folder_settings(path: Path) -> Settings:
-    """peft's settings that lie beside its file.
+    """peft's settings in the file beside its weights.
 
-    Raises FileNotFoundError where there are none, and CheckpointError for what is damaged or not supported.
+    Raises:
+        FileNotFoundError: There are none.
+        CheckpointError: They are damaged or not supported.
     """
     config = path.with_name(PEFT_SETTINGS)
     if not config.exists():
-        raise FileNotFoundError(f"{path}: peft keeps alpha in {PEFT_SETTINGS} beside this file, and there is none")
+        raise FileNotFoundError(f"{path}: peft keeps alpha in {PEFT_SETTINGS} beside this file, which is missing")
     with naming(path.parent):
         with open_file(config) as opened:
             data = parse_json(opened.read(LIMIT + 1))
@@ -118,7 +131,7 @@ def _settings(data: Mapping[str, Any], where: str) -> Settings:
 
 
 def _numbers(values: Any, where: str) -> dict[str, float]:
-    """Numbers by module. peft takes the names for regular expressions, but writes the modules' own, or their ends."""
+    """Numbers by module. peft reads the names as regular expressions, but writes the modules' own, or their ends."""
     if not isinstance(values, dict):
         raise CheckpointError(f"{where}: want an object of numbers")
     for name, value in values.items():

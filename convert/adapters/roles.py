@@ -1,4 +1,4 @@
-"""What the tensors of a LoRA file are: of which module, and which part of its change. Names only, no data."""
+"""Which module each tensor of a LoRA file belongs to, and which part of its change it is. Names only, no data."""
 
 import dataclasses
 import re
@@ -71,13 +71,17 @@ OTHER_KINDS = {
 
 @dataclasses.dataclass
 class Found:
-    """A module of a file. keys: role -> the tensor's name; name: the module's, as the file has it."""
+    """A module of a file. keys: role -> the tensor's name; name: the module's, as in the file."""
 
     name: str
     keys: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def kind(self) -> str | None:
-        """Of the change of its weight; None where there is only one of its bias. Raises CheckpointError."""
+        """The kind of change of its weight; None if only its bias changes.
+
+        Raises:
+            CheckpointError: A factor is missing, or one does not belong to this kind.
+        """
         roles = self.keys.keys() - BIAS
         if not roles and self.keys:
             return None
@@ -93,9 +97,12 @@ class Found:
 
 
 def modules_of(tensors: Iterable[str], modules: Mapping[str, Module], network: Network | None) -> dict[str, Found]:
-    """A file's tensors by their modules' canonical names, or the file's own of unknown ones. Raises CheckpointError.
+    """A file's tensors by their modules' canonical names, or the file's own names of unknown ones.
 
-    network: of which all are known to be, if any.
+    network: the one that all belong to, if known.
+
+    Raises:
+        CheckpointError: A tensor's name is not understood.
     """
     found: dict[str, Found] = {}
     strange = []

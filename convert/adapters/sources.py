@@ -1,4 +1,4 @@
-"""Where an adapter is: a file, a folder, a repository of the hub, or a state dict in memory."""
+"""The source of an adapter: a file, a folder, a repository on the hub, or a state dict in memory."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from unclip_jax.checkpoints.places import place_of
 
 LORA_FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 WORD_FILES = ("learned_embeds.safetensors", "learned_embeds.bin")
-# peft's folders, one a network, of which the settings lie beside the file.
+# peft's folders, one per network, with the settings beside the file.
 PEFT_FILES, PEFT_SETTINGS = ("adapter_model.safetensors", "adapter_model.bin"), "adapter_config.json"
 PEFT_FOLDERS = ("unet", "text_encoder")
 
@@ -29,7 +29,7 @@ def find_file(source: str | os.PathLike[str], usual: tuple[str, ...], weight_nam
     path = Path(source)
     if not path.is_dir():
         if weight_name is not None:
-            raise ValueError(f"weight_name is {weight_name!r}, but {path} is no folder")
+            raise ValueError(f"weight_name is {weight_name!r}, but {path} is not a folder")
         return path
     wanted = usual if weight_name is None else (weight_name,)
     found = next((path / name for name in wanted if (path / name).exists()), None)
@@ -39,21 +39,21 @@ def find_file(source: str | os.PathLike[str], usual: tuple[str, ...], weight_nam
 
 
 def find_lora_files(source: str | os.PathLike[str], weight_name: str | None) -> list[Path]:
-    """The files of an adapter: one, or one a network where peft's folders "unet" and "text_encoder" lie together."""
+    """The files of an adapter: one, or one per network if peft's folders "unet" and "text_encoder" lie side by side."""
     nested = tuple(f"{folder}/{name}" for folder in PEFT_FOLDERS for name in PEFT_FILES)
     path = find_file(source, (*LORA_FILES, *PEFT_FILES, *nested), weight_name)
     if path.name not in PEFT_FILES:
         return [path]
     place = place_of(os.fspath(source))
     named = PurePosixPath(place.path) if place else Path(source)
-    # The source is the folder around the two, and not one of them, nor its file.
+    # The source is the folder around the two, rather than one of them or its file.
     around_both = named.name not in (path.parent.name, path.name)
     together = weight_name is None and path.parent.name in PEFT_FOLDERS and around_both
     if place is not None:
         root = str(named.parent if named.name == path.name else named)
         within: dict[str, Any] = {"path": "" if root == "." else root, "revision": place.revision}
         for folder in [f"{folder}/" for folder in PEFT_FOLDERS] if together else [""]:
-            with contextlib.suppress(ValueError):  # that a repository has no such file shows from asking
+            with contextlib.suppress(ValueError):  # a repository may lack the file
                 download_file(place.repo_id, (), f"{folder}{PEFT_SETTINGS}", **within)
                 download_file(place.repo_id, [f"{folder}{name}" for name in PEFT_FILES], **within)
     if not together:
@@ -65,9 +65,10 @@ def find_lora_files(source: str | os.PathLike[str], weight_name: str | None) -> 
 
 
 def in_memory(state: Mapping[str, Any]) -> TensorFile:
-    """A state dict of arrays as if it were a file: numpy's, JAX's, PyTorch's, or whatever becomes an array.
+    """A state dict of arrays as if it were a file: numpy's, JAX's, PyTorch's, or anything that converts to an array.
 
-    Raises CheckpointError for names that are no text and values that are no arrays.
+    Raises:
+        CheckpointError: A name is not text, or a value is not an array.
     """
     arrays = {}
     for name, value in state.items():
@@ -79,7 +80,11 @@ def in_memory(state: Mapping[str, Any]) -> TensorFile:
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
-    """A numpy array of the same numbers. Raises CheckpointError for what is none."""
+    """A numpy array of the same numbers.
+
+    Raises:
+        CheckpointError: It is not an array of numbers.
+    """
     try:
         try:
             array = np.asarray(value)

@@ -1,4 +1,4 @@
-"""Learnt words: in files of their own, of diffusers, AUTOMATIC1111 and the original, or bundled in those of a LoRA."""
+"""Textual inversion embeddings: in their own files (diffusers, AUTOMATIC1111, the original), or bundled with a LoRA."""
 
 import os
 import re
@@ -28,14 +28,23 @@ def read_textual_inversion(
     token: str | None = None,
     weight_name: str | None = None,
 ) -> dict[str, np.ndarray]:
-    """Learnt words of diffusers (`learned_embeds`), AUTOMATIC1111 or the original: {word: rows (n, width)}.
+    """Reads textual inversion embeddings of diffusers (`learned_embeds`), AUTOMATIC1111 or the original.
 
-    source: a `.safetensors` or torch file, or a folder or the hub id of a repository with diffusers' file, or with one
-    called `weight_name`; or a state dict of arrays. token: what to call the word; None for the file's own name of it,
-    and the file's stem where it has none (`emb_params`, a bare tensor).
+    Args:
+        source: A `.safetensors` or torch file; a folder or the hub id of a repository with diffusers' file, or with one
+            called `weight_name`; or a state dict of arrays.
+        config: The checkpoint's configuration.
+        token: The word to use; None for the file's own word, or the file's stem if it has none (`emb_params`, a bare
+            tensor).
+        weight_name: The file's name in a folder or repository.
 
-    Raises FileNotFoundError, what `unclip_jax.checkpoints.hub.download` raises, and CheckpointError in one line for a
-    file that is damaged, hostile, or of another base model, whose text encoder is of another width.
+    Returns:
+        {word: rows (n, width)}.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: The file is damaged, hostile, or for another base model, whose text encoder has another width.
+        OSError: As in `unclip_jax.checkpoints.hub.download`, with the same subclasses.
     """
     if not isinstance(source, str | os.PathLike):
         with naming("the state dict"):
@@ -51,7 +60,7 @@ def read_textual_inversion(
 
 
 def bundled_words(file: TensorFile, config: CheckpointConfig) -> tuple[dict[str, np.ndarray], set[str]]:
-    """The words in a LoRA's file, of kohya, OneTrainer and cloneofsimo; and the names of their tensors."""
+    """The embeddings in a LoRA file of kohya, OneTrainer or cloneofsimo, and the names of their tensors."""
     keys: dict[str, str] = {}
     for key in file.tensors:
         match = BUNDLED.fullmatch(key)
@@ -65,7 +74,7 @@ def bundled_words(file: TensorFile, config: CheckpointConfig) -> tuple[dict[str,
 
 
 def _words(content: Any, stem: str | None) -> dict[Any, np.ndarray]:
-    """The words in a file's content and their vectors as they are; `stem` for the one that has no name."""
+    """The words in a file's content and their vectors as they are; `stem` for the one without a name."""
     if isinstance(content, dict) and isinstance(params := content.get("string_to_param"), dict) and params:
         # One word is called by its name, or by its place in the original's dict; several by their places.
         named = content.get("name") if len(params) == 1 else None
@@ -75,13 +84,15 @@ def _words(content: Any, stem: str | None) -> dict[Any, np.ndarray]:
     elif isinstance(content, Mapping) and {"clip_l", "clip_g"} & content.keys():
         raise CheckpointError("is a word for two text encoders (clip_l, clip_g): of another base model")
     elif isinstance(content, Mapping):
-        raise CheckpointError("is no learnt word: want one tensor by its word, or AUTOMATIC1111's string_to_param")
+        raise CheckpointError(
+            "is not a textual inversion: want one tensor by its word, or AUTOMATIC1111's string_to_param"
+        )
     else:
         found = {"*": content}
     words = {}
     for name, vectors in found.items():
         if not hasattr(vectors, "__array__"):
-            raise CheckpointError("is no learnt word: in the place of its vectors is something else than a tensor")
+            raise CheckpointError("is not a textual inversion: the vectors are not a tensor")
         words[stem if name in NAMELESS else name] = as_array(str(name), vectors)
     return words
 

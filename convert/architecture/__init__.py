@@ -1,1 +1,1 @@
-"""Recognising what a checkpoint is: from diffusers' JSON files, an original yaml, or the tensors' names and shapes."""
+"""Recognises an architecture: from diffusers' JSON files, an original yaml, or tensors' names and shapes."""

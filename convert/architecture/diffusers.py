@@ -1,6 +1,6 @@
 """Reads an architecture from a diffusers folder's JSON files.
 
-Keys absent from a file take the default of the class that wrote it. An option that these networks do not have is
+Keys that a file omits take the default of the class that wrote it. An option that these networks do not have is
 accepted at the value that switches it off, and otherwise refused by name.
 """
 
@@ -19,6 +19,7 @@ from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.depth import PATCH, DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import NoiseSchedule
 from unclip_jax.sampling.solvers import scheduler_name
 from unclip_jax.sampling.solvers.settings import given
@@ -95,12 +96,16 @@ CLIP_NORMALISATION = {
 
 
 def torch_class(name: Any) -> Any:
-    """A class of diffusers or transformers by its name in PyTorch: Flax's have the same behind "Flax"."""
+    """The PyTorch name of a class of diffusers or transformers: Flax's have the same after "Flax"."""
     return name.removeprefix("Flax") if isinstance(name, str) else name
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError in one line for anything else."""
+    """A JSON object.
+
+    Raises:
+        CheckpointError: It is anything else.
+    """
     try:
         return read_object(path)
     except ValueError as error:
@@ -108,7 +113,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def from_folder(folder: Path) -> CheckpointConfig:
-    """The architecture a diffusers folder describes. Raises CheckpointError in one line, naming file and key."""
+    """The architecture that a diffusers folder describes.
+
+    Raises:
+        CheckpointError: It is not supported or not described. The message names file and key.
+    """
     if not (folder / "model_index.json").is_file():
         kind = kind_of_folder(folder) or (
             "neither a converted checkpoint (config.json) nor a diffusers folder: model_index.json is missing"
@@ -162,7 +171,7 @@ def from_folder(folder: Path) -> CheckpointConfig:
             f"unet/config.json: cross_attention_dim is {unet.cross_attention_dim}; "
             f"text_encoder/config.json has hidden_size {text.width}"
         )
-    # As in diffusers the index says which class the settings are read by, whatever they say of it themselves.
+    # As in diffusers the index names the class that reads the settings, whatever class they name themselves.
     scheduler_class = str(torch_class(index["scheduler"][1]))
     scheduler = given(read_json(folder / "scheduler" / "scheduler_config.json")) | {"_class_name": scheduler_class}
     try:
@@ -174,7 +183,7 @@ def from_folder(folder: Path) -> CheckpointConfig:
         vae=vae,
         text_encoder=text,
         image_encoder=vision,
-        dialect="diffusers",
+        reference=Reference.DIFFUSERS,
         scheduler=name,
         scheduler_config=scheduler,
         preprocess="diffusers",
@@ -184,17 +193,17 @@ def from_folder(folder: Path) -> CheckpointConfig:
 
 
 def read_unet(folder: Path) -> UNetConfig:
-    """The architecture of a UNet's own folder. Raises CheckpointError as `from_folder` does."""
+    """The architecture in a UNet's own folder. Raises as `from_folder` does."""
     return _unet(_Config(folder / "config.json"))
 
 
 def read_vae(folder: Path) -> VAEConfig:
-    """The architecture of a VAE's own folder. Raises CheckpointError as `from_folder` does."""
+    """The architecture in a VAE's own folder. Raises as `from_folder` does."""
     return _vae(_Config(folder / "config.json"))
 
 
 def read_clip(path: Path) -> ClipConfig:
-    """The towers in the config.json of transformers' CLIPModel. Raises CheckpointError as `from_folder` does."""
+    """The towers in the config.json of transformers' CLIPModel. Raises as `from_folder` does."""
     c = _Config(path)
     parts = {}
     for key in ("text_config", "vision_config"):
@@ -211,8 +220,8 @@ def read_clip(path: Path) -> ClipConfig:
 def read_safety_checker(folder: Path) -> VisionConfig:
     """The image tower of a `safety_checker` folder, that of StableDiffusionSafetyChecker.
 
-    Its preprocessing is checked where there is a file for it: in the folder, or in `feature_extractor` beside it.
-    Raises CheckpointError as `from_folder` does.
+    Its preprocessing is checked if there is a file for it, in the folder or in `feature_extractor` beside it. Raises as
+    `from_folder` does.
     """
     c = _Config(folder / "config.json")
     c.expect({"model_type": ("clip",)})
@@ -243,7 +252,7 @@ class _Config:
         raise CheckpointError(f"{self.where}: {message}")
 
     def build(self, cls: Any, **values: Any) -> Any:
-        """cls(**values), whose own refusals then name the file."""
+        """cls(**values), whose errors then name the file."""
         try:
             return cls(**values)
         except ValueError as error:
@@ -253,7 +262,7 @@ class _Config:
         return self.size(key, self.data.get(key, default))
 
     def size(self, key: str, value: Any) -> int:
-        """`value`, which stands somewhere under `key`, as a positive integer."""
+        """Checks `value`, from somewhere under `key`, as a positive integer."""
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 20:
             self.fail(f"{key} is {value!r}; want an integer between 1 and {1 << 20}")
         return value
@@ -283,7 +292,7 @@ class _Config:
                 self.fail(f"{key} is {value!r}, which these networks do not have; accepted: {accepted[0]!r}")
 
     def per_level(self, key: str, default: Any, levels: int) -> tuple[Any, ...]:
-        """A value for each level; one that is no list stands for all."""
+        """A value for each level; one that is not a list counts for all."""
         value = self.data.get(key, default)
         values = tuple(value) if isinstance(value, list | tuple) else (value,) * levels
         if len(values) != levels:
@@ -486,7 +495,7 @@ def _depth(c: _Config) -> DepthConfig:
 
 
 def _depth_preprocessing(c: _Config, image_size: int) -> None:
-    """Accepts DPT's own preprocessing: -1..1 at the estimator's size, whatever the picture's proportions."""
+    """Accepts DPT's own preprocessing: -1..1 at the estimator's size, whatever the image's proportions."""
     size = c.data.get("size", image_size)
     sides = set(size.values()) if isinstance(size, dict) else {size}
     if sides != {image_size}:

@@ -1,7 +1,7 @@
 """Reads an architecture from one of the original repository's yaml files, as data.
 
 The original imports and calls whatever a yaml names as `target`. Here every target and every parameter is looked up in
-a fixed table, and what is not in it is refused by name.
+a fixed table, and anything else is refused by name.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.depth import DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import NoiseSchedule
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER
 
@@ -68,20 +69,32 @@ MAX_YAML_BYTES = 1 << 14  # published ones have 3 KiB; hostile ones take long to
 
 
 def from_yaml(path: Path, tensors: Mapping[str, TensorInfo], places: Places = ldm.PLACES) -> CheckpointConfig:
-    """The architecture an original yaml describes, for a file of these tensors in these places.
+    """The architecture that an original yaml describes.
 
-    The tensors matter for OpenAI's image encoder alone: its loader goes by their shapes, whatever name the yaml gives.
+    Args:
+        path: The yaml.
+        tensors: The checkpoint's tensors. They only matter for OpenAI's image encoder: its loader goes by their shapes,
+            whatever name the yaml gives.
+        places: Where the parts are.
 
-    Raises CheckpointError in one line for files that are not such a yaml, and by name for targets, options and values
-    that these networks do not have. FileNotFoundError when there is no such file.
+    Returns:
+        The configuration.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: It is not such a yaml, or has targets, options or values that these networks do not have. The
+            message names them.
     """
     return _Reader(path.name, tensors, places).model(_load(path))
 
 
 def read_open_clip(description: Any, where: str) -> ClipConfig:
-    """The towers that open_clip's own description of a model (`model_cfg`) stands for, whole.
+    """The towers that open_clip's own description of a model (`model_cfg`) means, whole.
 
-    where: for messages. Raises CheckpointError by name for options that these networks do not have.
+    where: for messages.
+
+    Raises:
+        CheckpointError: An option is not supported. The message names it.
     """
     reader = _Reader(where, {})
     cfg = reader.model_cfg(description, "model_cfg")
@@ -207,7 +220,7 @@ class _Reader:
             vae=vae,
             text_encoder=text,
             image_encoder=vision,
-            dialect="original",
+            reference=Reference.ORIGINAL,
             scheduler="ldm-ddim",
             scheduler_config={
                 **PUBLISHED_UNCLIP_SCHEDULER,
@@ -228,9 +241,9 @@ class _Reader:
         return config
 
     def depth(self, node: Any) -> DepthConfig | None:
-        """The depth estimator: the original names MiDaS' hybrid one, and has no words for its sizes.
+        """The depth estimator: the original names MiDaS' hybrid one, without any sizes.
 
-        None where nothing stands in its place, for files without it: depth maps are then given.
+        None if there is nothing in its place, for files without it: depth maps are then given.
         """
         where = "model.params.depth_stage_config"
         params = self.part(node, where, DEPTH + NOTHING)
@@ -241,7 +254,7 @@ class _Reader:
         return DepthConfig()
 
     def low_scale(self, node: Any) -> NoiseSchedule:
-        """The noise schedule of the small picture that an upscaler is given."""
+        """The noise schedule of an upscaler's small image."""
         where = "model.params.low_scale_config"
         params = self.part(node, where, LOW_SCALE)
         schedule = self.section(params.pop("noise_schedule_config", None), f"{where}.noise_schedule_config")

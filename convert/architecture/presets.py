@@ -1,4 +1,4 @@
-"""The published checkpoints' architectures, and recognising one of them by its tensors alone."""
+"""The architectures of the published checkpoints, and recognising them by their tensors."""
 
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.depth import DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import NoiseSchedule
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER
 
@@ -29,7 +30,7 @@ def unclip(vision: VisionConfig) -> CheckpointConfig:
         vae=VAEConfig(),
         text_encoder=TextConfig(),
         image_encoder=vision,
-        dialect="original",
+        reference=Reference.ORIGINAL,
         scheduler="ldm-ddim",
         scheduler_config=PUBLISHED_UNCLIP_SCHEDULER,
         image_noising=COSINE,
@@ -46,7 +47,7 @@ def published(
         vae=VAEConfig(),
         text_encoder=TextConfig(),
         image_encoder=None,
-        dialect="original",
+        reference=Reference.ORIGINAL,
         scheduler="ldm-ddim",
         scheduler_config={**PUBLISHED_UNCLIP_SCHEDULER, "_class_name": kind, "prediction_type": prediction_type},
         depth_estimator=depth_estimator,
@@ -67,7 +68,7 @@ UPSCALER = CheckpointConfig(
     vae=VAEConfig(block_out_channels=(128, 256, 512), scaling_factor=0.08333),
     text_encoder=TextConfig(),
     image_encoder=None,
-    dialect="original",
+    reference=Reference.ORIGINAL,
     scheduler="ldm-ddim",
     scheduler_config={
         **PUBLISHED_UNCLIP_SCHEDULER,
@@ -93,10 +94,17 @@ PRESETS = {
 
 
 def look_alikes(tensors: Mapping[str, TensorInfo], places: Places, without: Collection[str] = ()) -> dict[str, Report]:
-    """The published checkpoints whose UNet has the ends of this one, or all of them, each with what `check` finds.
+    """The published checkpoints whose UNet has this one's ends, or all of them, with the findings of `check`.
 
-    tensors, places: as `convert.layouts.locate` gives them. Several are complete where tensors are the same, as in
-    512-base and 768-v. without: parts that need not be there.
+    Several are complete if their tensors are the same, as with 512-base and 768-v.
+
+    Args:
+        tensors: As from `convert.layouts.locate`.
+        places: As from `convert.layouts.locate`.
+        without: Parts that need not be there.
+
+    Returns:
+        name -> findings.
     """
     # A table takes most of a second to build, and these shapes tell most checkpoints apart.
     ends = unet_ends(tensors, places)
@@ -110,7 +118,7 @@ def look_alikes(tensors: Mapping[str, TensorInfo], places: Places, without: Coll
 
 
 class UNetEnds(NamedTuple):
-    """What the first layers of a UNet show of it. labels: the inputs of the class embedding, 0 without one."""
+    """What the first layers of a UNet show about it. labels: the inputs of the class embedding, 0 without one."""
 
     in_channels: int
     width: int
@@ -119,12 +127,9 @@ class UNetEnds(NamedTuple):
 
 def unet_ends(tensors: Mapping[str, TensorInfo], places: Places) -> UNetEnds | None:
     """The ends of the UNet among these tensors; None where there is none."""
-    names = layouts.foreign_names("unet", places, {"conv_in.kernel": 4, "class_embedding.linear_1.kernel": 2})
-    table = layouts.foreign_names("unet", places, {"class_embedding.embedding": 2})
-    first, labels, rows = (
-        tensors[name].shape if name in tensors else ()
-        for name in (names["conv_in.kernel"], names["class_embedding.linear_1.kernel"], *table.values())
-    )
+    axes = {"conv_in.kernel": 4, "class_embedding.linear_1.kernel": 2, "class_embedding.embedding": 2}
+    names = layouts.foreign_names("unet", places, axes)
+    first, labels, rows = (tensors[names[ours]].shape if names[ours] in tensors else () for ours in axes)
     if len(first) != 4:
         return None
     return UNetEnds(first[1], first[0], labels[1] if len(labels) == 2 else rows[0] if len(rows) == 2 else 0)

@@ -12,6 +12,7 @@ from convert.readers import CheckpointError, TensorInfo
 from unclip_jax.checkpoints.config import PriorCheckpointConfig
 from unclip_jax.models.clip import TextConfig
 from unclip_jax.models.prior import EXTRA_TOKENS, PriorConfig
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.solvers.unclip_scheduler import prior_solver
 
 # What Karlo's own code does, in the settings of diffusers' scheduler for it. (Its diffusers folder clips at 5.)
@@ -54,7 +55,11 @@ PREFIX = "prior_"  # of the parts' names where they lie in the folder of a large
 
 
 def from_karlo_yaml(path: Path) -> PriorConfig:
-    """The architecture in Karlo's yaml of a prior. Raises CheckpointError in one line, by name, for anything else."""
+    """The architecture in Karlo's yaml of a prior.
+
+    Raises:
+        CheckpointError: It is anything else. The message names the key.
+    """
     root = _load(path)
     model = root.get("model") if isinstance(root, Mapping) else None
     if not isinstance(model, Mapping) or model.get("type") != "prior" or not isinstance(model.get("hparams"), Mapping):
@@ -91,7 +96,10 @@ def karlo_yaml(config: PriorConfig) -> dict[str, Any]:
 def text_from_tensors(tensors: Mapping[str, TensorInfo], where: str) -> TextConfig:
     """The text tower that OpenAI's loader builds for these tensors: heads are 64 wide, and the GELU is the quick one.
 
-    tensors: under OpenAI's own names. Raises CheckpointError in one line where there is no such tower.
+    tensors: under OpenAI's own names.
+
+    Raises:
+        CheckpointError: There is no such tower.
     """
 
     def shape(name: str, axes: int) -> tuple[int, ...]:
@@ -119,17 +127,24 @@ def text_from_tensors(tensors: Mapping[str, TensorInfo], where: str) -> TextConf
 
 
 def part_names(folder: Path) -> dict[str, str]:
-    """The sub-folders of a prior's parts, with the prefix as in StableUnCLIPPipeline's folder, or as in Karlo's."""
+    """The sub-folders of a prior's parts, with StableUnCLIPPipeline's prefix or without it, as in Karlo's folder."""
     names = ("text_encoder", "tokenizer")
     prefix = PREFIX if (folder / f"{PREFIX}text_encoder").is_dir() else ""
     return {"prior": "prior", "scheduler": f"{PREFIX}scheduler", **{name: prefix + name for name in names}}
 
 
 def from_folder(folder: Path) -> PriorCheckpointConfig:
-    """The prior that a diffusers folder describes. Raises CheckpointError in one line, naming file and key.
+    """The prior that a diffusers folder describes.
 
-    folder: holds `prior`, `prior_scheduler`, and the text encoder and tokenizer with or without "prior_" before their
-    names; whatever else it holds is not read. A `model_index.json`, where there is one, must name the classes.
+    Args:
+        folder: Holds `prior`, `prior_scheduler`, and the text encoder and tokenizer with or without "prior_" before
+            their names; other contents are not read. A `model_index.json`, if there is one, must name the classes.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        CheckpointError: It is not supported or not described. The message names file and key.
     """
     names = part_names(folder)
     if (folder / "model_index.json").is_file():
@@ -165,13 +180,13 @@ def from_folder(folder: Path) -> PriorCheckpointConfig:
         folder.name,
         prior=prior,
         text_encoder=tower,
-        dialect="diffusers",
+        reference=Reference.DIFFUSERS,
         scheduler_config=scheduler,
     )
 
 
 def _built(cls: Any, where: str, **values: Any) -> Any:
-    """cls(**values), whose own refusals then name the file."""
+    """cls(**values), whose errors then name the file."""
     try:
         return cls(**values)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""The architecture of an original file that comes without a description: a published one, by its tensors.
+"""Recognises an original file without a description as a published checkpoint, by its tensors.
 
-Tensors show everything but what the UNet predicts: those of 512-base (epsilon) and of 768-v (v) are the same. That is
-said by whoever opens the file, by the file's metadata or marks, or else guessed.
+Tensors show everything except what the UNet predicts: those of 512-base (epsilon) and of 768-v (v) are the same. That
+comes from the caller, from the file's metadata or marks, or else from a guess.
 """
 
 import dataclasses
@@ -41,11 +41,22 @@ def recognise(
     read: Read | None = None,
     without: Collection[str] = (),
 ) -> tuple[CheckpointConfig, str]:
-    """The published architecture of these tensors, and what people must be told of how it was found, or "".
+    """The published architecture of these tensors, and a note for the user on how it was found, or "".
 
-    tensors, places: as `convert.layouts.locate` gives them. metadata: of the file. prediction: what the UNet predicts,
-    None for what the file says. read: reads a tensor, for a guess where nothing says it; None for the first that fits.
-    without: parts that need not be there. Raises CheckpointError for tensors that are of no published checkpoint.
+    Args:
+        tensors: As from `convert.layouts.locate`.
+        places: As from `convert.layouts.locate`.
+        where: The file's name in messages.
+        metadata: The file's.
+        prediction: What the UNet predicts; None for what the file says.
+        read: Reads a tensor, for a guess if nothing says it; None takes the first that fits.
+        without: Parts that need not be there.
+
+    Returns:
+        The configuration and the note.
+
+    Raises:
+        CheckpointError: The tensors belong to no published checkpoint.
     """
     reports = look_alikes(tensors, places, without)
     fitting = [name for name, report in reports.items() if report.complete]
@@ -71,7 +82,7 @@ def recognise(
 
 
 def said_prediction(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> str | None:
-    """What a file's metadata or marks say that the UNet predicts; None where they say nothing."""
+    """The prediction type that a file's metadata or marks state, or None."""
     if said := SPEC_VALUES.get(metadata.get(SPEC_PREDICTION, "").strip().lower()):
         return said
     architecture = metadata.get(SPEC_ARCHITECTURE, "").lower()
@@ -84,27 +95,27 @@ def said_prediction(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, st
 def ending_without_signal(config: CheckpointConfig) -> CheckpointConfig:
     """A configuration whose noise schedule ends at a signal-to-noise ratio of zero (Lin et al. 2023, arXiv:2305.08891).
 
-    The original's procedures have no such schedule: the solver becomes diffusers' DDIM, with the paper's timesteps.
+    The original's procedures have no such schedule, so the solver becomes diffusers' DDIM, with the paper's timesteps.
     """
     zero = {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return dataclasses.replace(config, scheduler="ddim", scheduler_config={**config.scheduler_config, **zero})
 
 
 def _guess(places: Places, read: Read) -> tuple[str, str]:
-    """What a UNet predicts by how far training moved a normalisation of its last block, and how to overrule it."""
+    """Guesses what a UNet predicts from how far training moved a norm of its last block; and how to overrule it."""
     name = layouts.foreign_names("unet", places, {TELLTALE: 1})[TELLTALE]
     spread = float(np.std(read(name).astype(np.float64)))
     by_v = spread > V_FROM
     guess, other = ("v_prediction", "epsilon") if by_v else ("epsilon", "v_prediction")
     return guess, (
         f"nothing says what this UNet predicts; the guess is {guess!r}, for the standard deviation of {name} is "
-        f"{spread:.3f}, {'above' if by_v else 'not above'} {V_FROM}; if pictures come out as noise, give "
+        f"{spread:.3f}, {'above' if by_v else 'not above'} {V_FROM}; if images come out as noise, give "
         f"prediction_type={other!r}"
     )
 
 
 def _sample_size(metadata: Mapping[str, str]) -> int | None:
-    """The side of the latents by a file's own word, where it is one that the networks take."""
+    """The side of the latents that a file states, if the networks take it."""
     match = re.fullmatch(r"(\d{2,4})(?:x(\d{2,4}))?", metadata.get(SPEC_RESOLUTION, ""))
     if not match or match[2] not in (None, match[1]) or int(match[1]) % 64:
         return None

@@ -1,1 +1,1 @@
-"""Writing the foreign layouts: the import side's tables and configurations, read backwards."""
+"""Writes the foreign layouts: the import side's tables and configurations, read backwards."""

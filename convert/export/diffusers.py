@@ -1,4 +1,4 @@
-"""Writes a checkpoint as a diffusers folder, whole: configurations, tokenizer, scheduler, weights."""
+"""Writes a checkpoint as a complete diffusers folder: configurations, tokenizer, scheduler, weights."""
 
 import json
 from collections import Counter, defaultdict
@@ -27,12 +27,23 @@ def save_diffusers(
     dtype: np.dtype | None = None,
     progress: Progress = lambda nbytes: None,
 ) -> list[Path]:
-    """Writes the folder that `DiffusionPipeline.from_pretrained` opens; returns its path, alone in a list.
+    """Writes the folder that `DiffusionPipeline.from_pretrained` opens.
 
-    A prior becomes a folder of its four parts: see `convert.export.prior.save_diffusers_prior`.
+    Names are those of the older, prefixed dialect, which every release of transformers and diffusers reads. A prior
+    becomes a folder of its four parts, see `convert.export.prior.save_diffusers_prior`. Needs memory for one tensor at
+    a time.
 
-    Names are those of the older, prefixed dialect, which every release of transformers and diffusers reads. dtype: None
-    keeps each tensor's own. Needs memory for one tensor at a time. Raises FileExistsError when `destination` exists.
+    Args:
+        checkpoint: The open checkpoint.
+        destination: The folder to create.
+        dtype: The dtype to write; None keeps each tensor's own.
+        progress: Called with the number of bytes written.
+
+    Returns:
+        The folder's path, in a list of one.
+
+    Raises:
+        FileExistsError: `destination` exists.
     """
     if isinstance(checkpoint.config, PriorCheckpointConfig):
         return save_diffusers_prior(checkpoint, Path(destination), dtype=dtype, progress=progress)

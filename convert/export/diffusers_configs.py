@@ -1,4 +1,4 @@
-"""The JSON files of a diffusers folder for one of our configurations: `convert.architecture.diffusers` backwards."""
+"""The JSON files of a diffusers folder for one of our configurations: `convert.architecture.diffusers` in reverse."""
 
 from typing import Any
 
@@ -16,11 +16,15 @@ VERSION = "0.35.0"
 
 
 def diffusers_configs(config: CheckpointConfig, dtype: str) -> dict[str, dict[str, Any]]:
-    """Path within the folder -> content, for every JSON file but the tokenizer's. dtype: of the weights, for CLIP."""
+    """Path within the folder -> content, for every JSON file except the tokenizer's. dtype: of the weights, for CLIP.
+
+    Raises:
+        ValueError: The checkpoint lacks a network that the folder needs.
+    """
     encoder_less = config.task == "variations" and config.image_encoder is None
     pipeline, names = PRIOR_PIPELINE if encoder_less else PIPELINES[config.task]
     if config.task == "depth-to-image" and config.depth_estimator is None:
-        raise ValueError("a diffusers folder for depth-to-image holds a depth estimator, which this checkpoint has not")
+        raise ValueError("a diffusers folder for depth-to-image needs a depth estimator; this checkpoint has none")
     scheduler_name(config.scheduler_config)  # raises where it names none that diffusers and we know
     index = {name: list(COMPONENTS[name]) for name in names}
     if config.task == "depth-to-image":

@@ -1,4 +1,4 @@
-"""Adapters in the files that other tools read: diffusers and peft, kohya's, and under the original's own names."""
+"""Writes adapters in the forms of other tools: diffusers' and peft's, kohya's, and under the original's own names."""
 
 import json
 import re
@@ -32,11 +32,21 @@ ENDS = {
 def lora_tensors(
     config: CheckpointConfig, lora: Lora, form: Form = "diffusers"
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """An adapter of a checkpoint's UNet and text encoder as a file's tensors by name, and its metadata.
+    """An adapter of a checkpoint's UNet and text encoder, as a file's tensors by name, and its metadata.
 
-    Factors keep their numbers and dtypes. alpha is peft's settings in the metadata for diffusers' form, a tensor in the
-    others, and left out where it is the rank (kohya always has it). Raises ValueError for an unknown form, for
-    parameters that the checkpoint does not have, and for an adapter of nothing.
+    Factors keep their numbers and dtypes. For diffusers' form alpha is in the metadata, as peft's settings; in the
+    others it is a tensor, left out if it is the rank (kohya always has it).
+
+    Args:
+        config: The checkpoint's configuration.
+        lora: The adapter.
+        form: "diffusers", "kohya" or "original".
+
+    Returns:
+        The tensors and the metadata.
+
+    Raises:
+        ValueError: The form is unknown, the checkpoint does not have a parameter, or the adapter is empty.
     """
     if form not in get_args(Form):
         raise ValueError(f"form is {form!r}; accepted: {', '.join(get_args(Form))}")
@@ -67,10 +77,19 @@ def lora_tensors(
 
 
 def save_lora(config: CheckpointConfig, lora: Lora, path: Path | str, form: Form = "diffusers") -> Path:
-    """Writes an adapter in a form that others read; returns the file's path.
+    """Writes an adapter in a form that other tools read.
 
-    path: a `.safetensors` file, or a folder, where it becomes diffusers' `pytorch_lora_weights.safetensors`. Raises
-    ValueError as `lora_tensors` does.
+    Args:
+        config: The checkpoint's configuration.
+        lora: The adapter.
+        path: A `.safetensors` file; or a folder, in which it is diffusers' `pytorch_lora_weights.safetensors`.
+        form: As in `lora_tensors`.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        ValueError: As in `lora_tensors`.
     """
     path = Path(path)
     path = path if path.suffix == ".safetensors" else path / FILE
@@ -83,7 +102,7 @@ def save_lora(config: CheckpointConfig, lora: Lora, path: Path | str, form: Form
 
 
 def _are_one(changes: list[LowRank]) -> bool:
-    """Whether the changes of fused kernels are parts of one: with the same `down` and alpha."""
+    """Whether the changes of fused kernels are parts of one, with the same `down` and alpha."""
     first = changes[0]
     return all(np.array_equal(c.down, first.down) and c.alpha == first.alpha for c in changes[1:])
 
@@ -96,7 +115,7 @@ def _foreign(rule: Rule, changes: list[LowRank]) -> tuple[np.ndarray, np.ndarray
 
 
 def _peft_settings(alphas: Mapping[str, tuple[int, float]]) -> dict[str, str]:
-    """The metadata by which diffusers makes peft's configuration; nothing where every alpha is the rank."""
+    """The metadata from which diffusers makes peft's configuration; empty if every alpha is the rank."""
     if all(rank == alpha for rank, alpha in alphas.values()):
         return {}
     settings: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Writes a checkpoint as one file in the original repository's layout, and beside it what the file cannot hold."""
+"""Writes a checkpoint as one file in the original's layout, and beside it what the file cannot hold."""
 
 import io
 from pathlib import Path
@@ -26,16 +26,25 @@ def save_original(
     dtype: np.dtype | None = None,
     progress: Progress = lambda nbytes: None,
 ) -> list[Path]:
-    """Writes a `.safetensors` file under the original's names; returns every file written, that one last.
+    """Writes a `.safetensors` file under the original's names.
 
-    What the original keeps in other files goes beside it: `<destination>.yaml` for an architecture that is not a
+    What the original keeps in other files is written beside it: `<destination>.yaml` for an architecture that is not a
     published one, `<destination>.stats.npz` for embedding statistics other than 0 and 1. Tensors that no network reads
-    (schedule buffers, the text tower's last block) are left out: the original code makes its own.
+    (schedule buffers, the text tower's last block) are left out: the original code makes its own. A prior is written as
+    Karlo's, see `convert.export.prior.save_karlo_prior`. Needs memory for one tensor at a time.
 
-    dtype: None keeps each tensor's own. Needs memory for one tensor at a time. Raises FileExistsError when a file of
-    one of the names exists, ValueError for a name without the suffix `.safetensors`.
+    Args:
+        checkpoint: The open checkpoint.
+        destination: The file, NAME.safetensors.
+        dtype: The dtype to write; None keeps each tensor's own.
+        progress: Called with the number of bytes written.
 
-    A prior is written as Karlo's: see `convert.export.prior.save_karlo_prior`.
+    Returns:
+        Every file written, the checkpoint last.
+
+    Raises:
+        FileExistsError: A file of one of the names exists.
+        ValueError: The name lacks the suffix `.safetensors`.
     """
     destination = Path(destination)
     if destination.suffix != ".safetensors":
@@ -61,6 +70,6 @@ def save_original(
 
 
 def _identity(config: CheckpointConfig) -> tuple[Any, ...]:
-    """What the original's yaml tells of an architecture."""
+    """What the original's yaml states about an architecture."""
     networks = (config.unet, config.vae, config.text_encoder, config.image_encoder, config.depth_estimator is None)
     return *networks, *(config.scheduler_config.get(key) for key in ("prediction_type", "beta_start", "beta_end"))

@@ -1,4 +1,4 @@
-"""The original repository's yaml for an architecture: what its code, and ours with --config, builds the model from."""
+"""The original's yaml for an architecture, from which its code, and ours with --config, builds the model."""
 
 import dataclasses
 from typing import Any
@@ -31,10 +31,11 @@ PARAMETERIZATIONS = {"epsilon": "eps", "v_prediction": "v"}
 def original_yaml(config: CheckpointConfig) -> dict[str, Any]:
     """The yaml as plain data; towers are described inline, with open_clip's own mapping.
 
-    Raises ValueError, naming the setting, for what the original code cannot express.
+    Raises:
+        ValueError: The original code cannot express a setting. The message names it.
     """
     if config.task == "variations" and config.image_encoder is None:
-        raise ValueError("the original's unCLIP checkpoints hold an image encoder, which this checkpoint has not")
+        raise ValueError("the original's unCLIP checkpoints need an image encoder; this checkpoint has none")
     prediction = config.scheduler_config.get("prediction_type", "epsilon")
     if prediction not in PARAMETERIZATIONS:
         raise ValueError(f"the original code has no prediction_type {prediction!r}")

@@ -26,12 +26,23 @@ from unclip_jax.models.prior import EXTRA_TOKENS, PriorConfig
 def save_karlo_prior(
     checkpoint: Checkpoint, destination: Path, *, dtype: np.dtype | None, progress: Progress
 ) -> list[Path]:
-    """Writes a `.safetensors` file under Karlo's names; returns every file written, that one last.
+    """Writes a `.safetensors` file under Karlo's names.
 
-    What Karlo keeps apart goes beside it: `<destination>.text_encoder.safetensors`, the text tower under OpenAI's
-    names, `<destination>.stats.npz`, and `<destination>.yaml` for an architecture other than the published one.
+    What Karlo keeps in other files is written beside it: `<destination>.text_encoder.safetensors`, the text tower under
+    OpenAI's names; `<destination>.stats.npz`; and `<destination>.yaml` for an architecture other than the published
+    one.
 
-    Raises ValueError for a text tower that OpenAI's loader, which goes by the tensors alone, would take for another.
+    Args:
+        checkpoint: The open checkpoint.
+        destination: The file.
+        dtype: The dtype to write; None keeps each tensor's own.
+        progress: Called with the number of bytes written.
+
+    Returns:
+        Every file written, the prior last.
+
+    Raises:
+        ValueError: OpenAI's loader, which goes by the tensors only, would mistake the text tower for another.
     """
     config = prior_config(checkpoint)
     if config.text_encoder.activation != "quick_gelu" or config.text_encoder.width != 64 * config.text_encoder.heads:
@@ -63,8 +74,17 @@ def save_diffusers_prior(
 ) -> list[Path]:
     """Writes a folder of the four parts that StableUnCLIPPipeline takes, each of which opens by its `subfolder`.
 
-    The scheduler is a DDPMScheduler: Karlo's own, UnCLIPScheduler, needs to be told each previous timestep, which that
-    pipeline does not. Returns the path, alone in a list.
+    The scheduler is a DDPMScheduler: Karlo's own, UnCLIPScheduler, must be given each previous timestep, which that
+    pipeline does not do.
+
+    Args:
+        checkpoint: The open checkpoint.
+        destination: The folder to create.
+        dtype: The dtype to write; None keeps each tensor's own.
+        progress: Called with the number of bytes written.
+
+    Returns:
+        The folder's path, in a list of one.
     """
     config = prior_config(checkpoint)
     text = f"{PREFIX}text_encoder"

@@ -1,4 +1,4 @@
-"""Learnt words in files for other tools: diffusers' {word: rows}, and AUTOMATIC1111's, named after the word."""
+"""Writes textual inversion embeddings: diffusers' {word: rows}, and AUTOMATIC1111's files, named by the word."""
 
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,11 +14,20 @@ Form = Literal["diffusers", "a1111"]
 
 
 def save_textual_inversion(word: str, rows: np.ndarray, path: Path | str, form: Form = "diffusers") -> Path:
-    """Writes rows (n, width) of a word, in the dtype they have, for `load_textual_inversion`; returns the file's path.
+    """Writes a textual inversion embedding in its own dtype, for `load_textual_inversion`.
 
-    path: a `.safetensors` file, or a folder, where it becomes `learned_embeds.safetensors`, or for form "a1111", whose
-    files say their word by their name alone, WORD.safetensors. Raises ValueError for an unknown form and for a word
-    that cannot be the name of a file.
+    Args:
+        word: The word.
+        rows: (n, width).
+        path: A `.safetensors` file; or a folder, in which it is `learned_embeds.safetensors`, or WORD.safetensors for
+            form "a1111", whose files give their word only by their name.
+        form: "diffusers" or "a1111".
+
+    Returns:
+        The file's path.
+
+    Raises:
+        ValueError: The form is unknown, or the word cannot be the name of a file.
     """
     if form not in get_args(Form):
         raise ValueError(f"form is {form!r}; accepted: {', '.join(get_args(Form))}")

@@ -12,8 +12,8 @@ OPEN_CLIP_TOKENS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|en
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
     """File name -> text: the vocabulary in the form that every release of transformers reads.
 
-    A tokenizer of the open_clip dialect becomes what Stability published for transformers: the same vocabulary, padded
-    with id 0, "!", which makes a "!" that is typed in a prompt a padding token too.
+    A tokenizer of the open_clip dialect becomes the one that Stability published for transformers: the same vocabulary,
+    padded with id 0, "!". A "!" typed in a prompt is then a padding token, too.
     """
     data = json.loads(tokenizer.json)
     post, padding = data["post_processor"], data["padding"]

@@ -170,5 +170,5 @@ def safety_checker(config: VisionConfig, params: Mapping[str, Any]) -> Table:
 
 
 def safety_checker_name(name: str) -> str:
-    """One name for a tensor of either age: releases before transformers 5 have the tower one level deeper."""
+    """One name for a tensor of either age: before transformers 5 the tower is one level deeper."""
     return name.removeprefix("vision_model.") if name.startswith("vision_model.vision_model.") else name

@@ -1,4 +1,4 @@
-"""The layout of diffusers folders: a folder a part, in diffusers' and transformers' dialects.
+"""The layout of diffusers folders: one folder per part, in diffusers' and transformers' dialects.
 
 Foreign names here are "folder/tensor".
 """
@@ -22,7 +22,7 @@ PLACES: Places = {
 
 
 def canonical(name: str) -> str:
-    """A tensor's "folder/name" as this table has it, whatever release of diffusers and transformers wrote the file."""
+    """The table's form of a tensor's "folder/name", whatever release of diffusers and transformers wrote the file."""
     folder, _, within = name.partition("/")
     part = folder.removeprefix("prior_")
     if part not in PLACES:

@@ -1,6 +1,6 @@
 """The dialect of Flax's files, derived from PyTorch's: the networks of diffusers and transformers had both.
 
-Flax spells the same names otherwise and has the axes that ours have, so there is no table of its own.
+Flax spells the same names differently and has the same axes as we, so it needs no table of its own.
 """
 
 import dataclasses
@@ -23,16 +23,16 @@ LEAVES = r"(kernel|scale|embedding|bias|class_embedding)"
 
 
 def with_flax(dialects: Mapping[str, Dialect], torch: str) -> dict[str, Dialect]:
-    """A part's dialects and Flax's, before the one of PyTorch that it is derived from.
+    """A part's dialects, with Flax's before the PyTorch one that it is derived from.
 
-    A tower's names differ in their ends alone, and all of them are signs of both: the first one counts.
+    A tower's names differ only in their ends, and all of them are signs of both: the first one counts.
     """
     others = {name: dialect for name, dialect in dialects.items() if name != torch}
     return {**others, "flax": flax_dialect(dialects[torch]), torch: dialects[torch]}
 
 
 def flax_dialect(torch: Dialect) -> Dialect:
-    """How Flax names the tensors of a part that diffusers or transformers names like this in PyTorch."""
+    """Flax's names for the tensors of a part with these names in the PyTorch of diffusers or transformers."""
 
     def table(t: Table, prefix: str, config: Any) -> None:
         start = len(t.rules)
@@ -48,7 +48,7 @@ def flax_dialect(torch: Dialect) -> Dialect:
 
 
 def flax_rules(rules: Iterable[Rule]) -> list[Rule]:
-    """The rules for Flax's files of a model, from those of diffusers' and transformers' files in PyTorch.
+    """The rules for a model's Flax files, from those for diffusers' and transformers' PyTorch files.
 
     A foreign name keeps its folder and has Flax's tensor after it, as `convert.msgpack_file` names it:
     "unet/down_blocks.0.resnets.0.norm1.weight" becomes "unet/down_blocks_0.resnets_0.norm1.scale".
@@ -57,7 +57,7 @@ def flax_rules(rules: Iterable[Rule]) -> list[Rule]:
 
 
 def is_flax(names: Iterable[str]) -> bool:
-    """Whether a model's tensors have Flax's names: transformers wrote them into safetensors files as well."""
+    """Whether a model's tensors have Flax's names: transformers wrote them into safetensors files, too."""
     return any(name.endswith(".kernel") for name in names)
 
 

@@ -1,8 +1,8 @@
-"""What adapters call the modules that they change: names made from the same tables as a checkpoint's tensors.
+"""The names that adapters give the modules that they change, made from the same tables as a checkpoint's tensors.
 
-Three forms are written: diffusers' dotted names, the original's, and kohya's, which are dotted names with the dots made
-underscores. Read is any of the prefixes by which tools tell the networks apart, before a module's name by diffusers'
-(transformers') or the original's words, with dots or underscores: `find`.
+Three forms are written: diffusers' dotted names, the original's, and kohya's, which are dotted names with underscores
+instead of dots. Names are read (`find`) with any prefix by which tools distinguish the networks, followed by a module's
+name in diffusers' (transformers') or the original's spelling, with dots or underscores.
 """
 
 import dataclasses
@@ -51,9 +51,9 @@ DIALECTS: dict[Network, list[tuple[str, str]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """The rules that fill a module: its kernel, scale or embedding, and its bias; several where they are fused.
+    """The rules that fill a module: its kernel, scale or embedding, and its bias; several if they are fused.
 
-    None at all: nothing that is run reads it.
+    Without any rule, the module is not run.
     """
 
     weight: tuple[Rule, ...] = ()
@@ -63,7 +63,7 @@ class Module:
 def written(config: CheckpointConfig, form: Form) -> Modules:
     """The kernels of a checkpoint's UNet and text encoder by their modules' names in files of this form.
 
-    In the original's form the text encoder's query, key and value come both fused and, split, by their own names.
+    In the original's form the text encoder's query, key and value come both fused and, split, under their own names.
     """
     dotted = _dotted(config, "original" if form == "original" else "diffusers")
     kernels = {
@@ -75,10 +75,10 @@ def written(config: CheckpointConfig, form: Form) -> Modules:
 
 
 def read(config: CheckpointConfig) -> dict[str, Module]:
-    """The modules of a checkpoint's UNet and text encoder by the canonical names that `find` gives.
+    """The modules of a checkpoint's UNet and text encoder by the canonical names from `find`.
 
-    Each is there by diffusers' and by the original's name. Without rules are those that Stable Diffusion 2 does not
-    run: the text encoder's last layer, its projection.
+    Each is there by diffusers' and by the original's name. Those that Stable Diffusion 2 does not run have no rules:
+    the text encoder's last layer, its projection.
     """
     modules = {f"text_encoder.{name}": Module() for name in ("text_projection", "logit_scale")}
     layouts: tuple[Literal["original", "diffusers"], ...] = ("original", "diffusers")
@@ -94,9 +94,9 @@ def read(config: CheckpointConfig) -> dict[str, Module]:
 
 
 def find(name: str, modules: Mapping[str, Module], network: Network | None = None) -> str | None:
-    """A module's canonical name, "unet.…" or "text_encoder.…", whatever tool wrote it; None where there is none.
+    """A module's canonical name, "unet.…" or "text_encoder.…", whatever tool wrote it, or None.
 
-    network: of which it is known to be, where the file's place says so.
+    network: the one that it belongs to, if the file's place says so.
     """
     name = WRAPPERS.sub("", name).removeprefix(".")
     for candidate in PREFIXES:
@@ -133,7 +133,7 @@ def _dotted(config: CheckpointConfig, layout: Literal["diffusers", "original"]) 
 
 
 def _module(tensor: str) -> tuple[str, str]:
-    """The name of a tensor's module, and whether it is its weight or its bias."""
+    """The name of a tensor's module, and whether the tensor is its weight or its bias."""
     match = re.fullmatch(r"(.*)[._](weight|bias)", tensor)
     return (match[1], match[2]) if match else (tensor, "weight")
 

@@ -1,6 +1,6 @@
 """The layouts of the prior: Karlo's own checkpoint with OpenAI's text tower beside it, and diffusers' folders.
 
-Foreign names are Karlo's own, and "text_encoder/name" for the file beside; of a folder, "sub-folder/name".
+Foreign names are Karlo's own, and "text_encoder/name" for the file beside it; for a folder, "sub-folder/name".
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
 """The VAE's names: the original's (ldm), whose decoder counts levels from the lowest resolution up, and diffusers'.
 
-The attention in the middle has had most names of all: `q`, `k`, `v`, `proj_out`, 1x1 convolutions, in the original;
+The attention in the middle has had the most names: `q`, `k`, `v`, `proj_out`, 1x1 convolutions, in the original;
 `query`, `key`, `value`, `proj_attn`, matrices, in diffusers before 0.18; and `to_q`, `to_k`, `to_v`, `to_out.0` since.
-Converters mix them, so in either dialect all of them are read.
+Converters mix them, so all of them are read in either dialect.
 """
 
 from convert.engine import Dialect, Table, Unused
@@ -63,7 +63,7 @@ def diffusers(t: Table, prefix: str, config: VAEConfig) -> None:
 
 
 def _attention_spellings(module: str, names: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    """Every other name of the attention's layers, in the module of this name, as the one of this dialect."""
+    """Every other name of the attention's layers, in the module of this name, -> this dialect's name."""
     return tuple(
         (rf"((?:en|de)coder\.{module})\.{other[ours].replace('.', '[.]')}\.(weight|bias)", rf"\1.{name}.\2")
         for other in (LDM_ATTENTION, ATTENTION, OLD_ATTENTION)

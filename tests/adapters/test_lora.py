@@ -110,11 +110,11 @@ def test_what_does_not_fit_is_refused_by_name():
         ({"linear.kernel": change}, r"linear\.kernel, \(4, 5\): this network has shape \(4, 6\)"),
         ({"layers.3.q.kernel": change}, r"layers\.3\.q\.kernel.*shape \(3, 4, 5\)"),
         ({"layers.q.kernel": change}, r"layers\.q\.kernel"),
-        ({"layers.0.q.kernel": change._replace(down=normal(4, 3))}, "different ranks"),
+        ({"layers.0.q.kernel": change._replace(down=normal(4, 3))}, "differ in rank"),
     ):
         with pytest.raises(ValueError, match=words):
             with_lora(PARAMS, [lora], [1.0])
-    with pytest.raises(ValueError, match="1 scales for 2 adapters"):
+    with pytest.raises(ValueError, match="scales has 1 entries for 2 adapters"):
         with_lora(PARAMS, [FIRST, SECOND], [1.0])
     with pytest.raises(ValueError, match="weight is nan"):
         merge_loras(networks(), [FIRST], [float("nan")])

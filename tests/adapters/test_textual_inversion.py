@@ -53,7 +53,7 @@ def test_case_does_not_matter():
         ({"<x>": np.ones((2, 5))}, r"word '<x>' has shape \(2, 5\); want \(vectors, 4\)"),
         ({"<x>": np.ones((0, 4))}, r"\(0, 4\)"),
         ({"two words": np.ones(4)}, "two words"),
-        ({"a": np.ones(4)}, "has the token 'a' already"),
+        ({"a": np.ones(4)}, "has the token 'a'"),
     ],
 )
 def test_what_is_no_word_is_refused(tokenizer, words, match):

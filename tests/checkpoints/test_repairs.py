@@ -16,6 +16,7 @@ from tests.convert.diffusers_folder import write_configs
 from tests.pipelines import small_family
 from unclip_jax import cli
 from unclip_jax.checkpoints.repairs import REPAIRS, repaired
+from unclip_jax.reference import Reference
 from unclip_jax.sampling import make_solver
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER
 
@@ -115,7 +116,7 @@ def test_runge_kutta_is_left_out_of_inpainting_alone():
 
 
 def test_files_of_the_original_stay_as_they_are(recwarn):
-    config = dataclasses.replace(small("PNDMScheduler", **WRONG), dialect="original")
+    config = dataclasses.replace(small("PNDMScheduler", **WRONG), reference=Reference.ORIGINAL)
     for name in REPAIRS:
         assert repaired(config, name, "file") == config
     assert not recwarn.list

@@ -11,8 +11,9 @@ import unclip_jax
 from convert.__main__ import main
 from unclip_jax import cli
 from unclip_jax.checkpoints.directory import sha256
+from unclip_jax.checkpoints.local import local_path
 from unclip_jax.checkpoints.orbax import read_params
-from unclip_jax.checkpoints.source import local_path, open_checkpoint
+from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.distributed.mesh import local_mesh
 
 

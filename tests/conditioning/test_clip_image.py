@@ -177,7 +177,7 @@ def test_nothing_else_opens_images():
     package = pathlib.Path(unclip_jax.__file__).parent
     files = [*package.rglob("*.py"), *package.with_name("convert").rglob("*.py")]
     found = {path.relative_to(package).as_posix() for path in files if "Image.open(" in path.read_text()}
-    assert found == {"conditioning/image.py", "pictures.py"}
+    assert found == {"conditioning/clip_image.py", "image_files.py"}
 
 
 def test_jax_arrays_load():
@@ -403,8 +403,8 @@ def test_files_that_are_refused(tmp_path):
     assert refused("nul\0byte.png") is ValueError
     for content in (b"", b"not a picture", b"\0" * 1000):
         path.write_bytes(content)
-        assert refused(path, repr(str(path)), "not a picture in a format that is read here") is ValueError
-        assert refused(content, "image: not a picture in a format that is read here") is ValueError
+        assert refused(path, repr(str(path)), "not an image in a supported format") is ValueError
+        assert refused(content, "image: not an image in a supported format") is ValueError
     assert refused(path / "below") is ValueError
 
 
@@ -412,7 +412,7 @@ def test_other_programs_are_never_run(tmp_path):
     """Pillow would hand an EPS file, whatever its name, to Ghostscript."""
     path = tmp_path / "picture.png"
     Image.fromarray(picture()).save(path, format="EPS")
-    assert refused(path, "not a picture in a format that is read here") is ValueError
+    assert refused(path, "not an image in a supported format") is ValueError
 
 
 def test_images_without_pixels_or_closed(tmp_path):

@@ -89,7 +89,7 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"mask_image '.*none.png'"):
         load_mask(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("text")
-    with pytest.raises(ValueError, match=r"mask_image '.*text.png': not a picture"):
+    with pytest.raises(ValueError, match=r"mask_image '.*text.png': not an image"):
         load_mask(tmp_path / "text.png")
 
 
@@ -110,7 +110,7 @@ def test_a_mask_of_another_size_is_refused():
         check_same_size(mask, image)
     with pytest.raises(ValueError, match="mask_image is 30x10 pixels, image is 30x20; want the same size"):
         paste_back(image, image, mask)
-    with pytest.raises(ValueError, match="the painted picture is 20x30 pixels"):
+    with pytest.raises(ValueError, match="the painted image is 20x30 pixels"):
         paste_back(noise(30, 20), image, load_mask(np.ones((20, 30), bool)))
     for padding in (-1, 2.5, True, "4"):
         with pytest.raises(ValueError, match="padding_mask_crop is"):

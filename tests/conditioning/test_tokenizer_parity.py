@@ -18,8 +18,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from tokenizers import AddedToken
 from transformers import CLIPTokenizer, CLIPTokenizerFast
 
-from tests.conditioning.tokenizer_folders import CASES, END, FOLDERS, GOLDEN, START, write_files
-from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json, tokenizer_json_from_folder
+from convert.tokenizer import tokenizer_json_from_folder
+from tests.convert.tokenizer_folder import CASES, END, FOLDERS, GOLDEN, START, write_files
+from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:the prompt is:UserWarning")]
 

@@ -15,7 +15,7 @@ SCHEDULE = NoiseSchedule(beta_start=0.0001, beta_end=0.02, beta_schedule="scaled
 def test_the_upscalers_channels_are_the_originals_recording():
     golden = np.load(GOLDEN / "conditioning.npz")
     pixels, noise, want = (np.moveaxis(golden[f"low_res{n}"], 1, -1) for n in ("", "_noise", "_noised"))
-    table = alphas_cumprod(SCHEDULE, "ldm")
+    table = alphas_cumprod(SCHEDULE, "original")
     got = noise_low_res(pixels, golden["noise_level"], noise, alphas_cumprod=table)
     np.testing.assert_allclose(got, want, atol=2e-7, rtol=0)  # 1.2e-7
     # Level 20, as the specification writes it down.
@@ -40,5 +40,5 @@ def test_levels():
             check_levels(value, 2)
     with pytest.raises(ValueError, match="noise_level is 20; want an integer from 0 to 9"):
         check_levels(20, 1, rows=10)
-    with pytest.raises(ValueError, match="noise_level has 3 values; there are 2 pictures"):
+    with pytest.raises(ValueError, match="noise_level has 3 values for 2 images"):
         check_levels([1, 2, 3], 2)

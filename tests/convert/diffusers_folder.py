@@ -15,6 +15,7 @@ from unclip_jax.conditioning.tokenizer import clip_tokenizer_json
 from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import NoiseSchedule
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER
 
@@ -37,7 +38,7 @@ CONFIG = CheckpointConfig(
     image_encoder=VisionConfig(
         image_size=56, width=16, layers=2, heads=2, mlp_width=32, activation="quick_gelu", projection_dim=8
     ),
-    dialect="diffusers",
+    reference=Reference.DIFFUSERS,
     scheduler="pndm",
     scheduler_config=PUBLISHED_UNCLIP_SCHEDULER,
     preprocess="diffusers",

@@ -319,7 +319,7 @@ def test_a_file_of_a_folder_by_its_name(tmp_path):
     assert read_lora(tmp_path, CONFIG, "cat.safetensors").keys() == {name}
     with pytest.raises(FileNotFoundError, match=r"holds none of dog\.safetensors"):
         read_lora(tmp_path, CONFIG, "dog.safetensors")
-    with pytest.raises(ValueError, match=r"weight_name is 'x', but .* is no folder"):
+    with pytest.raises(ValueError, match=r"weight_name is 'x', but .* is not a folder"):
         read_lora(tmp_path / "cat.safetensors", CONFIG, "x")
 
 
@@ -368,7 +368,7 @@ def test_words_in_files_of_torch(tmp_path):
         ({"a word": ROWS}, ["'a word'", "token"]),
         ({"w" * 1000: ROWS}, ["token"]),
         ({"clip_l": ROWS, "clip_g": ROWS}, ["two text encoders"]),
-        ({"<a>": ROWS, "<b>": ROWS}, ["no learnt word"]),
+        ({"<a>": ROWS, "<b>": ROWS}, ["not a textual inversion"]),
     ],
 )
 def test_words_that_do_not_fit(tmp_path, tensors, words):

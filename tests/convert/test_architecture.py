@@ -80,7 +80,7 @@ def test_the_reduced_models():
     assert config.text_encoder == TextConfig(width=64, layers=2, heads=4, mlp_width=256)
     assert config.image_encoder == VisionConfig(width=80, layers=3, heads=4, mlp_width=320, projection_dim=48)
     assert config.image_noising == COSINE
-    assert (config.dialect, config.preprocess, config.scheduler) == ("original", "original", "ldm-ddim")
+    assert (config.reference, config.preprocess, config.scheduler) == ("original", "original", "ldm-ddim")
     chosen = {key: config.scheduler_config[key] for key in ("beta_start", "beta_end", "prediction_type")}
     assert chosen == {"beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "v_prediction"}
 
@@ -406,10 +406,10 @@ def test_an_upscaler_unet(tmp_path):
         ("text_encoder/config.json", "hidden_act", "relu", ["hidden_act is 'relu'", "quick_gelu"]),
         ("text_encoder/config.json", "hidden_act", ["gelu"], ["hidden_act is ['gelu']"]),
         ("text_encoder/config.json", "num_hidden_layers", 2.0, ["num_hidden_layers is 2.0"]),
-        ("text_encoder/config.json", "num_attention_heads", 3, ["width 16 is not divisible by heads=3"]),
+        ("text_encoder/config.json", "num_attention_heads", 3, ["width is 16; want a multiple of heads, 3"]),
         ("text_encoder/config.json", "use_attention_mask", True, ["use_attention_mask is True"]),
         ("image_encoder/config.json", "num_channels", 4, ["num_channels is 4"]),
-        ("image_encoder/config.json", "num_attention_heads", 3, ["width 16 is not divisible by heads=3"]),
+        ("image_encoder/config.json", "num_attention_heads", 3, ["width is 16; want a multiple of heads, 3"]),
         ("image_encoder/config.json", "patch_size", 100, ["patch_size"]),
         ("image_noising_scheduler/scheduler_config.json", "beta_schedule", "sigmoid", ["'sigmoid'"]),
         ("image_noising_scheduler/scheduler_config.json", "num_train_timesteps", 500, ["num_train_timesteps is 500"]),
@@ -433,7 +433,7 @@ def test_folders_with_a_broken_file(tmp_path, file):
     where = file if "/" in file else "model_index.json"
     for content, words in (
         (b"{", "not valid JSON"),
-        (b"[1]", "want a JSON object, got list"),
+        (b"[1]", "holds a list; want a JSON object"),
         (b"\xff", "not valid JSON"),
         (b"[" * 100_000, "nested too deeply"),
     ):

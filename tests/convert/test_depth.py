@@ -21,6 +21,7 @@ from unclip_jax.models.clip import TextConfig
 from unclip_jax.models.depth import DepthConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.reference import Reference
 
 DEPTH = DepthConfig(
     image_size=64,
@@ -50,7 +51,7 @@ CONFIG = dataclasses.replace(
     ),
     vae=VAEConfig(block_out_channels=(8, 8), norm_groups=4),
     text_encoder=TextConfig(width=16, layers=1, heads=2, mlp_width=32),
-    dialect="diffusers",
+    reference=Reference.DIFFUSERS,
     scheduler="pndm",
     preprocess="diffusers",
 )
@@ -91,7 +92,7 @@ def test_a_folder_survives(folder):
         ("depth_estimator/config.json", "backbone_config", None, "neck_hidden_sizes is"),
         ("depth_estimator/config.json", "neck_hidden_sizes", [1, 2, 3, 4], "neck_hidden_sizes is"),
         ("depth_estimator/config.json", "hidden_act", "relu", "hidden_act is 'relu'"),
-        ("depth_estimator/config.json", "num_attention_heads", 3, "not divisible by heads 3"),
+        ("depth_estimator/config.json", "num_attention_heads", 3, "want a multiple of heads, 3"),
         ("depth_estimator/config.json", "backbone_out_indices", [2, 5, 2, 1], "taps"),
         ("depth_estimator/config.json", "num_hidden_layers", 5000, "layers"),
         ("depth_estimator/config.json", "image_size", 70, "image_size is 70"),
@@ -148,7 +149,7 @@ def test_the_original_knows_one_estimator(tmp_path):
     without = dataclasses.replace(PRESETS["512-depth"], depth_estimator=None)
     (tmp_path / "x.yaml").write_text(json.dumps(original_yaml(without)))
     assert from_yaml(tmp_path / "x.yaml", {}) == without
-    with pytest.raises(ValueError, match="holds a depth estimator"):
+    with pytest.raises(ValueError, match="needs a depth estimator"):
         diffusers_configs(without, "float32")
     with pytest.raises(ValueError, match="one depth estimator"):
         original_yaml(dataclasses.replace(PRESETS["512-depth"], depth_estimator=DEPTH))

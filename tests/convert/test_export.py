@@ -13,8 +13,9 @@ from convert.architecture.presets import PRESETS
 from convert.export.original_yaml import original_yaml
 from convert.export.tokenizer import tokenizer_files
 from convert.random import SMALL, TINY
+from convert.tokenizer import tokenizer_json_from_folder
 from unclip_jax.checkpoints.source import open_checkpoint
-from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json, tokenizer_json_from_folder
+from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json
 
 FAMILY = {name: config for name, config in SMALL.items() if name != "tiny-prior"}  # whose yaml is Karlo's
 PROMPTS = ["", "a photo of a cat", "Crème brûlée, 3 of 4!", "日本 🎉 emoji", "<|endoftext|> and <start_of_text>"]

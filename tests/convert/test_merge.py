@@ -18,9 +18,10 @@ from convert.__main__ import main
 from convert.export.diffusers import save_diffusers
 from convert.export.original import save_original
 from convert.merge import _add, add_difference, open_weights, shared
+from holes import write_holes
 from tests import small_models
 from tests.convert.merged_files import BASE, INPAINTING, STATISTICS, UNCLIP, make
-from tests.convert.published_files import shapes, write_holes
+from tests.convert.published_files import shapes
 from unclip_jax.checkpoints import directory
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.source import open_checkpoint

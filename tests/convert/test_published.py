@@ -5,7 +5,8 @@ import re
 import pytest
 
 from convert.__main__ import main
-from tests.convert.published_files import shapes, write_holes
+from holes import write_holes
+from tests.convert.published_files import shapes
 
 INVENTORIES = {
     "v2-1-stable-unclip-h": "",

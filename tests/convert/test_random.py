@@ -8,7 +8,7 @@ import unclip_jax
 from convert.random import SMALL, write_random_checkpoint
 from convert.source import check_source
 from unclip_jax.checkpoints.source import open_checkpoint, open_prior
-from unclip_jax.demo import demo_pictures
+from unclip_jax.demo import demo_images
 
 TASKS = {
     "tiny": "variations",
@@ -46,7 +46,7 @@ def test_seeds_draw_other_weights(tmp_path):
 def test_a_small_model_makes_an_image_that_is_not_blank(tmp_path):
     file, settings = write_random_checkpoint(tmp_path / "x.safetensors", "tiny-upscaler")
     pipe = unclip_jax.UpscalePipeline.from_pretrained(file, config=settings)
-    small = np.asarray(Image.open(demo_pictures() / "giraffe.png").convert("RGB"))[::4, ::4]
+    small = np.asarray(Image.open(demo_images() / "giraffe.png").convert("RGB"))[::4, ::4]
     made = pipe(image=small, num_inference_steps=2, output_type="np").images
     assert made.shape == (1, 64, 64, 3)
     assert made.std() > 0.05

@@ -23,9 +23,9 @@ from convert.layouts import Place
 from convert.readers import TensorInfo
 from convert.rules import ldm
 from convert.source import open_original
+from holes import write_holes
 from tests.convert import other_writers
 from tests.convert.other_writers import TEXT_TO_IMAGE, Writer
-from tests.convert.published_files import write_holes
 from unclip_jax.checkpoints.source import open_checkpoint
 
 HALF = np.dtype(np.float16)

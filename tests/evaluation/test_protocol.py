@@ -86,7 +86,7 @@ def test_batches_make_no_difference(judged, pictures, tmp_path):
 
 
 def test_the_command_writes_a_report(small_model, pictures, tmp_path, capsys):
-    command = ["evaluate", str(small_model), "--pictures", str(pictures), "--out", str(tmp_path)]
+    command = ["evaluate", str(small_model), "--images", str(pictures), "--out", str(tmp_path)]
     options = "--count 3 --steps 2 --guidance-scale 2 5 --noise-levels 0 999 --variations 2"
     assert main([*command, *options.split()]) == 0
     written = capsys.readouterr().out.split()

@@ -17,12 +17,13 @@ from convert.architecture.prior import from_folder as prior_from_folder
 from convert.architecture.prior import from_karlo_yaml
 from convert.readers import load_pickle, open_tensors
 from convert.statistics import read_statistics
+from convert.tokenizer import tokenizer_json_from_folder
 from tests.convert.broken_files import VALID
 from tests.convert.diffusers_folder import CONFIG, FILES
 from tests.convert.torch_files import torch_bytes
 from unclip_jax.checkpoints.config import read_config
 from unclip_jax.checkpoints.strict_json import read_object
-from unclip_jax.conditioning.tokenizer import Tokenizer, tokenizer_json_from_folder
+from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.image_files import read_recipe
 
 CORPUS = Path(__file__).parent / "corpus"

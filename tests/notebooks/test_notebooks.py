@@ -47,10 +47,10 @@ def test_a_committed_notebook_has_the_cells_of_its_text_and_images(name, runner,
     ("body", "problem"),
     [
         (IMAGE.format(values="eye(64, dtype=np.uint8) * 255"), None),
-        (IMAGE.format(values="full((64, 64), 127, np.uint8)"), "a blank picture"),
+        (IMAGE.format(values="full((64, 64), 127, np.uint8)"), "a blank image"),
         ("# %%\nraise ValueError('of its own')\n", "of its own"),
         ("# %%\nprint('\\n' * 99)\n" + IMAGE.format(values="eye(64, dtype=np.uint8) * 255"), "prints 100 lines"),
-        ("# %%\n1 + 1\n", "there is no picture"),
+        ("# %%\n1 + 1\n", "there is no image"),
     ],
 )
 def test_a_notebook_that_is_wrong_is_refused_with_its_reason(body, problem, runner, tmp_path):

@@ -72,7 +72,7 @@ KINDS = {
     "image to image": Kind("StableDiffusionImg2ImgPipeline", "ImageToImagePipeline", begins=True),
     "depth to image": Kind("StableDiffusionDepth2ImgPipeline", "DepthToImagePipeline", 5, begins=True),
     "inpainting": Kind("StableDiffusionInpaintPipeline", "InpaintPipeline", 9),
-    "inpainting, from the picture": Kind("StableDiffusionInpaintPipeline", "InpaintPipeline", 9, begins=True),
+    "inpainting, from the image": Kind("StableDiffusionInpaintPipeline", "InpaintPipeline", 9, begins=True),
     "inpainting, four channels": Kind("StableDiffusionInpaintPipeline", "InpaintPipeline"),
     "upscaling": Kind("StableDiffusionUpscalePipeline", "UpscalePipeline", 7, prediction_type="v_prediction"),
 }

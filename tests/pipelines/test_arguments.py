@@ -1,13 +1,18 @@
 """Every bad argument is a ValueError (or FileNotFoundError) of one line that names it, before anything is compiled."""
 
-import jax
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from unclip_jax.pipelines.arguments import check_guidance_scale, check_weights
+from unclip_jax.checkpoints.source import open_checkpoint
+from unclip_jax.pipelines.arguments import UnCLIPArguments
+from unclip_jax.pipelines.checks import check_guidance_scale
+from unclip_jax.pipelines.unclip import check, check_weights
+from unclip_jax.reference import Reference
 from unclip_jax.sampling import PUBLISHED_UNCLIP_SCHEDULER, make_solver
 
 PHOTO = np.zeros((70, 80, 3), np.uint8)
@@ -30,7 +35,7 @@ BAD = [
     ({"noise_level": -1}, ["noise_level", "-1", "1000"]),
     ({"noise_level": 1001}, ["noise_level", "1001"]),
     ({"noise_level": 0.5}, ["noise_level", "0.5"]),
-    ({"noise_level": [0, 1]}, ["noise_level", "2", "1 pictures"]),
+    ({"noise_level": [0, 1]}, ["noise_level", "2", "1 images"]),
     ({"guidance_scale": float("nan")}, ["guidance_scale", "nan"]),
     ({"guidance_scale": float("inf")}, ["guidance_scale", "inf"]),
     ({"guidance_scale": "7"}, ["guidance_scale", "'7'"]),
@@ -78,53 +83,30 @@ BAD = [
 
 
 @pytest.fixture(scope="module")
-def pipe(golden_pipeline):
-    return golden_pipeline("unclip_h")
-
-
-@pytest.fixture
-def compilations():
-    heard = []
-
-    def hear(event, duration, **details):
-        if event == "/jax/core/compile/backend_compile_duration":
-            heard.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(hear)
-    yield heard
-    jax.monitoring.unregister_event_duration_listener(hear)
+def config(golden_files):
+    file, options = golden_files("unclip_h")
+    with open_checkpoint(file, **options) as checkpoint:
+        return checkpoint.config
 
 
 @pytest.mark.parametrize(("change", "words"), BAD, ids=[f"{i}-{'-'.join(c)}" for i, (c, _) in enumerate(BAD)])
-def test_bad_arguments(change, words, pipe, compilations):
-    settings = {"image": PHOTO, "num_inference_steps": 4, **change}
-    for call in (pipe, lambda **a: pipe.stream(**{k: v for k, v in a.items() if k != "batch_size"})):
-        if "batch_size" in change and call is not pipe:
-            continue
-        with pytest.raises((ValueError, FileNotFoundError)) as caught:
-            call(**settings)
-        message = str(caught.value)
-        assert "\n" not in message
-        for word in words:
-            assert word in message, message
-    assert compilations == []
+def test_bad_arguments(change, words, config):
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        check(config, UnCLIPArguments(**{"image": PHOTO, "num_inference_steps": 4, **change}))
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
 
 
-def test_not_a_image(pipe, tmp_path):
-    (tmp_path / "notes.png").write_text("not a picture")
+def test_files_that_are_no_images_are_named(config, tmp_path):
+    (tmp_path / "notes.png").write_text("not an image")
     with pytest.raises(ValueError, match=r"notes\.png"):
-        pipe(image=tmp_path / "notes.png")
+        check(config, UnCLIPArguments(image=tmp_path / "notes.png"))
     Image.fromarray(PHOTO).save(tmp_path / "whole.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
     with pytest.raises(ValueError, match=r"half\.png"):
-        pipe(image=tmp_path / "half.png")
-
-
-def test_a_stream_refuses_at_the_call(pipe):
-    with pytest.raises(ValueError, match="batch_size"):
-        pipe.stream(image=PHOTO, batch_size=1)
-    with pytest.raises(TypeError, match="guidance"):
-        pipe.stream(image=PHOTO, guidance=3)
+        check(config, UnCLIPArguments(image=tmp_path / "half.png"))
 
 
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=5))
@@ -141,12 +123,13 @@ def test_weights_are_taken_or_refused_by_their_sum(weights):
 def test_guidance_has_a_scale_for_each_call_and_image(steps, batch, value):
     """PNDM has one call more than steps; its two calls of a repeated timestep share a scale."""
     solver = make_solver("pndm", PUBLISHED_UNCLIP_SCHEDULER, steps)
-    on, scale = check_guidance_scale(value, "pndm", solver, batch)
+    original = dataclasses.replace(solver, reference=Reference.ORIGINAL)
+    on, scale = check_guidance_scale(value, solver, batch)
     assert on == (value > 1)
     np.testing.assert_array_equal(scale, np.full((solver.calls, batch), value, np.float32))
-    assert check_guidance_scale(value, "ldm-ddim", solver, batch)[0] == (value != 1)
+    assert check_guidance_scale(value, original, batch)[0] == (value != 1)
     by_step = np.arange(steps, dtype=np.float32)
-    _, scale = check_guidance_scale(by_step, "pndm", solver, batch)
+    _, scale = check_guidance_scale(by_step, solver, batch)
     assert scale.shape == (solver.calls, batch)
     assert (np.diff(scale[:, 0]) >= 0).all()
     assert set(scale.ravel()) == set(by_step)

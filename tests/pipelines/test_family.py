@@ -22,6 +22,7 @@ from tests.pipelines.small_family import (
     photo,
 )
 from unclip_jax.checkpoints.source import open_checkpoint
+from unclip_jax.pipelines.depth_to_image import depth_channel
 
 # Two have nothing that another has not: they are run by the live comparisons alone.
 RUN = [name for name in KINDS if name not in ("image to image", "inpainting, four channels")]
@@ -155,15 +156,15 @@ def test_prompts_and_images_pair_or_one_is_for_all(name, run, family):
     pair = run(name, image=TWO_IMAGES, prompt=prompts).latents
     assert_close(pair[:1], alone)
     assert_differ(both[1], pair[1])
-    with pytest.raises(ValueError, match="prompt has 3 strings; there are 2 pictures"):
+    with pytest.raises(ValueError, match="prompt has 3 strings; there are 2 images"):
         run(name, image=TWO_IMAGES, prompt=["a", "b", "c"])
     several = [photo(), photo(1, 32, 28)]
-    with pytest.raises(ValueError, match="image: the pictures are of several sizes"):
+    with pytest.raises(ValueError, match="image: the images are of several sizes"):
         run(name, image=several)
     if name != "upscaling":
         height, width = 16, 20
         request = family(name).check(**arguments(name, image=several, height=height, width=width))
-        assert request.start.pixels.shape == (2, height, width, 3)
+        assert request.inputs.init.pixels.shape == (2, height, width, 3)
 
 
 @pytest.mark.parametrize("name", BEGINNING)
@@ -176,7 +177,7 @@ def test_strength_says_how_many_steps_are_made(name, family, run):
     assert pipe.check(**arguments(name, strength=0.34)).solver.calls == 1
     if name == "variation of latents":
         near, far = (run(name, strength=strength).latents for strength in (0.34, 0.8))
-        encoded = pipe.vae_encode(pipe.check(**arguments(name, strength=0.5)).start.pixels)[..., :4]
+        encoded = pipe.vae_encode(pipe.check(**arguments(name, strength=0.5)).inputs.init.pixels)[..., :4]
         encoded *= pipe.config.vae.scaling_factor
         assert np.linalg.norm(near - encoded) < np.linalg.norm(far - encoded)
 
@@ -196,15 +197,15 @@ def test_what_is_black_in_the_mask_is_kept(name, run, family):
         pipe = family(name)
         made = run(name, sample_posterior=False).latents
         request = pipe.check(**arguments(name))
-        encoded = pipe.vae_encode(request.start.pixels)[..., :4] * pipe.config.vae.scaling_factor
-        outside = np.broadcast_to(request.mask == 0, made.shape)
+        encoded = pipe.vae_encode(request.inputs.init.pixels)[..., :4] * pipe.config.vae.scaling_factor
+        outside = np.broadcast_to(request.inputs.mask == 0, made.shape)
         assert 0.5 < outside.mean() < 1
         np.testing.assert_allclose(made[outside], encoded[outside], rtol=0, atol=1e-5)
 
 
 def test_a_hole_is_filled_by_an_image(run, family):
     name = "inpainting by a picture"
-    inside = family(name).check(**arguments(name)).mask[0, ..., 0] == 1
+    inside = family(name).check(**arguments(name)).inputs.mask[0, ..., 0] == 1
     own, other = (run(name, condition_image=picture).latents[0][inside] for picture in (None, photo(9)))
     assert_differ(own, other)
     embeds = family(name).encode_image_embeds([photo(9)])
@@ -219,7 +220,7 @@ def test_a_hole_is_filled_by_an_image(run, family):
 def test_a_given_depth_map_replaces_the_estimators(run, family):
     """A given one takes the place of the estimator's, whatever its form, size and range."""
     pipe, own = family("depth"), run("depth").latents
-    view = pipe.check(**arguments("depth")).views[0]
+    view = pipe.check(**arguments("depth")).inputs.views[0]
     estimated = np.asarray(pipe.programs.estimate_depth(pipe.networks["depth_estimator"].params, view))[0]
     assert_close(run("depth", depth_map=3 * estimated - 7).latents, own, 1e-4)
     slope = np.linspace(0, 255, 24 * 20).reshape(20, 24).astype(np.uint8)
@@ -247,7 +248,7 @@ def test_constant_depth_maps_say_nothing(run, family, monkeypatch):
     assert np.isfinite(made[0]).all()
     assert_differ(own, made[0])
     asked = pipe.check(**arguments("depth"))
-    np.testing.assert_array_equal(pipe._encode(asked)["depth"], np.full((1, *asked.latent_shape[:2], 1), -1))
+    np.testing.assert_array_equal(depth_channel(pipe.parts, asked), np.full((1, *asked.latent_shape[:2], 1), -1))
     (picture,) = run("depth", depth_map=flat[0], output_type="pil").images
     assert picture.size == (WIDTH, HEIGHT)
 

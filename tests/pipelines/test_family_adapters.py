@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import unclip_jax.pipelines.pipeline as pipeline_module
+import unclip_jax.pipelines.finish as finish_module
 from convert.export.lora import save_lora
 from convert.export.textual_inversion import save_textual_inversion
 from tests import small_models
@@ -20,6 +20,7 @@ from unclip_jax import Memory
 from unclip_jax.adapters.changes import LowRank
 from unclip_jax.adapters.textual_inversion import EMBEDDING
 from unclip_jax.cli_generate import _adapt as adapt
+from unclip_jax.models.freeu import FreeU
 from unclip_jax.safety import Concepts, SafetyChecker
 from unclip_jax.watermark import MARK, read_watermark
 
@@ -90,14 +91,14 @@ def test_a_word_is_learnt(pipe, family_folder, tmp_path):
         np.testing.assert_allclose(learnt[0], states[0], rtol=0, atol=1e-5)
         assert np.abs(learnt[1] - states[1]).max() > 1e-2
         assert np.abs(learnt[1] - learnt[2]).max() > 1e-2
-        with pytest.raises(ValueError, match=r"its word '<thing>' is nothing new.*token="):
+        with pytest.raises(ValueError, match=r"the word '<thing>' is not new.*token="):
             pipe.load_textual_inversion(tmp_path)
         pipe.load_textual_inversion(tmp_path, "<other>")
         np.testing.assert_allclose(pipe.encode_prompts(["a <other>"])[0], learnt[1], rtol=0, atol=1e-5)
     finally:
         pipe.unload_textual_inversion()
     assert pipe.networks["text_encoder"].params is plain
-    with pytest.raises(ValueError, match="tokens has '<thing>'; learnt words: none"):
+    with pytest.raises(ValueError, match="tokens has '<thing>'; loaded: none"):
         pipe.unload_textual_inversion("<thing>")
 
 
@@ -132,7 +133,7 @@ def test_words_are_taken_away_one_by_one(pipe, files, tmp_path):
         pipe.load_textual_inversion([files_of[0], {"z": rows[1:3]}, rows[3]], ["<one>", "<two>", "<three>"])
         learnt = pipe.encode_prompts(prompts)
         assert (np.abs(learnt - before).reshape(3, -1).max(axis=1) > 1e-2).all()
-        known = re.escape(f"{files_of[0]}: its word '<two>' is nothing new")
+        known = re.escape(f"{files_of[0]}: the word '<two>' is not new")
         with pytest.raises(ValueError, match=rf"{known}.*\(token=\), or .*\(unload_textual_inversion\)"):
             pipe.load_textual_inversion([files_of[1], files_of[0]], ["<four>", "<two>"])
         assert "<four>" not in pipe.tokenizer.known_tokens  # all of a list, or nothing
@@ -143,7 +144,7 @@ def test_words_are_taken_away_one_by_one(pipe, files, tmp_path):
         np.testing.assert_allclose(rest, np.stack([learnt[0], before[1], learnt[2]]), rtol=0, atol=1e-5)
         pipe.load_textual_inversion(rows[:2], ["<two>", "<four>"])  # of one array, as diffusers has it
         pipe.unload_textual_inversion(["<one>", "<four>"])
-        with pytest.raises(ValueError, match="tokens has '<one>'; learnt words: '<three>', '<two>'"):
+        with pytest.raises(ValueError, match="tokens has '<one>'; loaded: '<three>', '<two>'"):
             pipe.unload_textual_inversion(["<one>"])
     finally:
         pipe.unload_textual_inversion()
@@ -160,9 +161,11 @@ def test_words_that_come_with_a_lora_go_with_it(pipe, files, tmp_path):
     assert np.abs(pipe.encode_prompts(["a <both>"]) - plain).max() > 1e-2
     pipe.unload_textual_inversion()  # of words of their own, of which there are none
     assert "<both>_1" in pipe.tokenizer.known_tokens
-    with pytest.raises(ValueError, match="tokens has '<both>', which came with the adapter 'both': delete_adapters"):
+    with pytest.raises(
+        ValueError, match="tokens has '<both>', which came with the adapter 'both'; use delete_adapters"
+    ):
         pipe.unload_textual_inversion("<both>")
-    with pytest.raises(ValueError, match=r"again: its word '<both>' is nothing new.*delete_adapters\('both'\)"):
+    with pytest.raises(ValueError, match=r"again: the word '<both>' is not new.*delete_adapters\('both'\)"):
         pipe.load_lora_weights(shutil.copy(tmp_path / "both.safetensors", tmp_path / "again"))
     pipe.delete_adapters("both")
     np.testing.assert_array_equal(pipe.encode_prompts(["a <both>"]), plain)
@@ -249,14 +252,14 @@ def test_freeu(pipe, family_folder, tmp_path):
     """Ones change nothing up to rounding; other numbers compile nothing new."""
     plain = run(pipe)
     try:
-        pipe.enable_freeu(1, 1, 1, 1)
+        pipe.freeu = FreeU(1, 1, 1, 1)
         np.testing.assert_allclose(run(pipe), plain, rtol=0, atol=1e-4)
         with Compilations() as compiled:
-            pipe.enable_freeu(0.5, 0.2, 1.4, 1.6)
+            pipe.freeu = FreeU(0.5, 0.2, 1.4, 1.6)
             run(pipe)
         assert compiled.count == 0
     finally:
-        pipe.disable_freeu()
+        pipe.freeu = None
     np.testing.assert_array_equal(run(pipe), plain)
 
 
@@ -272,7 +275,7 @@ def test_marks_and_the_safety_check(family, monkeypatch):
     nothing = Concepts(np.ones((1, 2), np.float32), np.ones(1, np.float32))
     monkeypatch.setattr(pipe, "watermark", MARK)
     monkeypatch.setattr(pipe, "safety_checker", SafetyChecker(None, 8, nothing, nothing))
-    monkeypatch.setattr(pipeline_module, "check_safety", lambda checker, images: [False, True])
+    monkeypatch.setattr(finish_module, "check_safety", lambda checker, images: [False, True])
     out = pipe(**arguments("inpainting", **settings))
     assert out.nsfw_content_detected == [False, True]
     marked, black = map(np.asarray, out.images)

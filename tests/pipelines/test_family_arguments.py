@@ -1,11 +1,16 @@
 """Every bad argument of the family's pipelines is refused in one line that names it, before anything is compiled."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import unclip_jax
-from tests.pipelines.small_family import Compilations, arguments, hole, photo
+from tests import small_models
+from tests.pipelines.small_family import KINDS, Compilations, arguments, hole, one_level, photo
+from unclip_jax.models.freeu import FreeU
+from unclip_jax.sampling import make_solver
 
 LATENTS = (1, 10, 12, 4)
 BLACK = np.zeros((20, 24), np.uint8)
@@ -25,7 +30,7 @@ BEGINNING = [
     ({"strength": True}, ["strength", "True"]),
     ({"strength": float("nan")}, ["strength", "nan"]),
     ({"strength": 0.3}, ["strength is 0.3", "num_inference_steps 3", "no step"]),
-    ({"strength": 0.7, "scheduler": "ldm-dpm"}, ["'ldm-dpm'", "picture"]),
+    ({"strength": 0.7, "scheduler": "ldm-dpm"}, ["'ldm-dpm'", "image"]),
     ({"strength": 0.7, "noise": zeros(2, 10, 12, 4)}, ["noise", "(2, 10, 12, 4)", str(LATENTS)]),
     ({"strength": 0.7, "noise": np.full(LATENTS, np.nan)}, ["noise", "NaN"]),
     ({"posterior_noise": zeros(1, 3)}, ["posterior_noise", "(1, 3)"]),
@@ -37,7 +42,7 @@ BEGINNING = [
     ({"image": np.full((20, 24, 3), 2.0)}, ["image", "2"]),
     ({"image": "no/such.png"}, ["no/such.png"]),
     ({"height": 21}, ["height", "21", "multiple of 2"]),
-    ({"prompt": ["a", "b"], "image": [photo()] * 3}, ["prompt", "2 strings", "3 pictures"]),
+    ({"prompt": ["a", "b"], "image": [photo()] * 3}, ["prompt", "2 strings", "3 images"]),
     ({"prompt": []}, ["prompt", "0 strings"]),
     ({"prompt_embeds": zeros(3, 16, 32)}, ["prompt_embeds", "(3, 16, 32)"]),
 ]
@@ -76,11 +81,11 @@ PAINTING = [
     ({"mask_image": np.zeros((20, 24, 2), np.uint8)}, ["mask_image", "(20, 24, 2)"]),
     ({"mask_image": np.zeros((0, 4), np.uint8)}, ["mask_image", "(0, 4)"]),
     ({"mask_image": np.full((20, 24), np.nan)}, ["mask_image", "NaN"]),
-    ({"mask_image": [hole()] * 2}, ["mask_image", "2 masks", "1 pictures"]),
+    ({"mask_image": [hole()] * 2}, ["mask_image", "2 masks", "1 images"]),
     ({"mask_image": "no/such.png"}, ["no/such.png"]),
     ({"mask_image": hole(10, 12), "paste_back": True, "output_type": "pil"}, ["mask_image", "12x10", "24x20"]),
     ({"mask_image": hole(10, 12), "padding_mask_crop": 3, "output_type": "pil"}, ["mask_image", "12x10", "24x20"]),
-    ({"mask_image": hole(10, 12), "scheduler": "ldm-ddim"}, ["mask_image", "12x10", "24x20"]),
+    ({"mask_image": hole(10, 12), "scheduler": "ldm-ddim", "num_inference_steps": 4}, ["mask_image", "12x10", "24x20"]),
     ({"padding_mask_crop": -1, "output_type": "pil"}, ["padding_mask_crop", "-1"]),
     ({"padding_mask_crop": 2.5, "output_type": "pil"}, ["padding_mask_crop", "2.5"]),
     ({"padding_mask_crop": 3, "output_type": "np"}, ["output_type", "'np'", "pasted back"]),
@@ -110,7 +115,7 @@ BY_KIND = {
     "depth": [
         ({"depth_map": photo()}, ["depth_map", "(20, 24, 3)"]),
         ({"depth_map": np.full((20, 24), np.inf)}, ["depth_map", "infinite"]),
-        ({"depth_map": [hole()] * 2}, ["depth_map", "2 maps", "1 pictures"]),
+        ({"depth_map": [hole()] * 2}, ["depth_map", "2 maps", "1 images"]),
         ({"depth_map": "x.png"}, ["x.png"]),
         ({"depth_map": Image.fromarray(photo())}, ["depth_map", "colour"]),
         ({"depth_map": 3}, ["depth_map", "int"]),
@@ -131,7 +136,7 @@ BY_KIND = {
         ({"noise_level": 351}, ["noise_level", "351", "350"]),
         ({"noise_level": -1}, ["noise_level", "-1"]),
         ({"noise_level": 1.5}, ["noise_level", "1.5"]),
-        ({"noise_level": [1, 2]}, ["noise_level", "2 values", "1 pictures"]),
+        ({"noise_level": [1, 2]}, ["noise_level", "2 values", "1 images"]),
         ({"low_res_noise": zeros(1, 10, 12, 3)}, ["low_res_noise", "(1, 10, 12, 3)", "(1, 20, 24, 3)"]),
         ({"latents": zeros(*LATENTS)}, ["latents", str(LATENTS), "(1, 20, 24, 4)"]),
         ({"image": None}, ["image", "missing"]),
@@ -144,19 +149,103 @@ BAD = [(name, change, words) for name, cases in BY_KIND.items() for change, word
 @pytest.mark.parametrize(
     ("name", "change", "words"), BAD, ids=[f"{i}-{'-'.join(c)}" for i, (_, c, _) in enumerate(BAD)]
 )
-def test_bad_arguments(name, change, words, family):
+def test_bad_arguments(name, change, words):
+    """By the configuration and the arguments alone: there is no network."""
+    task, config = task_of(name)
+    with Compilations() as compiled, pytest.raises((ValueError, FileNotFoundError)) as caught:
+        task.check(config, task.arguments(**arguments(name, **change)))
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+    assert compiled.count == 0
+
+
+def task_of(name):
+    """The task of a kind, and the configuration of its model."""
+    kind = KINDS[name]
+    return getattr(unclip_jax, kind.pipeline).task, one_level(getattr(small_models, kind.model))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_calls_and_streams_check_their_arguments_before_anything_is_compiled(name, family):
     pipe = family(name)
     with Compilations() as compiled:
-        for call in (pipe, pipe.stream):
-            if "batch_size" in change and call is not pipe:
-                continue
-            with pytest.raises((ValueError, FileNotFoundError)) as caught:
-                call(**arguments(name, **change))
-            message = str(caught.value)
-            assert "\n" not in message
-            for word in words:
-                assert word in message, message
+        for make in (pipe, pipe.stream, pipe.check):
+            with pytest.raises(ValueError, match="seed is -1"):
+                make(**arguments(name, seed=-1))
+        with pytest.raises(ValueError, match="batch_size has no meaning for stream"):
+            pipe.stream(**arguments(name, batch_size=1))
+        with pytest.raises(TypeError, match="guidance"):
+            pipe.stream(**arguments(name, guidance=3))
     assert compiled.count == 0
+
+
+SOLVED = make_solver("ddim", small_models.TEXT_TO_IMAGE.scheduler_config, 20, eta=0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_inference_steps": 30}, "num_inference_steps is 30, but scheduler is a Solver of 20"),
+        ({"num_inference_steps": 50}, "num_inference_steps is 50, but scheduler is a Solver of 20"),
+        ({"eta": 0.0}, r"eta is 0\.0, but scheduler is a Solver"),
+        ({"strength": 0.04}, "leaves no step"),
+    ],
+)
+def test_what_a_solver_cannot_honour_is_refused(change, words):
+    task, config = task_of("image to image")
+    with pytest.raises(ValueError, match=words):
+        task.check(config, task.arguments(image=photo(), scheduler=SOLVED, **change))
+
+
+@pytest.mark.parametrize("name", ["image to image", "depth", "inpainting"])
+@pytest.mark.parametrize("scheduler", ["ddim", "pndm", "dpm++2m-karras", "heun", "euler-a"])
+def test_a_solver_is_cut_at_the_strength(name, scheduler):
+    """As the solver of that name is, grid and start alike; and one that is cut already is taken as it is."""
+    task, config = task_of(name)
+    whole = make_solver(scheduler, config.scheduler_config, 20)
+
+    def solver(**change):
+        return task.check(config, task.arguments(**{**KINDS[name].settings, **change})).solver
+
+    for strength in (0.1, 0.55, 0.9):
+        cut = solver(scheduler=whole, strength=strength)
+        named = solver(scheduler=scheduler, strength=strength, num_inference_steps=20)
+        assert cut.calls == named.calls < whole.calls
+        assert cut.start_alpha_cumprod == named.start_alpha_cumprod
+        for column in named.grid:
+            np.testing.assert_array_equal(cut.grid[column], named.grid[column])
+    with pytest.raises(ValueError, match=r"leaves out \d+ steps already"):
+        solver(scheduler=cut, strength=0.5)
+    if name != "inpainting":  # whose strength is 1 where none is given
+        assert solver(scheduler=cut) is cut
+
+
+def test_a_solver_of_ones_own_is_cut_where_it_remembers_nothing():
+    task, config = task_of("image to image")
+    named = {n: dataclasses.replace(make_solver(n, config.scheduler_config, 10), recipe=None) for n in ("ddim", "lms")}
+    cut = task.check(config, task.arguments(image=photo(), scheduler=named["ddim"], strength=0.3)).solver
+    want = make_solver("ddim", config.scheduler_config, 10, start_step=7)
+    assert cut.start_alpha_cumprod == want.start_alpha_cumprod
+    for column in want.grid:
+        np.testing.assert_array_equal(cut.grid[column], want.grid[column])
+    with pytest.raises(ValueError, match="remembers earlier steps"):
+        task.check(config, task.arguments(image=photo(), scheduler=named["lms"], strength=0.3))
+
+
+def test_the_solver_says_whose_procedure_is_followed():
+    """By name or as an object alike: the filter by which images are resized, and when guidance is off."""
+    task, config = task_of("depth")
+    given = {"image": photo(0, 40, 50), "height": 20, "width": 24, "depth_map": hole()}
+    named = [
+        task.check(config, task.arguments(**given, scheduler=scheduler, num_inference_steps=20, guidance_scale=0.5))
+        for scheduler in ("ldm-ddim", make_solver("ldm-ddim", config.scheduler_config, 20), "ddim")
+    ]
+    assert [request.guidance.unconditional for request in named] == [True, True, False]
+    pixels = [request.inputs.init.pixels for request in named]
+    np.testing.assert_array_equal(pixels[0], pixels[1])
+    assert np.abs(pixels[0] - pixels[2]).max() > 1e-3
 
 
 @pytest.mark.parametrize("changes", [{"eta": -0.1}, {"eta": 1.1}, {"threshold": 0}, {"momentum": 2}])
@@ -169,7 +258,7 @@ def test_freeu_marks_and_adapters_that_there_are_not(family):
     pipe = family("text to image")
     for name, numbers in {"s1": (-1, 1, 1, 1), "b2": (1, 1, 1, float("nan")), "s2": (1, "x", 1, 1)}.items():
         with pytest.raises(ValueError, match=f"^{name} is "):
-            pipe.enable_freeu(*numbers)
+            pipe.freeu = FreeU(*numbers)
     assert pipe.freeu is None
     with pytest.raises(ValueError, match=r"adapter_names has 'mine'; loaded: none"):
         pipe.set_adapters("mine")
@@ -177,7 +266,7 @@ def test_freeu_marks_and_adapters_that_there_are_not(family):
         patch.setattr(pipe, "watermark", b"SDV2")
         with pytest.raises(ValueError, match=r"output_type is 'np'; a watermark or a safety checker needs 'pil'"):
             pipe(**arguments("text to image", output_type="np"))
-        with pytest.raises(ValueError, match=r"pictures of 24x20 are too small for a watermark; want 65536 pixels"):
+        with pytest.raises(ValueError, match=r"images of 24x20 are too small for a watermark; want 65536 pixels"):
             pipe.check(**arguments("text to image", output_type="pil"))
     assert compiled.count == 0
 

@@ -49,7 +49,7 @@ def test_the_same_images_in_less_memory(opened, plain):
     pipe = opened(memory=Memory("seamless", attention_chunk=16, free_networks=True))
     for _ in range(2):  # the networks come back for the second run
         np.testing.assert_allclose(pipe(**CALL).images, want, atol=2e-5)  # 2e-6
-    assert list(pipe._loaded) == ["vae"]
+    assert list(pipe.residency.loaded) == ["vae"]
     assert all(isinstance(p, jax.ShapeDtypeStruct) for n in pipe.networks.values() for p in n.params.values())
 
 
@@ -77,7 +77,7 @@ def test_the_plan_holds_all_weights_or_those_of_its_stage(family_folder, one_dev
             plan(checkpoint, 51, None, 1, "float32", one_device)
         with pytest.raises(ValueError, match="batch is 0"):
             plan(checkpoint, None, None, 0, "float32", one_device)
-    runs = ["encoding pictures", "encoding prompts", "sampling", "decoding"]
+    runs = ["encoding images", "encoding prompts", "sampling", "decoding"]
     assert [s.name for s in small] == ["loading weights", *runs]  # on a CPU
     assert [s.name for s in freed] == runs
     names = ("image_encoder", "text_encoder", "unet", "vae")

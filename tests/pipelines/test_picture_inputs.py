@@ -111,7 +111,7 @@ def test_embeddings_are_of_images_in_every_form(family, server, tmp_path):
         ([], ValueError, "images is an empty list"),
         ("none.png", FileNotFoundError, "images 'none.png': no such file"),
         (3, ValueError, "images is a int; want a PIL image"),
-        (b"x", ValueError, "images: not a picture"),
+        (b"x", ValueError, "images: not an image"),
     ],
 )
 def test_what_has_no_embedding(family, images, kind, message):

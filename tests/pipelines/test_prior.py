@@ -70,7 +70,7 @@ def test_a_whole_run_is_the_recording(recorded):
 
 
 def test_timesteps_and_limits_of_the_original():
-    solver = unclip_scheduler(small_prior.SCHEDULER, 25, "ldm")
+    solver = unclip_scheduler(small_prior.SCHEDULER, 25, "original")
     assert solver.grid["timestep"].tolist() == [round(41.625 * i) for i in range(24, -1, -1)]
     assert solver.grid["clip"].tolist() == [10] * 25
     for steps in (2, 3, 21, 25, 31, 500, 777, 1000):
@@ -97,7 +97,7 @@ def test_an_embedding_depends_on_its_seed_and_index_alone(pipe):
             name: type(net)(net.graphdef, {k: np.asarray(v) for k, v in net.params.items()})
             for name, net in pipe.networks.items()
         },
-        tuple(np.asarray(a) for a in pipe._statistics),
+        tuple(np.asarray(a) for a in pipe.statistics),
         local_mesh(),
         pipe.dtype,
     )
@@ -132,9 +132,9 @@ def test_guidance_of_one_is_off_and_scales_compile_nothing(pipe):
     plain = pipe("a dog", 2, 3, prior_guidance_scale=1)
     near = pipe("a dog", 2, 3, prior_guidance_scale=1 + 1e-6)
     np.testing.assert_allclose(near, plain, rtol=0, atol=1e-4)
-    compiled = pipe._run._cache_size()
+    compiled = pipe.run._cache_size()
     far = pipe("two dogs", 2, 3, prior_guidance_scale=8.0, seed=3)
-    assert pipe._run._cache_size() == compiled
+    assert pipe.run._cache_size() == compiled
     assert np.isfinite(far).all()
 
 
@@ -161,11 +161,11 @@ def test_guidance_of_one_is_off_and_scales_compile_nothing(pipe):
     ],
 )
 def test_arguments_that_are_refused(pipe, arguments, words):
-    compiled = pipe._run._cache_size()
+    compiled = pipe.run._cache_size()
     with pytest.raises(ValueError, match=words) as caught:
         pipe(**{"prompt": "a dog", **arguments})
     assert "\n" not in str(caught.value)
-    assert pipe._run._cache_size() == compiled
+    assert pipe.run._cache_size() == compiled
 
 
 def test_masks_that_hide_everything(pipe):

@@ -22,6 +22,7 @@ from unclip_jax.checkpoints.repairs import REPAIRS, repaired, repaired_unet, rep
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER, scheduler_name
 from unclip_jax.sampling.solvers.settings import given
 
@@ -77,7 +78,7 @@ def checkpoint_config(settings):
         vae=TINY.vae,
         text_encoder=TINY.text_encoder,
         image_encoder=None,
-        dialect="diffusers",
+        reference=Reference.DIFFUSERS,
         scheduler=scheduler_name(settings),
         scheduler_config=settings,
     )

@@ -78,7 +78,7 @@ def test_images_of_prompts(pipe):
 
 def test_one_folder_of_both(sources, pipe):
     """As diffusers' StableUnCLIPPipeline saves one; its prior has Karlo's scheduler by another name."""
-    both = quiet(unclip_jax.from_pretrained(sources / "both", "float32", pipe.unclip.mesh))
+    both = quiet(unclip_jax.from_pretrained(sources / "both", "float32", pipe.mesh))
     assert isinstance(both, unclip_jax.StableUnCLIPPipeline)
     noise = {
         "prior_latents": np.random.default_rng(0).standard_normal((1, WIDTH), np.float32),
@@ -137,7 +137,7 @@ def test_streams_and_marks_are_refused_before_the_prior_runs(pipe, monkeypatch):
         pipe.stream(prompt="a fox", batch_size=1)
     with pytest.raises(TypeError, match="image_weights"):
         pipe(prompt="a fox", image_weights=[1])
-    monkeypatch.setattr(pipe.unclip, "watermark", b"SDV2")
+    monkeypatch.setattr(pipe, "watermark", b"SDV2")
     with pytest.raises(ValueError, match="output_type is 'latent'"):
         pipe("a fox", **SETTINGS)
 
@@ -155,5 +155,5 @@ def test_embeddings_of_another_width(sources, small_model):
 
 
 def test_the_demo_model_needs_a_prior():
-    with pytest.raises(ValueError, match="prior is missing: none comes with the demo model"):
+    with pytest.raises(ValueError, match="prior is required: the demo model does not include one"):
         unclip_jax.StableUnCLIPPipeline.from_pretrained()

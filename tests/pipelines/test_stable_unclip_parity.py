@@ -104,7 +104,7 @@ def both(tmp_path_factory):
     theirs.set_progress_bar_config(disable=True)
     ours = unclip_jax.from_pretrained(folder, "float32", local_mesh(jax.local_devices()[:1]))
     assert isinstance(ours, unclip_jax.StableUnCLIPPipeline)
-    ours.prior.progress = ours.unclip.progress = False
+    ours.prior.progress = ours.progress = False
     return theirs, ours
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.pipelines.small_family import STEPS, arguments, photo
+from unclip_jax.reference import Reference
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +34,15 @@ def test_images_differ_by_index_seed_prompt_and_noise(pipe):
             assert np.linalg.norm(a - b) > 1e-3 * np.linalg.norm(b)
 
 
-@pytest.mark.parametrize("dialect", ["diffusers", "original"])
-def test_output_types_agree(opened, dialect):
+@pytest.mark.parametrize("reference", list(Reference))
+def test_output_types_agree(opened, reference):
     pipe = opened()
-    pipe.config = dataclasses.replace(pipe.config, dialect=dialect)
+    pipe.config = dataclasses.replace(pipe.config, reference=reference)
     pictures, arrays, latents = (pipe(**arguments("variations", output_type=kind)) for kind in ("pil", "np", "latent"))
     assert arrays.images.dtype == np.float32
     assert arrays.images.min() >= 0
     assert arrays.images.max() <= 1
-    levels = np.floor(arrays.images[0] * 255) if dialect == "original" else np.round(arrays.images[0] * 255)
+    levels = np.floor(arrays.images[0] * 255) if reference == Reference.ORIGINAL else np.round(arrays.images[0] * 255)
     np.testing.assert_array_equal(np.asarray(pictures.images[0]), levels)
     np.testing.assert_array_equal(latents.images, latents.latents)
     np.testing.assert_allclose(pipe.decode_latents(latents.latents), arrays.images, atol=1e-5)

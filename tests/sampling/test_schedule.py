@@ -20,9 +20,9 @@ COSINE = NoiseSchedule(beta_schedule="squaredcos_cap_v2")
 @pytest.mark.parametrize(
     ("reference", "name", "schedule"),
     [
-        ("ldm", "sd", SD),
-        ("ldm", "x4", X4),
-        ("ldm", "aug", COSINE),
+        ("original", "sd", SD),
+        ("original", "x4", X4),
+        ("original", "aug", COSINE),
         ("diffusers", "sd", SD),
         ("diffusers", "linear", NoiseSchedule()),
         ("diffusers", "aug", COSINE),
@@ -37,11 +37,11 @@ def test_tables_are_bit_equal_to_the_references(reference, name, schedule):
 def test_the_references_differ_where_they_are_known_to():
     """Guards the two tables against being quietly made one."""
     for schedule, largest in ((SD, 2e-6), (COSINE, 2e-5)):
-        ours, theirs = alphas_cumprod(schedule, "ldm"), alphas_cumprod(schedule, "diffusers")
+        ours, theirs = alphas_cumprod(schedule, "original"), alphas_cumprod(schedule, "diffusers")
         assert 0 < np.abs(theirs / ours - 1).max() < largest
 
 
-@pytest.mark.parametrize("reference", ["ldm", "diffusers"])
+@pytest.mark.parametrize("reference", ["original", "diffusers"])
 @pytest.mark.parametrize("kind", ["linear", "scaled_linear", "squaredcos_cap_v2"])
 def test_zero_terminal_snr_keeps_the_first_value_and_ends_in_zero(reference, kind):
     plain = alphas_cumprod(NoiseSchedule(beta_schedule=kind), reference)
@@ -56,7 +56,7 @@ def test_zero_terminal_snr_keeps_the_first_value_and_ends_in_zero(reference, kin
 def test_trained_betas_replace_the_schedule(betas):
     schedule = NoiseSchedule(num_train_timesteps=len(betas), trained_betas=tuple(betas))
     expected = np.cumprod(1 - np.array(betas))
-    np.testing.assert_allclose(alphas_cumprod(schedule, "ldm"), expected, rtol=1e-6)
+    np.testing.assert_allclose(alphas_cumprod(schedule, "original"), expected, rtol=1e-6)
     np.testing.assert_allclose(alphas_cumprod(schedule, "diffusers"), expected, rtol=1e-5)
 
 
@@ -79,7 +79,7 @@ def test_bad_schedules_are_refused_by_name(fields, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("reference", ["ldm", "diffusers"])
+@pytest.mark.parametrize("reference", ["original", "diffusers"])
 @pytest.mark.parametrize("fields", [{"beta_start": 1e-12, "beta_end": 1e-3}, {"beta_start": 0.9, "beta_end": 0.99}])
 def test_betas_beyond_float32_are_refused(fields, reference):
     with pytest.raises(ValueError, match="too small or too large"):

@@ -245,8 +245,8 @@ def test_strength_gives_the_first_step(name, steps, strength, options, start_ste
         ("ddim", 20, 0.04, "strength is 0.04 and num_inference_steps 20, which leaves no step"),
         ("ddim", 0, 0.5, "num_inference_steps is 0"),
         ("ldm-ddim", 20, 1.0, "strength is 1.0; 'ldm-ddim' with 20 steps .* want less than 1, 0.95 for one step less"),
-        ("ldm-dpm", 20, 0.5, "'ldm-dpm' cannot start from a picture"),
-        ("ldm-plms", 20, 0.5, "'ldm-plms' cannot start from a picture"),
+        ("ldm-dpm", 20, 0.5, "'ldm-dpm' cannot start from an image"),
+        ("ldm-plms", 20, 0.5, "'ldm-plms' cannot start from an image"),
         ("eulr", 20, 0.5, "unknown scheduler 'eulr'; did you mean 'euler'"),
     ],
 )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from unclip_jax.training.cache import CachedRows, write_cache
+from unclip_jax.training.cache import CachedExamples, write_cache
 
 FACTS = {"model": "m", "resolution": 8}
 
@@ -18,8 +18,8 @@ def encode(batch):
 
 
 def test_rows_come_back_without_those_left_out(tmp_path):
-    write_cache(tmp_path, range(20), load, encode, FACTS, batch_size=4, part_rows=6, progress=False)
-    rows = CachedRows(tmp_path)
+    write_cache(tmp_path, range(20), load, encode, FACTS, batch_size=4, part_examples=6, progress=False)
+    rows = CachedExamples(tmp_path)
     kept = [n for n in range(20) if n % 7 != 3]
     assert len(rows) == len(kept)
     for row, number in zip(rows, kept, strict=True):
@@ -38,25 +38,25 @@ def test_an_interrupted_cache_goes_on(tmp_path):
         return encode(batch)
 
     with pytest.raises(KeyboardInterrupt):
-        write_cache(tmp_path, range(20), load, stop, FACTS, batch_size=4, part_rows=6, progress=False)
-    with pytest.raises(ValueError, match="not a whole part"):
-        CachedRows(tmp_path)
+        write_cache(tmp_path, range(20), load, stop, FACTS, batch_size=4, part_examples=6, progress=False)
+    with pytest.raises(ValueError, match="a broken part of a cache"):
+        CachedExamples(tmp_path)
     done = sorted(path.name for path in tmp_path.glob("part*"))
     assert done == ["part-00000.safetensors"]
     stamp = (tmp_path / done[0]).stat().st_mtime_ns
-    write_cache(tmp_path, range(20), load, encode, FACTS, batch_size=4, part_rows=6, progress=False)
-    assert len(CachedRows(tmp_path)) == 17
+    write_cache(tmp_path, range(20), load, encode, FACTS, batch_size=4, part_examples=6, progress=False)
+    assert len(CachedExamples(tmp_path)) == 17
     assert (tmp_path / done[0]).stat().st_mtime_ns == stamp
-    write_cache(tmp_path, range(20), load, lambda batch: pytest.fail("again"), FACTS, part_rows=6, progress=False)
+    write_cache(tmp_path, range(20), load, lambda batch: pytest.fail("again"), FACTS, part_examples=6, progress=False)
 
 
 @pytest.mark.parametrize("change", [{"model": "other"}, {"resolution": 16}])
 def test_a_cache_of_something_else_is_refused(change, tmp_path):
     write_cache(tmp_path, range(4), load, encode, FACTS, batch_size=4, progress=False)
-    with pytest.raises(ValueError, match=f"something else \\({next(iter(change))} differ"):
+    with pytest.raises(ValueError, match=f"another cache \\({next(iter(change))} differ"):
         write_cache(tmp_path, range(4), load, encode, {**FACTS, **change}, batch_size=4, progress=False)
 
 
 def test_a_part_of_which_nothing_was_read_is_empty(tmp_path):
-    write_cache(tmp_path, [3, 10, 1, 2], load, encode, FACTS, batch_size=4, part_rows=2, progress=False)
-    assert [row["z"] for row in CachedRows(tmp_path)] == [3, 6]
+    write_cache(tmp_path, [3, 10, 1, 2], load, encode, FACTS, batch_size=4, part_examples=2, progress=False)
+    assert [row["z"] for row in CachedExamples(tmp_path)] == [3, 6]

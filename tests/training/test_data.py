@@ -77,7 +77,7 @@ def test_without_metadata_every_image_is_taken(tmp_path):
         ('{"file_name": "../x.png"}', "points outside the folder"),
         ('{"file_name": "/etc/passwd"}', "points outside the folder"),
         ('{"file_name": "y.png", "text": 3}', "text is 3"),
-        ('{"file_name": "x.png"}', "x.png is there twice"),
+        ('{"file_name": "x.png"}', "x.png is listed twice"),
     ],
 )
 def test_broken_metadata(tmp_path, line, words):
@@ -89,7 +89,7 @@ def test_broken_metadata(tmp_path, line, words):
 def test_folders_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder"):
         image_folder(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="holds no pictures"):
+    with pytest.raises(ValueError, match="holds no images"):
         image_folder(tmp_path)
     for name in ("metadata.jsonl", "metadata.csv"):
         (tmp_path / name).write_text("")
@@ -152,7 +152,7 @@ def test_broken_images_are_skipped_and_named(folder):
 def test_when_nothing_can_be_read(folder):
     for path in folder.rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="no picture can be read"):
+    with pytest.raises(ValueError, match="no image can be read"):
         next(batches(image_folder(folder), load, batch_size=2, seed=1))
 
 
@@ -161,7 +161,7 @@ def test_when_nothing_can_be_read(folder):
     [
         ({"batch_size": 13}, "batch_size is 13"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"batch_size": 5, "hosts": 3}, "host 0 of 3 has 4 pictures"),
+        ({"batch_size": 5, "hosts": 3}, "host 0 of 3 has only 4 images"),
         ({"batch_size": 1, "host": 2, "hosts": 2}, "host is 2"),
     ],
 )

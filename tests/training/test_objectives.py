@@ -26,7 +26,7 @@ from unclip_jax.training.optimizer import adamw
 
 RECORDED = np.load(GOLDEN / "training.npz")
 MODELS = {"train_unclip_h": ("unclip_h", "v_prediction"), "train_eps": ("txt2img_eps", "epsilon")}
-SCHEDULE = alphas_cumprod(NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"), "ldm")
+SCHEDULE = alphas_cumprod(NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"), "original")
 RATE = 1e-4
 
 
@@ -136,7 +136,7 @@ def test_the_recorded_class_labels():
         levels,
         r["input_rng_002_randn_like"],
         keep.astype(bool),
-        alphas_cumprod=alphas_cumprod(NoiseSchedule(beta_schedule="squaredcos_cap_v2"), "ldm"),
+        alphas_cumprod=alphas_cumprod(NoiseSchedule(beta_schedule="squaredcos_cap_v2"), "original"),
         mean=jnp.zeros(width),
         std=jnp.ones(width),
     )

@@ -94,7 +94,7 @@ def test_averages_of_half_precision_are_not():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: learning_rate(0.0), "learning rate 0.0"),
+        (lambda: learning_rate(0.0), "learning rate is 0.0"),
         (lambda: learning_rate(1.0, -1), "warmup_steps -1"),
         (lambda: learning_rate(1.0, 0, "step"), "decay is 'step'; accepted: constant, cosine, linear"),
         (lambda: learning_rate(1.0, 5, "cosine"), "total_steps is None"),

@@ -115,7 +115,7 @@ def test_from_a_cache_it_is_the_same(make, plain, small_model, tmp_path):
     run_training(cached, progress=False)
     np.testing.assert_allclose(losses(cached), losses(plain), rtol=1e-4)
     again = make("denoise", small_model, f"data.cache={tmp_path / 'cache'}", "data.resolution=32")
-    with pytest.raises(ValueError, match=r"something else \(resolution differ"):
+    with pytest.raises(ValueError, match=r"another cache \(resolution differ"):
         run_training(again, progress=False)
 
 
@@ -246,15 +246,15 @@ def test_clip_models(make, small_clip, pairs, parts):
         ("denoise", "objective.trainable=nothing", "the UNet has no such parameter"),
         ("denoise", "devices=9", "devices is 9; want 1 to"),
         ("denoise", "batch_size=5", None),
-        ("denoise", "data.filters={p_unsafe: [2, 3]}", "none of 16 pictures passes"),
+        ("denoise", "data.filters={p_unsafe: [2, 3]}", "none of 16 images passes"),
         ("denoise", "data.filters={score: [2, 3]}", "column score is None; want a number"),
         ("denoise", "objective.prediction_type=noise", "accepted: epsilon"),
         ("denoise", "objective.text_dropout=2", "text_dropout is 2"),
-        ("denoise", "objective.becomes=depth-to-image", "wants a text-to-image checkpoint"),
+        ("denoise", "objective.becomes=depth-to-image", "needs a text-to-image checkpoint"),
         ("lora", "lora.rank=0", "rank is 0"),
         ("lora", "lora.targets=x", "no kernel of this network has such a name"),
         ("textual-inversion", "inversion.placeholder=two words", "want a word"),
-        ("clip", "seed=1", "wants a CLIP model on its own"),
+        ("clip", "seed=1", "needs a CLIP model on its own"),
         ("autoencoder", "data.resolution=15", "want a multiple of 2"),
     ],
 )

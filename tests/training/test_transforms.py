@@ -7,7 +7,7 @@ from PIL import Image
 from unclip_jax.conditioning.clip_image import preprocess
 from unclip_jax.conditioning.tokenizer import Tokenizer, open_clip_tokenizer_json
 from unclip_jax.training.data import Record
-from unclip_jax.training.transforms import RowLoader, square, to_unit
+from unclip_jax.training.transforms import ExampleLoader, square, to_unit
 
 
 @pytest.fixture
@@ -19,28 +19,28 @@ def record(tmp_path):
 
 def test_everything_that_is_asked_for(record):
     tokenizer = Tokenizer.from_json(open_clip_tokenizer_json([]), "open_clip", 16)
-    loader = RowLoader(32, "center", False, tokenizer, (16, "diffusers"), 0.0, 4, True)
+    loader = ExampleLoader(32, "center", False, tokenizer, (16, "diffusers"), 0.0, 4, True)
     row = loader(record, np.random.default_rng(0))
     shapes = {name: value.shape for name, value in row.items()}
     assert shapes == {
-        "picture": (32, 32, 3),
+        "image": (32, 32, 3),
         "tokens": (16,),
         "pixel_values": (16, 16, 3),
         "mask": (32, 32, 1),
         "low_res": (8, 8, 3),
-        "depth_picture": (384, 384, 3),
+        "depth_image": (384, 384, 3),
     }
-    assert -1 <= row["picture"].min() < row["picture"].max() <= 1
+    assert -1 <= row["image"].min() < row["image"].max() <= 1
     np.testing.assert_array_equal(row["tokens"], tokenizer(["a slope"])[0])
 
 
 def test_the_networks_see_the_same_mirrored_image(record):
-    loader = RowLoader(32, flip=True, vision=(32, "diffusers"))
+    loader = ExampleLoader(32, flip=True, vision=(32, "diffusers"))
     rows = [loader(record, np.random.default_rng(seed)) for seed in range(12)]
-    rising = [row["picture"][0, -1, 0] > row["picture"][0, 0, 0] for row in rows]
+    rising = [row["image"][0, -1, 0] > row["image"][0, 0, 0] for row in rows]
     assert len(set(rising)) == 2
     for row in rows:
-        pixels = np.rint((row["picture"] + 1) * 127.5).astype(np.uint8)
+        pixels = np.rint((row["image"] + 1) * 127.5).astype(np.uint8)
         np.testing.assert_allclose(row["pixel_values"], preprocess(pixels, "diffusers", 32), atol=1e-6)
 
 

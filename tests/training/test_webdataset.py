@@ -62,7 +62,7 @@ def test_several_tars_are_one_set_in_batches(tar, tmp_path):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"a.txt": b"x"}, "holds no pictures"),
+        ({"a.txt": b"x"}, "holds no images"),
         ({"a.png": png(1), "a.json": b"{"}, "a.json: not JSON"),
         ({"a.png": png(1), "a.json": b"[]"}, "a.json: want an object"),
         ({"a.png": png(1), "a.json": b'{"text": 3}'}, "text is 3"),
@@ -96,7 +96,7 @@ def test_links_are_no_images(tmp_path):
         info = tarfile.TarInfo("a.png")
         info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
         file.addfile(info)
-    with pytest.raises(ValueError, match="holds no pictures"):
+    with pytest.raises(ValueError, match="holds no images"):
         tar_samples([path])
 
 

@@ -1,7 +1,7 @@
-"""What an adapter says of one parameter: the kinds of change that trainers write, each a small pytree.
+"""The kinds of change that an adapter makes to one parameter, each a small pytree.
 
-Every change says by `delta(base)` what is added to a parameter at scale 1, in float32; another scale multiplies that.
-Kernels are ours: (in, out), or (h, w, in, out) of a convolution.
+Every change computes with `delta(base)` what is added to a parameter at scale 1, in float32; another scale multiplies
+that. Kernels have our layouts: (in, out), or (h, w, in, out) for a convolution.
 """
 
 from typing import Any, NamedTuple
@@ -14,9 +14,12 @@ Shape = tuple[int, ...]
 
 
 class LowRank(NamedTuple):
-    """LoRA (Hu et al. 2021, arXiv:2106.09685): alpha / rank times `down` @ `up`.
+    """LoRA (Hu et al. 2021, arXiv:2106.09685): alpha / rank times `down` @ `up`. Floating, of any dtype.
 
-    down: (in, rank), or (h, w, in, rank) of a convolution; up: (rank, out); alpha: (). Floating, of any dtype.
+    Attributes:
+        down: (in, rank), or (h, w, in, rank) for a convolution.
+        up: (rank, out).
+        alpha: ().
     """
 
     down: Any
@@ -38,7 +41,7 @@ class LowRank(NamedTuple):
 
 
 class Hadamard(NamedTuple):
-    """LoHa (Hyeon-Woo et al. 2021, arXiv:2108.06098): the product, number by number, of two changes of low rank."""
+    """LoHa (Hyeon-Woo et al. 2021, arXiv:2108.06098): the elementwise product of two changes of low rank."""
 
     first: LowRank
     second: LowRank
@@ -72,7 +75,7 @@ class Kronecker(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Scale times a whole array: of a kernel, a bias, or a norm. value: the parameter's shape; scale: ()."""
+    """Scale times a whole array, for a kernel, a bias, or a norm. value: the parameter's shape; scale: ()."""
 
     value: Any
     scale: Any
@@ -86,7 +89,7 @@ class Difference(NamedTuple):
 
 
 class Replacement(NamedTuple):
-    """Another array in the parameter's place: at scale 1 that one, between 0 and 1 between the two."""
+    """Replaces the parameter: by `value` at scale 1, by an interpolation at scales between 0 and 1."""
 
     value: Any
 
@@ -101,7 +104,7 @@ class Replacement(NamedTuple):
 class Factor(NamedTuple):
     """(IA)^3 (Liu et al. 2022, arXiv:2205.05638): the parameter times `value`, which is 0 where nothing changes.
 
-    value: (out,) or (in, 1) of a kernel, (out,) of a bias.
+    value: (out,) or (in, 1) for a kernel, (out,) for a bias.
     """
 
     value: Any
@@ -115,9 +118,9 @@ class Factor(NamedTuple):
 
 
 class Decomposed(NamedTuple):
-    """DoRA (Liu et al. 2024, arXiv:2402.09353): the changed kernel, its columns brought to the lengths `magnitude`.
+    """DoRA (Liu et al. 2024, arXiv:2402.09353): the changed kernel, its columns rescaled to the lengths `magnitude`.
 
-    magnitude: (out,), or (in, 1) where a column is what one input sends to all outputs.
+    magnitude: (out,), or (in, 1) if a column holds the weights from one input to all outputs.
     """
 
     change: Any
@@ -142,7 +145,7 @@ Change = LowRank | Hadamard | Kronecker | Difference | Replacement | Factor | De
 
 
 def fits(change: Change, shape: Shape) -> bool:
-    """Whether a change is of a parameter of this shape."""
+    """Whether a change is for a parameter of this shape."""
     if isinstance(change, Factor):
         return _spreads(change.shape, shape)
     if isinstance(change, Decomposed):
@@ -153,7 +156,7 @@ def fits(change: Change, shape: Shape) -> bool:
 
 
 def _spreads(vector: Shape, shape: Shape) -> bool:
-    """Whether a vector is one of the outputs (out,), or of the inputs (in, 1), of a kernel of this shape."""
+    """Whether a vector is per output, (out,), or per input, (in, 1), for a kernel of this shape."""
     return vector == shape[-1:] or (len(shape) > 1 and vector == (shape[-2], 1))
 
 

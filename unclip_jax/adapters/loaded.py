@@ -1,7 +1,8 @@
-"""What is loaded on a pipeline beside its checkpoint: LoRAs with their weights, learnt words. Values, nothing changes.
+"""What is loaded on a pipeline beside its checkpoint: LoRAs with weights, and textual inversion embeddings.
 
-`Adapters` are the networks and the tokenizer that were opened, and everything since; `networks` makes from them what
-runs. Taking something away is to make them again without it, so the way back is exact.
+Everything is a value; nothing changes in place. `Adapters` holds the networks and the tokenizer as opened, and
+everything loaded since; `networks` builds from them what runs. To remove something is to build them without it, so
+removal is exact.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import numpy as np
 
 from unclip_jax.adapters.lora import Lora, merge_loras
 from unclip_jax.adapters.textual_inversion import placeholder_tokens, with_placeholder, with_rows
+from unclip_jax.checkpoints import foreign
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import Network
 from unclip_jax.conditioning.tokenizer import Tokenizer
@@ -24,7 +26,7 @@ WordSource = Source | np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """A learnt word: its rows (n, width), and the adapter that it came with, if any."""
+    """A textual inversion embedding: its rows (n, width), and the adapter that it came with, if any."""
 
     rows: np.ndarray
     adapter: str | None = None
@@ -32,7 +34,14 @@ class Word:
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """opened: the checkpoint's tokenizer and networks. tokenizer: with the words. loras: name -> (changes, weight)."""
+    """The adapters of a pipeline.
+
+    Args:
+        opened: The checkpoint's tokenizer and networks.
+        tokenizer: The tokenizer with the embeddings' tokens.
+        loras: name -> (changes, weight).
+        words: word -> textual inversion embedding.
+    """
 
     opened: tuple[Tokenizer, Mapping[str, Network]]
     tokenizer: Tokenizer
@@ -40,7 +49,10 @@ class Adapters:
     words: Mapping[str, Word] = dataclasses.field(default_factory=dict)
 
     def networks(self) -> dict[str, Network]:
-        """The opened networks with all LoRAs merged in, and the words' rows; untouched ones are the same objects."""
+        """The opened networks with all LoRAs merged in, and the embeddings' rows.
+
+        Unchanged networks are the same objects.
+        """
         tokenizer, base = self.opened
         networks = merge_loras(base, [lora for lora, _ in self.loras.values()], [w for _, w in self.loras.values()])
         if self.words:
@@ -49,41 +61,57 @@ class Adapters:
         return networks
 
     def with_lora(self, name: str, lora: Lora, weight: float, words: Mapping[str, np.ndarray], where: str) -> Self:
-        """Another LoRA, with the words that are bundled with it. Raises ValueError, in which `where` names it."""
+        """Adds a LoRA, with the textual inversion embeddings bundled with it.
+
+        Raises:
+            ValueError: The name is taken, or an embedding's word is known. `where` names the LoRA in the message.
+        """
         if name in self.loras:
             raise ValueError(
                 f"{where}: the adapter {name!r} is loaded already; give another name (adapter_name=), "
-                "or take that one away first (delete_adapters)"
+                "or remove that one first (delete_adapters)"
             )
         more = dataclasses.replace(self, loras={**self.loras, name: (lora, weight)})
         return more.with_words(words, where, name)
 
     def check_loaded(self, names: Sequence[str]) -> None:
-        """Raises ValueError for the name of a LoRA that is not loaded."""
+        """Checks that LoRAs of these names are loaded.
+
+        Raises:
+            ValueError: One is not.
+        """
         if unknown := [name for name in names if name not in self.loras]:
             loaded = ", ".join(map(repr, self.loras)) or "none"
             raise ValueError(f"adapter_names has {unknown[0]!r}; loaded: {loaded}")
 
     def weighted(self, weights: Mapping[str, float]) -> Self:
-        """Other weights; LoRAs that are not named get 0."""
+        """Sets other weights; LoRAs that are not named get 0."""
         loras = {name: (lora, weights.get(name, 0.0)) for name, (lora, _) in self.loras.items()}
         return dataclasses.replace(self, loras=loras)
 
     def without_loras(self, names: Sequence[str]) -> Self:
-        """Without these, and the words that came with them. Raises ValueError for a name that is not loaded."""
+        """Removes LoRAs, and the embeddings that came with them.
+
+        Raises:
+            ValueError: One is not loaded.
+        """
         self.check_loaded(names)
         loras = {name: value for name, value in self.loras.items() if name not in names}
         words = {word: learnt for word, learnt in self.words.items() if learnt.adapter not in names}
         return dataclasses.replace(self, loras=loras)._with_only(words)
 
     def with_words(self, words: Mapping[str, np.ndarray], where: str, adapter: str | None = None) -> Self:
-        """More learnt words. Raises ValueError for one that the tokenizer knows, in which `where` names its file."""
+        """Adds textual inversion embeddings.
+
+        Raises:
+            ValueError: The tokenizer knows the word already. `where` names the file in the message.
+        """
         tokenizer = self.tokenizer
         for word, rows in words.items():
             tokens = placeholder_tokens(word, len(rows))
             if known := next((token for token in tokens if token in tokenizer.known_tokens), None):
                 raise ValueError(
-                    f"{where}: its word {word!r} is nothing new, the tokenizer has the token {known!r}; "
+                    f"{where}: the word {word!r} is not new, the tokenizer has the token {known!r}; "
                     + self._ways_out(word, adapter)
                 )
             tokenizer, _ = with_placeholder(tokenizer, word, len(rows))
@@ -91,7 +119,7 @@ class Adapters:
         return dataclasses.replace(self, tokenizer=tokenizer, words={**self.words, **learnt})
 
     def _ways_out(self, word: str, adapter: str | None) -> str:
-        """What to do about a word that is known; adapter: with which the new one comes, under no other name."""
+        """Advice for a word that is already known. adapter: the one that the new embedding came with, if any."""
         ways = [] if adapter is not None else ["give it another name (token=)"]
         if (old := self.words.get(word)) is not None:
             how = "unload_textual_inversion" if old.adapter is None else f"delete_adapters({old.adapter!r})"
@@ -99,13 +127,17 @@ class Adapters:
         return ", or ".join(ways) or "it cannot be loaded beside that"
 
     def without_words(self, tokens: Sequence[str] | None) -> Self:
-        """Without these learnt words, or without all that came in files of their own. Raises ValueError."""
+        """Removes these textual inversion embeddings, or all that came in files of their own.
+
+        Raises:
+            ValueError: One is not loaded, or came with an adapter.
+        """
         own = [word for word, learnt in self.words.items() if learnt.adapter is None]
         for token in tokens or ():
             if token not in self.words:
-                raise ValueError(f"tokens has {token!r}; learnt words: {', '.join(map(repr, own)) or 'none'}")
+                raise ValueError(f"tokens has {token!r}; loaded: {', '.join(map(repr, own)) or 'none'}")
             if (adapter := self.words[token].adapter) is not None:
-                raise ValueError(f"tokens has {token!r}, which came with the adapter {adapter!r}: delete_adapters")
+                raise ValueError(f"tokens has {token!r}, which came with the adapter {adapter!r}; use delete_adapters")
         gone = own if tokens is None else tokens
         return self._with_only({word: learnt for word, learnt in self.words.items() if word not in gone})
 
@@ -126,10 +158,8 @@ def load_lora(
     weight: float,
     weight_name: str | None,
 ) -> Adapters:
-    """With the LoRA of a file, a folder, a repository or a state dict; see `convert.adapters.read_adapter`."""
-    from convert.adapters import read_adapter
-
-    lora, words = read_adapter(source, config, weight_name)
+    """Adds the LoRA of a file, a folder, a repository or a state dict; see `convert.adapters.read_adapter`."""
+    lora, words = foreign.read_adapter(source, config, weight_name)
     where, stem = _named(source, weight_name)
     if name is None:
         name = f"default_{len(adapters.loras)}" if stem is None else stem
@@ -143,9 +173,11 @@ def load_words(
     tokens: str | Sequence[str] | None,
     weight_name: str | None,
 ) -> Adapters:
-    """With the learnt words of one source or of several; see `convert.adapters.read_textual_inversion`."""
-    from convert.adapters import read_textual_inversion
+    """Adds textual inversion embeddings from one source or several; see `convert.adapters.read_textual_inversion`.
 
+    Raises:
+        ValueError: There are other numbers of names and sources, or as in `Adapters.with_words`.
+    """
     several = isinstance(sources, list | tuple)
     given: Sequence[Any] = sources if isinstance(sources, list | tuple) else [sources]
     names: Sequence[str | None] = (
@@ -155,15 +187,15 @@ def load_words(
         # As diffusers has it: one array of the vectors of several words.
         given = list(np.asarray(given[0]))
     if len(names) != len(given):
-        raise ValueError(f"token has {len(names)} names for {len(given)} sources; want one for each")
+        raise ValueError(f"token has {len(names)} names for {len(given)} sources; want one per source")
     for source, token in zip(given, names, strict=True):
         where, _ = _named(source, weight_name)
-        adapters = adapters.with_words(read_textual_inversion(source, config, token, weight_name), where)
+        adapters = adapters.with_words(foreign.read_textual_inversion(source, config, token, weight_name), where)
     return adapters
 
 
 def _named(source: Any, weight_name: str | None) -> tuple[str, str | None]:
-    """What to call a source in a message, and the stem of its name, if it has one."""
+    """The name of a source in messages, and the stem of its file name, if it has one."""
     if not isinstance(source, str | os.PathLike):
         return "the state dict", None
     where = os.fspath(source) if weight_name is None else f"{os.fspath(source)}/{weight_name}"

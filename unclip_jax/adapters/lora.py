@@ -1,9 +1,9 @@
-"""Adapters as pure functions of a network's parameters, of which LoRA's are the most common.
+"""Adapters as pure functions of a network's parameters; LoRA's are the most common.
 
-W + scale delta(W) stands in the place of W, see `unclip_jax.adapters.changes`; several adapters are each of the W that
-was there before all of them, so that their order does not matter. The parameters that an adapter is added to are never
-changed: taking it away is to use them again. Its scale is an ordinary number: outside `jit` `with_lora` merges, inside
-a compiled program it applies the adapter on the fly, and another scale compiles nothing anew.
+W + scale delta(W) takes the place of W, see `unclip_jax.adapters.changes`. Each of several adapters changes the W from
+before all of them, so their order does not matter. The parameters that an adapter is added to are never modified: to
+remove it, use them again. Its scale is an ordinary number. Outside `jit`, `with_lora` merges; inside a compiled program
+it applies the adapter on the fly, and another scale does not recompile.
 """
 
 import math
@@ -26,14 +26,22 @@ Term = tuple[Change, Any]  # and its scale
 
 
 def with_lora(params: Mapping[str, Any], loras: Sequence[Lora], scales: Sequence[jax.Array | float]) -> dict[str, Any]:
-    """A network's parameters with adapters at these scales, each in the dtype it had; the sum is made in float32.
+    """A network's parameters with adapters at these scales, each in the dtype it had; sums are float32.
 
-    params: name -> array; loras: under the same names, any number of them; scales: () each, traced like everything
-    else. Parameters without an adapter are the given ones. Raises ValueError, naming it, for an adapter of a parameter
-    that is not there or has another shape, and where there is not one scale for each adapter.
+    Args:
+        params: name -> array.
+        loras: Any number of adapters, with the same names.
+        scales: () each, one per adapter, traced like everything else.
+
+    Returns:
+        name -> array; parameters without an adapter are the given ones.
+
+    Raises:
+        ValueError: An adapter's parameter is missing or has another shape (the message names it), or there is not one
+            scale per adapter.
     """
     if len(loras) != len(scales):
-        raise ValueError(f"{len(scales)} scales for {len(loras)} adapters; want one for each")
+        raise ValueError(f"scales has {len(scales)} entries for {len(loras)} adapters; want one per adapter")
     changes: dict[str, dict[int | None, list[Term]]] = defaultdict(lambda: defaultdict(list))
     for lora, scale in zip(loras, scales, strict=True):
         for name, change in lora.items():
@@ -48,15 +56,23 @@ def with_lora(params: Mapping[str, Any], loras: Sequence[Lora], scales: Sequence
 
 
 def merge_loras(networks: Mapping[str, Network], loras: Sequence[Lora], weights: Sequence[float]) -> dict[str, Network]:
-    """A pipeline's networks with adapters of several merged in; those that no adapter changes are the same objects.
+    """The networks of a pipeline with adapters merged in; unchanged networks are the same objects.
 
-    networks: by name, as in an adapter's names; weights: one a lora, any finite number, of which 0 leaves it out. Keep
-    the given networks: the way back is to use them again. Every parameter stays on its devices, sharded as it was.
-    Raises ValueError as `with_lora` does, for an adapter of a network that is not there, and for a weight that is not
-    finite.
+    Keep the given networks: to undo the merge, use them again. Every parameter stays on its devices, sharded as it was.
+
+    Args:
+        networks: By name, as in the adapters' names.
+        loras: The adapters.
+        weights: One per adapter, any finite number; 0 leaves it out.
+
+    Returns:
+        name -> network.
+
+    Raises:
+        ValueError: As in `with_lora`; or an adapter's network is missing, or a weight is not finite.
     """
     if len(loras) != len(weights):
-        raise ValueError(f"{len(weights)} weights for {len(loras)} adapters; want one for each")
+        raise ValueError(f"weights has {len(weights)} entries for {len(loras)} adapters; want one per adapter")
     for weight in weights:
         if not math.isfinite(weight):
             raise ValueError(f"adapter weight is {weight}; want a finite number")
@@ -87,7 +103,7 @@ def _check(name: str, change: Change, param: Any, layer: int | None) -> None:
         have = "no such parameter" if want is None else f"shape {param.shape}"
         raise ValueError(f"adapter of {name}, {change.shape}: this network has {have}")
     if isinstance(change, LowRank) and (change.up.ndim != 2 or change.up.shape[0] != change.rank):
-        raise ValueError(f"adapter of {name}: down {change.down.shape} and up {change.up.shape} are of different ranks")
+        raise ValueError(f"adapter of {name}: down {change.down.shape} and up {change.up.shape} differ in rank")
 
 
 @jax.jit

@@ -1,7 +1,7 @@
-"""Learnt words (textual inversion, Gal et al. 2022, arXiv:2208.01618): new tokens, and their rows for a text encoder.
+"""Textual inversion embeddings (Gal et al. 2022, arXiv:2208.01618): new tokens, and their rows for a text encoder.
 
-A word of several vectors is the tokens "word", "word_1", "word_2" …, as diffusers has it: `expand_words` writes them
-out in a prompt.
+A word with several vectors has the tokens "word", "word_1", "word_2" …, as in diffusers: `expand_words` writes them out
+in a prompt.
 """
 
 import json
@@ -18,23 +18,32 @@ EMBEDDING = "token_embedding.embedding"
 
 
 def placeholder_tokens(word: str, vectors: int) -> list[str]:
-    """The tokens that a word of so many vectors stands for."""
+    """The tokens of a word with this number of vectors."""
     return [word, *(f"{word}_{index}" for index in range(1, vectors))]
 
 
 def with_placeholder(tokenizer: Tokenizer, word: str, vectors: int) -> tuple[Tokenizer, list[int]]:
-    """The tokenizer with a word's tokens, and their ids, which follow all others.
+    """Adds a word's tokens to a tokenizer.
 
-    Raises ValueError for a word with white space, and for one that the tokenizer knows already as one token.
+    Args:
+        tokenizer: The tokenizer.
+        word: The word.
+        vectors: The number of its vectors.
+
+    Returns:
+        The new tokenizer, and the tokens' ids, which follow all others.
+
+    Raises:
+        ValueError: The word has white space, or the tokenizer knows one of the tokens already.
     """
     if not word or re.search(r"\s", word) or vectors < 1:
         raise ValueError(f"placeholder is {word!r} of {vectors} vectors; want a word, and at least one vector")
     tokens = placeholder_tokens(word, vectors)
     if known := sorted(set(tokens) & tokenizer.known_tokens):
-        raise ValueError(f"placeholder {word!r}: the tokenizer has the token {known[0]!r} already")
+        raise ValueError(f"placeholder is {word!r}; want a new one: the tokenizer has the token {known[0]!r}")
     first = tokenizer.vocabulary_size
     data = json.loads(tokenizer.json)
-    # "normalized": found in a prompt in whatever case, as everything else of CLIP's vocabulary.
+    # "normalized": found in a prompt in any case, like the rest of CLIP's vocabulary.
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
     ids = [first + index for index in range(vectors)]
     added = [{"id": i, "content": token, **flags} for i, token in zip(ids, tokens, strict=True)]
@@ -44,10 +53,18 @@ def with_placeholder(tokenizer: Tokenizer, word: str, vectors: int) -> tuple[Tok
 
 
 def add_words(tokenizer: Tokenizer, text_encoder: Network, words: Mapping[str, Any]) -> tuple[Tokenizer, Network]:
-    """A tokenizer and a text encoder that know new words; the given ones stay as they are.
+    """A tokenizer and a text encoder with new words; the given ones are not modified.
 
-    words: word -> rows (n, width), or (width,) of a word of one vector. Raises ValueError for a word that is none or is
-    known already, and for rows of another width.
+    Args:
+        tokenizer: The tokenizer.
+        text_encoder: The text encoder.
+        words: word -> rows (n, width), or (width,) for a word with one vector.
+
+    Returns:
+        The new tokenizer and text encoder.
+
+    Raises:
+        ValueError: A word is invalid or known already, or the rows have another width.
     """
     encoder = with_rows(text_encoder, tokenizer.vocabulary_size, words)
     for word, rows in words.items():
@@ -58,7 +75,16 @@ def add_words(tokenizer: Tokenizer, text_encoder: Network, words: Mapping[str, A
 def with_rows(text_encoder: Network, first: int, words: Mapping[str, Any]) -> Network:
     """A text encoder with the rows of words, one after the other, for the ids from `first` on.
 
-    words: as of `add_words`. Raises ValueError for rows of another width, and for a first id beyond the table.
+    Args:
+        text_encoder: The text encoder.
+        first: The first id.
+        words: As in `add_words`.
+
+    Returns:
+        The new text encoder.
+
+    Raises:
+        ValueError: The rows have another width, or the first id is beyond the table.
     """
     table = text_encoder.params[EMBEDDING]
     width = table.shape[1]
@@ -66,7 +92,7 @@ def with_rows(text_encoder: Network, first: int, words: Mapping[str, Any]) -> Ne
         raise ValueError(
             f"word {next(iter(words))!r}: the tokenizer has {first} ids, the text encoder {table.shape[0]} rows"
         )
-    # A table may have rows to spare, of ids that the tokenizer does not give.
+    # A table may have spare rows, for ids that the tokenizer does not use.
     pieces = [table[:first]]
     for word, rows in words.items():
         if rows.ndim not in (1, 2) or not rows.size or rows.shape[-1] != width:
@@ -80,7 +106,7 @@ def with_rows(text_encoder: Network, first: int, words: Mapping[str, Any]) -> Ne
 
 
 def expand_words(tokenizer: Tokenizer, prompt: str) -> str:
-    """A prompt with the other tokens of its words of several vectors after each of them, as diffusers has it.
+    """A prompt in which each word with several vectors is followed by its other tokens, as in diffusers.
 
     A word is only expanded as it was given: in other case it stands for its first vector.
     """

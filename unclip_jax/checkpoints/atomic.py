@@ -1,7 +1,7 @@
-"""Files and directories that are whole or not there: written under a temporary name, synced, renamed.
+"""Files and directories that are either complete or absent: written under a temporary name, synced, then renamed.
 
-A run that is killed leaves a hidden directory `.NAME.partial-PID` beside its destination. The next run for the same
-destination sees by a lock that nobody works on it, and removes it.
+A killed run leaves a hidden directory `.NAME.partial-PID` beside its destination. The next run for the same destination
+sees from a lock that it is abandoned, and removes it.
 """
 
 import contextlib
@@ -12,14 +12,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-MOVED = ".moved"  # in a temporary directory: the names of files that are moved out of it before the last one
+MOVED = ".moved"  # in a temporary directory: lists the files that are moved out of it before the last one
 
 
 @contextlib.contextmanager
 def atomic_directory(destination: Path) -> Iterator[Path]:
-    """A temporary directory that becomes `destination` when the block ends well, and vanishes when it does not.
+    """Yields a temporary directory that becomes `destination` if the block succeeds, and is removed otherwise.
 
-    Raises FileExistsError when `destination` exists. What earlier runs left behind when they were killed is removed.
+    What killed runs left behind is removed first.
+
+    Args:
+        destination: The directory to create.
+
+    Raises:
+        FileExistsError: `destination` exists.
     """
     with _temporary(destination, ()) as partial:
         yield partial
@@ -30,10 +36,15 @@ def atomic_directory(destination: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_files(destination: Path, *beside: Path) -> Iterator[Path]:
-    """As `atomic_directory`, for files: a temporary directory to write files of these names into, every one of them.
+    """Yields a temporary directory for files with these names, all of which the block must write.
 
-    beside: files in the folder of `destination` that belong to it. They are moved there first and `destination` last,
-    so that it is never there without them; where a run is killed in between, the next one takes them back.
+    Args:
+        destination: The file that is moved last.
+        *beside: Files in the same folder that belong to `destination`. They are moved first, so that `destination` is
+            never there without them. If a run is killed in between, the next one removes them.
+
+    Raises:
+        FileExistsError: One of the files exists.
     """
     with _temporary(destination, beside) as partial:
         yield partial
@@ -51,7 +62,7 @@ def atomic_files(destination: Path, *beside: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replaced_file(destination: Path) -> Iterator[Path]:
-    """A temporary path to write a file to, which takes the place of `destination`, whatever was there."""
+    """Yields a temporary path for a file that then replaces `destination`, whether or not that exists."""
     partial = destination.with_name(f"{_prefix(destination)}{os.getpid()}")
     try:
         yield partial
@@ -84,7 +95,11 @@ def _temporary(destination: Path, beside: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def require_absent(destination: Path, *beside: Path) -> None:
-    """Removes what earlier runs for `destination` left behind; raises FileExistsError for what is there then."""
+    """Removes what killed runs for `destination` left behind, then checks that it is absent.
+
+    Raises:
+        FileExistsError: `destination` or a file beside it exists.
+    """
     for leftover in _leftovers(destination):
         _take_back(leftover, destination)
         _remove(leftover)
@@ -102,7 +117,7 @@ def _prefix(destination: Path) -> str:
 
 
 def _leftovers(destination: Path) -> list[Path]:
-    """What runs that were killed left behind."""
+    """What killed runs left behind."""
     prefix = _prefix(destination)
     try:
         names = os.listdir(destination.parent)
@@ -113,7 +128,7 @@ def _leftovers(destination: Path) -> list[Path]:
 
 
 def _take_back(partial: Path, destination: Path) -> None:
-    """Removes the files that were moved out of `partial` ahead of `destination`, if that is still in it."""
+    """Removes the files that were moved out of `partial` ahead of `destination`, if `destination` is still in it."""
     if (partial / destination.name).exists() and (partial / MOVED).exists():
         for name in (partial / MOVED).read_text("utf-8").splitlines():
             if Path(name).name == name and not (partial / name).exists():
@@ -122,7 +137,7 @@ def _take_back(partial: Path, destination: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock for as long as this process lives: by it others see that the path is in use."""
+    """Holds a lock for as long as this process lives, which tells others that the path is in use."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # file systems without locks
@@ -158,7 +173,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Everything in a directory reaches the disk, and then the names of it."""
+    """Syncs everything in a directory to the disk, and then the directory's entries."""
     for path in folder.rglob("*"):
         _sync_entry(path)
     _sync_entry(folder)

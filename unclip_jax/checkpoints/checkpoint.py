@@ -1,4 +1,4 @@
-"""An opened checkpoint, wherever it came from: what it is, and its parameters one by one under our names."""
+"""An open checkpoint, wherever it came from: its configuration, and its parameters one by one under our names."""
 
 import contextlib
 import dataclasses
@@ -14,10 +14,15 @@ from unclip_jax.conditioning.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One parameter of a checkpoint. `pieces` are read in order and concatenate along the first axis to `shape`.
+    """One parameter of a checkpoint. Its `pieces` concatenate along the first axis to `shape`, in order.
 
-    A parameter is one piece unless it stacks layers that its file keeps apart: then writing it needs no more memory
-    than a layer.
+    A parameter is one piece unless it stacks layers that its file stores separately. Writing it then needs no more
+    memory than one layer.
+
+    Args:
+        shape: The whole parameter's shape.
+        dtype: Its dtype as read.
+        pieces: Functions that read one piece each.
     """
 
     shape: tuple[int, ...]
@@ -26,12 +31,12 @@ class Parameter:
 
     @classmethod
     def of(cls, array: Any) -> "Parameter":
-        """One that is in memory."""
+        """Wraps an array in memory."""
         array = np.asarray(array)
         return cls(array.shape, array.dtype, (lambda: array,))
 
     def read(self) -> np.ndarray:
-        """The whole parameter; one piece is returned as it is (often a view of the file)."""
+        """Reads the whole parameter. A single piece is returned as it is (often a view of the file)."""
         if len(self.pieces) == 1:
             return self.pieces[0]()
         out = np.empty(self.shape, self.dtype)
@@ -43,16 +48,24 @@ class Parameter:
         return out
 
     def read_layer(self, layer: int) -> np.ndarray:
-        """One row of the first axis; where layers are pieces, nothing else is read."""
+        """Reads one row of the first axis; if layers are pieces, nothing else is read."""
         return self.pieces[layer]()[0] if len(self.pieces) == self.shape[0] else self.read()[layer]
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint open for reading; a context manager that closes its files.
+    """A checkpoint that is open for reading; a context manager that closes its files.
 
-    params: "component.name" -> Parameter, for every parameter of `config`'s networks. source: where it came from, for
-    people. files: the files that it was read from, for provenance.
+    Args:
+        config: What the checkpoint is.
+        tokenizer: Its tokenizer.
+        params: "component.name" -> Parameter, for every parameter of the configured networks.
+        source: Where it came from, for messages.
+        files: The files that it was read from, for provenance.
+        resources: What to close at the end.
+
+    Raises:
+        ValueError: The tokenizer has more ids than the text encoder has embeddings.
     """
 
     config: AnyConfig
@@ -78,7 +91,7 @@ class Checkpoint:
         return sum(math.prod(p.shape) * p.dtype.itemsize for p in self.params.values())
 
     def describe(self) -> dict[str, Any]:
-        """What the checkpoint is, part by part, as JSON types."""
+        """Describes the checkpoint part by part, in JSON types."""
         parts: dict[str, dict[str, Any]] = {}
         for name, param in self.params.items():
             part = parts.setdefault(name.split(".")[0], {"parameters": 0, "bytes": 0, "dtypes": []})
@@ -90,7 +103,11 @@ class Checkpoint:
 
 
 def family_config(checkpoint: Checkpoint) -> CheckpointConfig:
-    """The configuration of a Stable Diffusion checkpoint. Raises ValueError in one line for another kind."""
+    """The configuration of a Stable Diffusion checkpoint.
+
+    Raises:
+        ValueError: The checkpoint is of another kind.
+    """
     if isinstance(checkpoint.config, CheckpointConfig):
         return checkpoint.config
     kind = "a CLIP model" if isinstance(checkpoint.config, ClipConfig) else "a prior"
@@ -98,7 +115,11 @@ def family_config(checkpoint: Checkpoint) -> CheckpointConfig:
 
 
 def prior_config(checkpoint: Checkpoint) -> PriorCheckpointConfig:
-    """The configuration of a prior's checkpoint. Raises ValueError in one line for another kind."""
+    """The configuration of a prior's checkpoint.
+
+    Raises:
+        ValueError: The checkpoint is of another kind.
+    """
     if isinstance(checkpoint.config, PriorCheckpointConfig):
         return checkpoint.config
     kind = "a CLIP model on its own" if isinstance(checkpoint.config, ClipConfig) else "a Stable Diffusion checkpoint"

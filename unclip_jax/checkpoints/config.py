@@ -1,4 +1,4 @@
-"""What a checkpoint is: the architecture of each network and everything about it that is not a weight."""
+"""What a checkpoint is: the architecture of each network, and everything else that is not a weight."""
 
 import dataclasses
 import types
@@ -6,19 +6,20 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from unclip_jax.conditioning.clip_image import Dialect as PreprocessDialect
+from unclip_jax.conditioning.clip_image import Preprocess
 from unclip_jax.conditioning.tokenizer import Dialect as TokenizerDialect
 from unclip_jax.models.clip import TextConfig, VisionConfig
 from unclip_jax.models.depth import DepthConfig
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import PREDICTION_TYPES, NoiseSchedule
 
 FORMAT_VERSION = 1
 
 Task = Literal["variations", "text-to-image", "depth-to-image", "upscale", "inpaint"]
-# By the channels of the UNet's input: the latents' four, and a depth map, a small picture, a mask with masked latents.
+# By the channels of the UNet's input: the latents' four, and a depth map, a small image, a mask with masked latents.
 _TASKS: dict[int, Task] = {5: "depth-to-image", 7: "upscale", 9: "inpaint"}
 
 
@@ -26,38 +27,45 @@ _TASKS: dict[int, Task] = {5: "depth-to-image", 7: "upscale", 9: "inpaint"}
 class CheckpointConfig:
     """A Stable Diffusion 2 checkpoint without its weights.
 
-    dialect: whose arithmetic it follows, "original" (Stability's code: tokenizer with text cleaning, float64 schedule
-        tables, pixels truncated to 8 bits) or "diffusers" (transformers' tokenizer, float32 tables, pixels rounded)
-    scheduler: the default solver's name; scheduler_config: the diffusers settings that solvers read
-    preprocess: how pictures become pixel values, see `unclip_jax.conditioning.clip_image.preprocess`
-    image_noising: the schedule by which the image that conditions is noised: the embedding of the image encoder, or the
-        small picture of an upscaler; None for the others
-    depth_estimator: the network that makes the depth map of depth-to-image; None for the others
+    Args:
+        unet: The UNet's architecture.
+        vae: The VAE's.
+        text_encoder: The text encoder's.
+        image_encoder: The image encoder's; None for checkpoints without one.
+        reference: The reference whose arithmetic it follows: "original" (Stability's code: tokenizer with text
+            cleaning, float64 schedule tables, pixels truncated to 8 bits) or "diffusers" (transformers' tokenizer,
+            float32 tables, pixels rounded).
+        scheduler: The default solver's name.
+        scheduler_config: The diffusers settings that solvers read.
+        preprocess: How images become pixel values, see `unclip_jax.conditioning.clip_image.preprocess`.
+        image_noising: The noise schedule of the conditioning image: of the image embedding, or of an upscaler's small
+            image. None for the others.
+        depth_estimator: The network that makes the depth map for depth-to-image; None for the others.
     """
 
     unet: UNetConfig
     vae: VAEConfig
     text_encoder: TextConfig
     image_encoder: VisionConfig | None
-    dialect: Literal["original", "diffusers"]
+    reference: Reference
     scheduler: str
     scheduler_config: Mapping[str, Any]
-    preprocess: PreprocessDialect = "original"
+    preprocess: Preprocess = "original"
     image_noising: NoiseSchedule | None = None
     depth_estimator: DepthConfig | None = None
 
     @property
     def task(self) -> Task:
-        """What the networks were trained for, by the class labels and the channels that the UNet reads."""
+        """The task that the networks were trained for, from the UNet's class labels and input channels."""
         if self.image_embedding_dim is not None:
             return "variations"
         return _TASKS.get(self.unet.in_channels, "text-to-image")
 
     @property
     def image_embedding_dim(self) -> int | None:
-        """The width D of the image embeddings that condition an unCLIP checkpoint; None for the others.
+        """The width D of the image embeddings that condition an unCLIP checkpoint; None for other checkpoints.
 
-        One that a prior gives its embeddings may come without an image encoder.
+        A checkpoint that gets its embeddings from a prior may come without an image encoder.
         """
         if self.image_encoder is not None:
             return self.image_encoder.projection_dim
@@ -66,20 +74,35 @@ class CheckpointConfig:
 
     @property
     def tokenizer_dialect(self) -> TokenizerDialect:
-        return "open_clip" if self.dialect == "original" else "transformers"
+        return "open_clip" if self.reference == Reference.ORIGINAL else "transformers"
 
     def to_json(self) -> dict[str, Any]:
-        """The configuration as JSON types, with the format's version."""
+        """The configuration in JSON types, with the format's version."""
         return {**_HEADER, **dataclasses.asdict(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "CheckpointConfig":
-        """The inverse of `to_json`. Raises ValueError for another format, a newer version, unknown or missing keys."""
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: The data has another format, a newer version, or unknown or missing keys.
+        """
         return build(cls, _content(data), "config.json")
 
 
 def predicting(config: CheckpointConfig, prediction: str) -> CheckpointConfig:
-    """A configuration whose UNet predicts this, as diffusers names it. Raises ValueError for an unknown name."""
+    """A configuration whose UNet makes this type of prediction.
+
+    Args:
+        config: The configuration to change.
+        prediction: diffusers' name: "epsilon", "v_prediction" or "sample".
+
+    Returns:
+        A changed copy.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
     if prediction not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type is {prediction!r}; accepted: {', '.join(PREDICTION_TYPES)}")
     return dataclasses.replace(config, scheduler_config={**config.scheduler_config, "prediction_type": prediction})
@@ -87,7 +110,16 @@ def predicting(config: CheckpointConfig, prediction: str) -> CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-    """A CLIP model on its own: both towers with their projections into one space, and the scale of its similarities."""
+    """A CLIP model on its own: both towers with their projections into one space, and the scale of its similarities.
+
+    Args:
+        text_encoder: The text tower.
+        image_encoder: The image tower.
+        tokenizer_dialect: Whose tokenizer it uses, see `unclip_jax.conditioning.tokenizer`.
+
+    Raises:
+        ValueError: The towers project into spaces of different widths.
+    """
 
     text_encoder: TextConfig
     image_encoder: VisionConfig
@@ -101,26 +133,36 @@ class ClipConfig:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The configuration as JSON types, with the format's version."""
+        """The configuration in JSON types, with the format's version."""
         return {**_HEADER, "kind": "clip", **dataclasses.asdict(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ClipConfig":
-        """The inverse of `to_json`. Raises ValueError as `CheckpointConfig.from_json` does."""
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: As in `CheckpointConfig.from_json`.
+        """
         return build(cls, {k: v for k, v in _content(data).items() if k != "kind"}, "config.json")
 
 
 @dataclasses.dataclass(frozen=True)
 class PriorCheckpointConfig:
-    """A text-to-image-embedding prior on its own: its network and the text tower that it reads.
+    """A text-to-image-embedding prior on its own: its network, and the text tower that it reads.
 
-    dialect: whose arithmetic it follows, as in `CheckpointConfig`; Karlo's own code is "original"
-    scheduler_config: the diffusers settings of its scheduler, with `_class_name`
+    Args:
+        prior: The prior's architecture.
+        text_encoder: The text tower's.
+        reference: The reference whose arithmetic it follows, as in `CheckpointConfig`; Karlo's own code is "original".
+        scheduler_config: The diffusers settings of its scheduler, with `_class_name`.
+
+    Raises:
+        ValueError: The text tower's widths or length do not fit the prior's.
     """
 
     prior: PriorConfig
     text_encoder: TextConfig
-    dialect: Literal["original", "diffusers"]
+    reference: Reference
     scheduler_config: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -138,15 +180,19 @@ class PriorCheckpointConfig:
 
     @property
     def tokenizer_dialect(self) -> TokenizerDialect:
-        return "open_clip" if self.dialect == "original" else "transformers"
+        return "open_clip" if self.reference == Reference.ORIGINAL else "transformers"
 
     def to_json(self) -> dict[str, Any]:
-        """The configuration as JSON types, with the format's version."""
+        """The configuration in JSON types, with the format's version."""
         return {**_HEADER, "kind": "prior", **dataclasses.asdict(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "PriorCheckpointConfig":
-        """The inverse of `to_json`. Raises ValueError as `CheckpointConfig.from_json` does."""
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: As in `CheckpointConfig.from_json`.
+        """
         return build(cls, {k: v for k, v in _content(data).items() if k != "kind"}, "config.json")
 
 
@@ -154,7 +200,11 @@ AnyConfig = CheckpointConfig | ClipConfig | PriorCheckpointConfig
 
 
 def read_config(data: Mapping[str, Any]) -> AnyConfig:
-    """The configuration in a config.json, of whichever kind it is. Raises ValueError as the `from_json` do."""
+    """The configuration in a config.json, of any kind.
+
+    Raises:
+        ValueError: As in the kinds' `from_json`.
+    """
     match data.get("kind"):
         case "clip":
             return ClipConfig.from_json(data)
@@ -179,9 +229,19 @@ def _content(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(cls: Any, data: Any, where: str, largest: float = _LARGEST) -> Any:
-    """A dataclass from JSON types, refusing unknown keys, missing keys and values of another type by name."""
+    """Builds a dataclass from JSON types.
+
+    Args:
+        cls: The dataclass.
+        data: The parsed JSON.
+        where: What error messages call it.
+        largest: The largest number that is accepted.
+
+    Raises:
+        ValueError: A key is unknown or missing, or a value has the wrong type. The message names it.
+    """
     if not isinstance(data, Mapping):
-        raise ValueError(f"{where}: want an object, got {type(data).__name__}")
+        raise ValueError(f"{where} is of type {type(data).__name__}; want an object")
     hints = typing.get_type_hints(cls)
     unknown = data.keys() - hints.keys()
     required = {
@@ -213,6 +273,8 @@ def _value(hint: Any, value: Any, where: str, largest: float) -> Any:
         return tuple(_value(args[0], item, where, largest) for item in value)
     if origin is Literal and value in args:
         return value
+    if hint is Reference and value in list(Reference):
+        return Reference(value)
     if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
         return dict(value)
     if hint in (int, float) and isinstance(value, int | float) and not abs(value) <= largest:  # nor NaN
@@ -221,5 +283,5 @@ def _value(hint: Any, value: Any, where: str, largest: float) -> Any:
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    expected = args if origin is Literal else getattr(hint, "__name__", hint)
+    expected = args if origin is Literal else tuple(Reference) if hint is Reference else getattr(hint, "__name__", hint)
     raise ValueError(f"{where} is {value!r}; want {expected}")

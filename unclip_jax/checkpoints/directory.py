@@ -1,8 +1,8 @@
-"""Our own on-disk format: a directory of config.json, tokenizer.json, provenance.json and the parameters.
+"""Our own on-disk format: a directory with config.json, tokenizer.json, provenance.json and the parameters.
 
-Those are indexed safetensors shards or, when asked for, in orbax's format (`unclip_jax.checkpoints.orbax`). Everything
-is written as a stream under a temporary name and renamed when whole, so that a directory of the final name is always
-complete. Tensors have our names and layouts and are read slice by slice from a memory map.
+The parameters are indexed safetensors shards or, on request, in orbax's format (`unclip_jax.checkpoints.orbax`).
+Everything is streamed to a temporary name and renamed when complete, so a directory of the final name is always
+complete. Tensors have our names and layouts, and are read slice by slice from a memory map.
 """
 
 import contextlib
@@ -42,12 +42,22 @@ def save(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = lambda nbytes: None,
 ) -> list[Path]:
-    """Writes a checkpoint as a directory; returns its path, alone in a list. Needs memory for one piece of a parameter.
+    """Writes a checkpoint as a directory. Needs memory for one piece of a parameter.
 
-    layout: of the parameters; "orbax" needs memory for all of them. dtype: None keeps each parameter's own. provenance:
-    recorded as it is in provenance.json. progress: called with the bytes of tensor data written.
+    Args:
+        checkpoint: The open checkpoint.
+        destination: The directory to create.
+        layout: The format of the parameters; "orbax" needs memory for all of them.
+        dtype: The dtype to write; None keeps each parameter's own.
+        provenance: Written as it is to provenance.json.
+        shard_bytes: The size at which a new shard begins.
+        progress: Called with the number of bytes of tensor data written.
 
-    Raises FileExistsError when `destination` exists; on any failure nothing is left.
+    Returns:
+        The directory's path, in a list of one.
+
+    Raises:
+        FileExistsError: `destination` exists. On this and any other failure nothing is left behind.
     """
     destination = Path(destination)
     with atomic_directory(destination) as partial:
@@ -63,12 +73,22 @@ def save(
 
 
 def is_directory_checkpoint(folder: Path) -> bool:
-    """Whether a folder claims to be of this format."""
+    """Whether a folder claims to have this format."""
     return (folder / "config.json").is_file() and ((folder / INDEX).is_file() or (folder / orbax.FOLDER).is_dir())
 
 
 def open_directory(folder: Path) -> Checkpoint:
-    """Opens a directory that `save` wrote. Raises ValueError in one line for a broken or incomplete one."""
+    """Opens a directory that `save` wrote.
+
+    Args:
+        folder: The directory.
+
+    Returns:
+        The open checkpoint.
+
+    Raises:
+        ValueError: The directory is broken or incomplete.
+    """
     config = read_config(read_object(folder / "config.json"))
     try:
         text = read_bytes(folder / "tokenizer.json").decode("utf-8")
@@ -83,7 +103,7 @@ def open_directory(folder: Path) -> Checkpoint:
             raise ValueError(f"{folder.name}: {len(odd)} missing or unknown parameters: {', '.join(odd[:5])}")
         for name, spec in wanted.items():
             if params[name].shape != spec.shape:
-                raise ValueError(f"{folder.name}: {name} has shape {params[name].shape}, want {spec.shape}")
+                raise ValueError(f"{folder.name}: {name} has shape {params[name].shape}; want {spec.shape}")
         return Checkpoint(config, tokenizer, params, str(folder), (folder,), stack.pop_all())
 
 
@@ -125,7 +145,7 @@ def _layer(view: Any, name: str, layer: int) -> np.ndarray:
 
 
 def sha256(path: Path, progress: Progress = lambda nbytes: None) -> str:
-    """The SHA-256 of a file, in hex; progress is called with the bytes read."""
+    """The SHA-256 of a file, in hex. progress is called with the number of bytes read."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):

@@ -1,7 +1,7 @@
-"""Fetches checkpoints from the Hugging Face hub into its cache: of a repository, only the files that we read.
+"""Downloads checkpoints from the Hugging Face hub into its cache: only the files of a repository that we read.
 
-huggingface_hub reads its environment variables when it is imported, so it is imported where it is used: settings made
-after `import unclip_jax` count.
+huggingface_hub reads its environment variables when it is imported. It is therefore imported where it is used, so that
+settings made after `import unclip_jax` count.
 """
 
 import errno
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unclip_jax.checkpoints.directory import INDEX
-from unclip_jax.checkpoints.places import HUB_ID, ORIGINAL_SUFFIXES, Place
+from unclip_jax.checkpoints.places import HUB_ID, ORIGINAL_SUFFIXES, HubPlace
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -76,24 +76,30 @@ def download(
     variant: str | None = None,
     mirrors: bool = True,
 ) -> Path:
-    """Fetches a checkpoint through huggingface_hub, or finds it in its cache, and returns where it lies.
+    """Downloads a checkpoint through huggingface_hub, or finds it in the cache, and returns its path.
 
-    repo_id: "owner/name" of a repository with a diffusers folder, a converted checkpoint, one original file, or a part
-        of a diffusers folder
-    path: of one file in it, or of a folder in it that holds one of these
-    revision: a branch, a tag or a commit; None is the main branch
-    variant: for diffusers folders, such as "fp16"; a component without such weights comes with its plain ones
-    mirrors: for a repository of `REMOVED` that is gone, fetch its copy, with a warning; so long as the environment has
-        no UNCLIP_JAX_NO_MIRRORS
+    The weights are the safetensors files, or .bin or Flax files if there are none. A yaml or config.json beside a file
+    comes with it. Files in the cache are not downloaded again, and an interrupted transfer is resumed. If the hub
+    cannot be reached, the cache's copy is used, with a warning unless HF_HUB_OFFLINE is set.
 
-    Returns the folder, or the file that `path` names, or that of a repository that has only an original checkpoint.
-    Weights are the safetensors, or .bin or Flax's where there are none; a yaml or config.json beside a file comes with
-    it. Files that the cache has are not fetched again, and a broken transfer is taken up again. When the hub cannot be
-    asked, the cache's copy serves, with a warning unless HF_HUB_OFFLINE wants it so.
+    Args:
+        repo_id: "owner/name" of a repository with a diffusers folder, a converted checkpoint, one original file, or a
+            part of a diffusers folder.
+        path: A file in it, or a folder in it that holds one of these.
+        revision: A branch, a tag or a commit; None is the main branch.
+        variant: For diffusers folders, such as "fp16". A component without such weights comes with its plain ones.
+        mirrors: If a repository in `REMOVED` is gone, download its copy, with a warning, unless the environment sets
+            UNCLIP_JAX_NO_MIRRORS.
 
-    Raises ValueError for a repository without such a checkpoint, path or variant, FileNotFoundError when there is no
-    such repository or revision, or none in the cache with HF_HUB_OFFLINE, PermissionError where a login is wanted,
-    ConnectionError without a network, and OSError for other failures, a full disk among them; each in one line.
+    Returns:
+        The folder; or the file that `path` names, or that of a repository with only an original checkpoint.
+
+    Raises:
+        ValueError: The repository has no such checkpoint, path or variant.
+        FileNotFoundError: There is no such repository or revision, or none in the cache with HF_HUB_OFFLINE.
+        PermissionError: The repository needs a login.
+        ConnectionError: There is no network.
+        OSError: Another failure, such as a full disk.
     """
 
     def choose(names: Collection[str], repo_id: str) -> tuple[str, list[str]]:
@@ -102,7 +108,7 @@ def download(
             return path, wanted
         return wanted[0], [*wanted, *_beside(wanted[0], names)]
 
-    return _download(Place(repo_id, path, revision), choose, mirrors)
+    return _download(HubPlace(repo_id, path, revision), choose, mirrors)
 
 
 def download_file(
@@ -113,11 +119,23 @@ def download_file(
     path: str = "",
     revision: str | None = None,
 ) -> Path:
-    """Fetches one file of a repository as `download` does: `weight_name`, or the first usual name that is there.
+    """Downloads one file of a repository as `download` does: `weight_name`, or the first usual name that is there.
 
-    Where none of them is, the only .safetensors file. path: of a folder in the repository where they are looked for, or
-    of the file itself. Raises as `download`, and ValueError for a repository without it, or with several to choose
-    from.
+    If none of them is there, the only .safetensors file is taken.
+
+    Args:
+        repo_id: As in `download`.
+        usual: The usual file names, by preference.
+        weight_name: The name to use instead.
+        path: A folder in the repository to look in, or the file itself.
+        revision: As in `download`.
+
+    Returns:
+        The file's path in the cache.
+
+    Raises:
+        ValueError: The repository has no such file, or several candidates.
+        OSError: As in `download`, with the same subclasses.
     """
 
     def choose(names: Collection[str], repo_id: str) -> tuple[str, list[str]]:
@@ -130,13 +148,13 @@ def download_file(
         wanted = folder + _choose_file(within, f"{repo_id}/{path}".rstrip("/"), usual, weight_name)
         return wanted, [wanted]
 
-    return _download(Place(repo_id, path, revision), choose)
+    return _download(HubPlace(repo_id, path, revision), choose)
 
 
 def _download(
-    place: Place, choose: Callable[[Collection[str], str], tuple[str, list[str]]], mirrors: bool = True
+    place: HubPlace, choose: Callable[[Collection[str], str], tuple[str, list[str]]], mirrors: bool = True
 ) -> Path:
-    """choose: the repository's files and its id -> what is asked for, and all files that it takes."""
+    """choose: (the repository's files, its id) -> what was asked for, and all files that it needs."""
     from huggingface_hub import HfApi, constants, errors
 
     repo_id, revision = place.repo_id, place.revision
@@ -171,9 +189,11 @@ def _download(
     raise _failure(failure, place) from failure
 
 
-def _copy_of(place: Place, failure: BaseException) -> str | None:
-    """The copy of a repository that was removed: where the hub says that it is gone, or where the cache has the copy,
-    and the hub cannot be asked."""
+def _copy_of(place: HubPlace, failure: BaseException) -> str | None:
+    """The copy of a removed repository.
+
+    Used if the hub says that the original is gone, or if the hub cannot be reached and the cache has the copy.
+    """
     from huggingface_hub import errors
 
     copy = REMOVED.get(place.repo_id)
@@ -186,7 +206,7 @@ def _copy_of(place: Place, failure: BaseException) -> str | None:
 
 
 def _is_gone(error: "HfHubHTTPError") -> bool:
-    """Whether the hub knows no such repository. Without a login it answers 401 alike for what is private."""
+    """Whether the hub has no such repository. Without a login it also answers 401 for private ones."""
     answer = error.response
     if answer.headers.get("X-Error-Code") in ("GatedRepo", "RevisionNotFound", "EntryNotFound"):
         return False
@@ -194,7 +214,7 @@ def _is_gone(error: "HfHubHTTPError") -> bool:
 
 
 def _fetch(repo_id: str, revision: str | None, names: Collection[str], *, local: bool) -> Path:
-    """Downloads these files, or with `local` only makes sure that the cache has them; returns their folder."""
+    """Downloads these files, or with `local` only checks that the cache has them; returns their folder."""
     from huggingface_hub import errors, snapshot_download
 
     patterns = [glob.escape(name) for name in names]
@@ -212,7 +232,7 @@ def _fetch(repo_id: str, revision: str | None, names: Collection[str], *, local:
 
 
 def _cached_names(repo_id: str, revision: str | None) -> list[str]:
-    """The files of a repository as the cache knows them; none when it does not."""
+    """The files of a repository that the cache knows; none if it does not know the repository."""
     from huggingface_hub import errors, get_cached_repo_tree
 
     try:
@@ -227,7 +247,7 @@ def _cached_names(repo_id: str, revision: str | None) -> list[str]:
 
 
 def _choose_at(path: str, names: Collection[str], repo_id: str, variant: str | None) -> list[str]:
-    """The files to fetch for what lies at a path in a repository, which may be "", with all that it has."""
+    """The files to download for a path in a repository; "" is the whole repository."""
     if not path:
         return _choose(names, repo_id, variant)
     if path in names:
@@ -241,7 +261,7 @@ def _choose_at(path: str, names: Collection[str], repo_id: str, variant: str | N
 
 
 def _beside(file: str, names: Collection[str]) -> list[str]:
-    """What says of a single file what it is: a yaml of its name, a part's config.json; and an index's shards."""
+    """The files that describe a single file: a yaml of its name, a part's config.json; and the shards of an index."""
     folder, slash, name = file.rpartition("/")
     beside = [f"{file.rpartition('.')[0]}.yaml", f"{file}.yaml", f"{folder}{slash}config.json"]
     if index := re.fullmatch(r"(.*)\.(safetensors|bin|msgpack)\.index(\..*)?\.json", name):
@@ -251,9 +271,10 @@ def _beside(file: str, names: Collection[str]) -> list[str]:
 
 
 def _choose(names: Collection[str], repo_id: str, variant: str | None) -> list[str]:
-    """The files to fetch, of all that a repository or a folder in it has; a single one is an original checkpoint.
+    """The files to download from a repository, or a folder in it; a single file is an original checkpoint.
 
-    Raises ValueError for one that holds none of the layouts, or not this variant.
+    Raises:
+        ValueError: It has none of the layouts, or not this variant.
     """
     if "model_index.json" in names:
         components = [name for name in names if name.count("/") == 1]
@@ -326,14 +347,14 @@ def _choose_components(names: Collection[str], repo_id: str, variant: str | None
     return wanted
 
 
-def _failure(error: BaseException, place: Place) -> OSError:
-    """Our one line for what went wrong."""
+def _failure(error: BaseException, place: HubPlace) -> OSError:
+    """Our one-line error for what went wrong."""
     kind, what, advice = _explain(error, place.repo_id, place.revision)
     return kind(f"{place}: {what}; {advice}")
 
 
 def _explain(error: BaseException, repo_id: str, revision: str | None) -> Explanation:
-    """From an error of huggingface_hub and its causes: our exception, what happened, what to do."""
+    """Maps an error of huggingface_hub, with its causes, to our exception, what happened, and what to do."""
     from huggingface_hub import constants, errors
 
     chain = [error]
@@ -363,7 +384,7 @@ def _explain(error: BaseException, repo_id: str, revision: str | None) -> Explan
 
 
 def _explain_answer(error: "HfHubHTTPError", repo_id: str, revision: str | None) -> Explanation:
-    """The same for an error that the hub answered."""
+    """The same for an HTTP error from the hub."""
     from huggingface_hub import constants
 
     answer = error.response
@@ -393,6 +414,6 @@ def _line(error: BaseException) -> str:
 
 
 def _few(names: Collection[str]) -> str:
-    """The first names of many, for a message."""
+    """The first of many names, for a message."""
     ordered = sorted(names)
     return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "") or "no files"

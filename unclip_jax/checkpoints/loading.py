@@ -1,4 +1,4 @@
-"""A checkpoint's networks on their devices."""
+"""Loading a checkpoint's networks onto their devices."""
 
 import contextlib
 import ctypes
@@ -22,8 +22,18 @@ def load_networks(
 ) -> dict[str, Network]:
     """Reads networks of an open checkpoint parameter by parameter, straight onto their devices.
 
-    networks: name -> abstract network (`unclip_jax.checkpoints.networks.abstract_networks`), which says the dtype.
-    mesh: where they go, see `unclip_jax.distributed.mesh`. Raises ValueError for a file that turns out broken.
+    Args:
+        checkpoint: The open checkpoint.
+        networks: name -> abstract network (`unclip_jax.checkpoints.networks.abstract_networks`), which decides the
+            dtype.
+        mesh: The devices, see `unclip_jax.distributed.mesh`.
+        progress: Show a progress bar.
+
+    Returns:
+        name -> network with parameters.
+
+    Raises:
+        ValueError: A file turns out to be broken.
     """
     sizes = (checkpoint.params[f"{part}.{name}"] for part, network in networks.items() for name in network.params)
     total = sum(math.prod(parameter.shape) * parameter.dtype.itemsize for parameter in sizes)
@@ -47,10 +57,10 @@ def load_networks(
 
 
 def return_freed_memory() -> None:
-    """Gives what was freed back to the system, where the C library can be told to: glibc keeps much of it.
+    """Returns freed memory to the system, where the C library offers that: glibc keeps much of it.
 
-    Parameters and the copies that they are read into are of sizes that it takes from its own heap: after a full-size
-    UNet was let go, a gigabyte of it stayed with the process.
+    Parameters, and the buffers that they are read into, have sizes that glibc allocates from its own heap. After a
+    full-size UNet was released, a gigabyte of it stayed with the process.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

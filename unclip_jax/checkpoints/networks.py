@@ -20,11 +20,14 @@ from unclip_jax.models.vae import VAE
 Place = Callable[[str, np.ndarray], jax.Array]
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["graphdef"])
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A network split into its structure and its parameters, as compiled functions take it: `net.merge(net.params)`.
 
-    params maps dotted names to arrays and is a plain pytree, so it can be an argument of `jit`, `grad` and `pmap`.
+    Args:
+        graphdef: flax's static description of the module.
+        params: Dotted names -> arrays. A plain pytree, so it can be an argument of `jit`, `grad` and `pmap`.
     """
 
     graphdef: Any
@@ -37,7 +40,15 @@ class Network:
 
 
 def part(params: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The parameters of one network of several, "name.parameter" -> value, under their own names."""
+    """The parameters of one network among several: "name.parameter" -> value becomes "parameter" -> value.
+
+    Args:
+        params: The parameters of several networks.
+        name: The network's name.
+
+    Returns:
+        The network's parameters under their own names.
+    """
     return {key.removeprefix(f"{name}."): value for key, value in params.items() if key.startswith(f"{name}.")}
 
 
@@ -61,8 +72,13 @@ def abstract_networks(
 ) -> dict[str, Network]:
     """Every network of a checkpoint with `jax.ShapeDtypeStruct` parameters; nothing is allocated.
 
-    dtype: the dtype of computation and of storage. attention_chunk: of the UNet and the VAE, see there. Keys: those of
-    `NETWORKS` that the checkpoint has.
+    Args:
+        config: The checkpoint's configuration.
+        dtype: The dtype of computation and of storage.
+        attention_chunk: Of the UNet and the VAE, see there.
+
+    Returns:
+        name -> network, for those of `NETWORKS` that the checkpoint has.
     """
     networks = {}
     for name, cls in NETWORKS.items():
@@ -78,7 +94,15 @@ def abstract_network(
 ) -> Network:
     """The structure and parameter shapes of `cls(config, **options)`; nothing is allocated.
 
-    dtype: of computation; param_dtype: of storage, None for the same.
+    Args:
+        cls: The flax module's class.
+        config: Its configuration.
+        dtype: The dtype of computation.
+        param_dtype: The dtype of storage; None for the same.
+        **options: Other arguments of the class.
+
+    Returns:
+        The network with `jax.ShapeDtypeStruct` parameters.
     """
     # Shapes need no randomness, and nnx.Rngs counts its draws at a cost that grows with their number. The towers,
     # which split it over their layers, need the real one and draw little.
@@ -93,7 +117,7 @@ def abstract_network(
 
 
 class _SameKey:
-    """Stands in for nnx.Rngs where only shapes are wanted."""
+    """Replaces nnx.Rngs where only shapes are needed."""
 
     def __init__(self, seed: int):
         self.key = jax.random.key(seed)
@@ -103,10 +127,10 @@ class _SameKey:
 
 
 def abstract_params(config: AnyConfig) -> dict[str, Any]:
-    """Every parameter of a checkpoint, "component.name" -> ShapeDtypeStruct.
+    """Every parameter of a checkpoint: "component.name" -> ShapeDtypeStruct.
 
-    Beside the networks': the statistics by which unCLIP and its prior normalise image embeddings, and CLIP's scale of
-    similarities, the logarithm of a factor.
+    Beside those of the networks: the statistics by which unCLIP and its prior normalise image embeddings, and CLIP's
+    similarity scale, the logarithm of a factor.
     """
     params: dict[str, Any] = {
         f"{component}.{name}": spec
@@ -131,16 +155,25 @@ def is_stacked(name: str) -> bool:
 
 
 def fill(network: Network, read: Callable[[str], np.ndarray], place: Place) -> Network:
-    """An abstract network's parameters read one by one, cast to the network's dtype and placed on their devices.
+    """Reads an abstract network's parameters one by one, casts them to its dtype and places them on their devices.
 
-    read: name -> array; place: (name, array) -> array on its device or shards. Raises ValueError for a wrong shape.
+    Args:
+        network: The abstract network.
+        read: name -> array.
+        place: (name, array) -> array on its device or in shards.
+
+    Returns:
+        The network with parameters.
+
+    Raises:
+        ValueError: An array has the wrong shape.
     """
 
     def filled(name: str, spec: Any) -> jax.Array:
-        # A function of its own, so that one parameter is let go before the next is read: some are of a gigabyte.
+        # A function of its own, so that one parameter is freed before the next is read: some take a gigabyte.
         array = read(name)
         if array.shape != spec.shape:
-            raise ValueError(f"{name}: want shape {spec.shape}, got {array.shape}")
+            raise ValueError(f"{name} has shape {array.shape}; want {spec.shape}")
         return place(name, array.astype(spec.dtype, copy=False))
 
     return Network(network.graphdef, {name: filled(name, spec) for name, spec in network.params.items()})

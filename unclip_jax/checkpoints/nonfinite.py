@@ -1,4 +1,4 @@
-"""Warnings of weights that are no numbers: a network with one of them makes black pictures, without a word."""
+"""Warns about NaN or infinite weights, which silently produce black images."""
 
 import warnings
 
@@ -9,7 +9,7 @@ _BLOCK = 1 << 18  # numbers that stay in the cache: the check costs less than re
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Whether every number is finite. array: of any shape and floating dtype, bfloat16 included."""
+    """Whether every number is finite. array: any shape and floating dtype, bfloat16 included."""
     bits = np.ascontiguousarray(array).reshape(-1).view(_UNSIGNED[array.dtype.itemsize])
     # NaN and the infinities are the numbers with every bit of the exponent set, as infinity has it.
     exponent = np.array(np.inf, array.dtype).view(bits.dtype)
@@ -17,14 +17,14 @@ def is_finite(array: np.ndarray) -> bool:
 
 
 def warn_unless_finite(name: str, array: np.ndarray) -> np.ndarray:
-    """The array as it is, with a UserWarning that names it when it holds NaN or an infinity."""
+    """Returns the array as it is, with a UserWarning that names it if it holds NaN or an infinity."""
     if not is_finite(array):
         warnings.warn(f"{name} holds NaN or infinite numbers", stacklevel=2)
     return array
 
 
 def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The array in another dtype, C-contiguous, with a UserWarning when numbers become infinite by that."""
+    """Casts to another dtype, C-contiguous, with a UserWarning if numbers become infinite."""
     with np.errstate(over="ignore"):
         out = np.ascontiguousarray(array, dtype=dtype).reshape(array.shape)
     if out.dtype != array.dtype and not is_finite(out) and is_finite(array):

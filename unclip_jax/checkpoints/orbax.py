@@ -1,6 +1,6 @@
-"""The parameters of our directories in orbax's format: a flat tree of names, each an array.
+"""The parameters of our directories in orbax's format: a flat tree of named arrays.
 
-Written through orbax, a few parameters in memory at a time; read through tensorstore, with which orbax stores arrays.
+Written through orbax, a few parameters in memory at a time; read through tensorstore, which orbax stores arrays with.
 """
 
 import functools
@@ -25,14 +25,21 @@ BATCH_BYTES = 1 << 26  # written together, and of a larger array compressed toge
 def write_params(
     folder: Path, params: Mapping[str, Parameter], dtype: np.dtype | None, progress: Progress = lambda nbytes: None
 ) -> None:
-    """Writes `folder`/params. dtype: None keeps each parameter's own. progress: called with bytes written.
+    """Writes `folder`/params.
 
-    Raises OSError for whatever keeps orbax from writing.
+    Args:
+        folder: The checkpoint's directory.
+        params: The parameters to write.
+        dtype: The dtype to write; None keeps each parameter's own.
+        progress: Called with the number of bytes written.
+
+    Raises:
+        OSError: orbax cannot write, for whatever reason.
     """
     import orbax.checkpoint as ocp
 
     class FewAtATime(ocp.type_handlers.NumpyHandler):
-        """Reads parameters as it writes them, where orbax's own handler holds copies of all."""
+        """Reads parameters as it writes them; orbax's own handler holds copies of all."""
 
         async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
             waiting: list[tuple[np.ndarray, Any]] = []
@@ -63,7 +70,11 @@ def write_params(
 
 
 def read_params(folder: Path) -> dict[str, Parameter]:
-    """The parameters in `folder`/params. Raises ValueError in one line for a broken folder."""
+    """The parameters in `folder`/params, to be read from the disk on demand.
+
+    Raises:
+        ValueError: The folder is broken.
+    """
     where = f"{folder.name}/{FOLDER}"
     metadata: Any = read_object(folder / FOLDER / "_METADATA")
     try:
@@ -71,7 +82,7 @@ def read_params(folder: Path) -> dict[str, Parameter]:
         if not all(isinstance(name, str) for name in names):
             raise TypeError
     except (AttributeError, LookupError, TypeError) as error:
-        raise ValueError(f"{where}: its _METADATA lists no named arrays") from error
+        raise ValueError(f"{where}: the _METADATA lists no named arrays") from error
     params = {}
     for name in names:
         array = _open(folder, name)
@@ -106,7 +117,7 @@ def _read(folder: Path, name: str, array: Any, layer: int | None) -> np.ndarray:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps orbax from logging what is raised anyway."""
+    """Keeps orbax from logging errors that are raised anyway."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

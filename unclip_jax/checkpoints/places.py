@@ -1,4 +1,4 @@
-"""What people write for something on the hub: an id, a path below one, or an address as a browser shows it."""
+"""Ways to name something on the hub: an id, a path below an id, or an address as a browser shows it."""
 
 import os
 import re
@@ -11,6 +11,8 @@ HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w
 ORIGINAL_SUFFIXES = (".safetensors", ".ckpt")
 FILE_SUFFIXES = (*ORIGINAL_SUFFIXES, ".pt", ".pth", ".bin", ".th", ".npz", ".yaml", ".json")
 HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
+# Before NAME/TAG of one of open_clip's published models.
+OPEN_CLIP = "open_clip:"
 # Between a repository's address and a revision; of these the first four go on with a path.
 ROUTES = ("resolve", "blob", "raw", "tree", "commit", "commits")
 OTHER_KINDS = ("datasets", "spaces", "buckets", "collections", "papers", "blog", "docs", "api")
@@ -18,8 +20,14 @@ OTHER_KINDS = ("datasets", "spaces", "buckets", "collections", "papers", "blog",
 REFS = ("refs", ("pr", "convert"))
 
 
-class Place(NamedTuple):
-    """A repository on the hub, or a file or folder in it. revision: a branch, tag or commit, if one is named."""
+class HubPlace(NamedTuple):
+    """A repository on the hub, or a file or folder in it.
+
+    Attributes:
+        repo_id: "owner/name".
+        path: The file or folder; "" for the whole repository.
+        revision: A branch, tag or commit, if one is named.
+    """
 
     repo_id: str
     path: str = ""
@@ -35,12 +43,19 @@ def is_hub_id(text: str) -> bool:
     return bool(HUB_ID.fullmatch(text)) and not named_like_a_file and not os.path.lexists(text)
 
 
-def place_of(text: str) -> Place | None:
-    """The place on the hub that a text names; None for the path of something that exists, and for other texts.
+def place_of(text: str) -> HubPlace | None:
+    """The place on the hub that a text names; None for an existing path and for other texts.
 
-    "owner/name"; "owner/name/" and the path of a file or folder in it; an address at the hub, or at HF_ENDPOINT, of a
-    repository, or of what is in it (`.../resolve/REVISION/PATH`, `.../blob/...`, `.../tree/...`), with or without
-    "https://", its query left out. Raises ValueError for an address that is none of a model, or of another host.
+    Args:
+        text: "owner/name"; "owner/name/" and the path of a file or folder in it; or an address at the hub, or at
+            HF_ENDPOINT, of a repository or of something in it (`.../resolve/REVISION/PATH`, `.../blob/...`,
+            `.../tree/...`), with or without "https://". Its query is ignored.
+
+    Returns:
+        The place, or None.
+
+    Raises:
+        ValueError: The address is at another host, or is not of a model.
     """
     if os.path.lexists(text):
         return None
@@ -57,15 +72,15 @@ def place_of(text: str) -> Place | None:
     owner, _, rest = text.partition("/")
     name, _, path = rest.partition("/")
     if not path:
-        return Place(text) if is_hub_id(text) else None
+        return HubPlace(text) if is_hub_id(text) else None
     parts = path.split("/")
     if not HUB_ID.fullmatch(f"{owner}/{name}") or any(part in ("", ".", "..") for part in parts):
         return None
-    return Place(f"{owner}/{name}", path)
+    return HubPlace(f"{owner}/{name}", path)
 
 
 def _below_the_hub(text: str) -> str | None:
-    """What follows the hub's own address in an address of it, without its query; None for other texts."""
+    """What follows the hub's own address in an address there, without its query; None for other texts."""
     from huggingface_hub import constants
 
     hub = "|".join(re.escape(host) for host in (*HOSTS, constants.ENDPOINT.partition("://")[2].rstrip("/")))
@@ -73,7 +88,7 @@ def _below_the_hub(text: str) -> str | None:
     return None if match is None else match[1] or ""
 
 
-def _at_address(below: str, text: str) -> Place:
+def _at_address(below: str, text: str) -> HubPlace:
     # Divided first: a slash within a part is written as %2F.
     parts = [unquote(part) for part in below.split("/") if part]
     repo_id, rest = "/".join(parts[:2]), parts[2:]
@@ -82,9 +97,9 @@ def _at_address(below: str, text: str) -> Place:
             f"source is {shown(text)!r}, which is no address of a model; want https://huggingface.co/OWNER/NAME"
         )
     if not rest or rest[0] not in ROUTES:
-        return Place(repo_id, "/".join(rest))
+        return HubPlace(repo_id, "/".join(rest))
     length = 3 if rest[1:2] == [REFS[0]] and rest[2:3] and rest[2] in REFS[1] else 1
     revision, path = "/".join(rest[1 : 1 + length]), "/".join(rest[1 + length :])
     if not revision:
         raise ValueError(f"source is {shown(text)!r}, which names no revision after {rest[0]!r}")
-    return Place(repo_id, path, revision)
+    return HubPlace(repo_id, path, revision)

@@ -1,7 +1,7 @@
-"""What diffusers' pipelines correct in a folder when they are made of it: mistakes of old files, and of their defaults.
+"""What diffusers' pipelines correct when they open a folder: mistakes in old files, and in their defaults.
 
-`REPAIRS` is what the constructors in diffusers 0.42 change, class by class; the files are
-pipelines/stable_diffusion/pipeline_*.py. The class that a folder is opened with decides, not the one that wrote it.
+`REPAIRS` lists what the constructors in diffusers 0.42 change, class by class
+(pipelines/stable_diffusion/pipeline_*.py). The class that opens a folder decides, not the one that wrote it.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from typing import Any
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.vae import VAEConfig
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.solvers.settings import DEFAULTED
 
 
@@ -20,8 +21,10 @@ from unclip_jax.sampling.solvers.settings import DEFAULTED
 class Repairs:
     """What a constructor changes.
 
-    scheduler: keys of the scheduler's settings, and the values they then have. sample_size: whether a UNet that was
-    saved before diffusers 0.9.0 with less than 64 gets 64. vae_scaling_factor: what the VAE's is set to.
+    Args:
+        scheduler: Keys of the scheduler's settings, and the values that they get.
+        sample_size: Whether the sample_size of a UNet saved before diffusers 0.9.0, if below 64, becomes 64.
+        vae_scaling_factor: The value that the VAE's scaling factor gets.
     """
 
     scheduler: Mapping[str, bool | int] = dataclasses.field(default_factory=dict)
@@ -41,14 +44,22 @@ REPAIRS = {
 
 
 def repaired(config: CheckpointConfig, diffusers_class: str, source: str) -> CheckpointConfig:
-    """`config` as diffusers' pipeline of this class has it once it is made; what is changed is warned of in one line.
+    """`config` as diffusers' pipeline of this class has it once constructed.
 
-    Checkpoints that follow the original have no such files, and stay as they are. A key that the file leaves out is
-    marked as diffusers marks it: in a scheduler that takes the own one's place it is left out again (see `swapped`).
-    source: the checkpoint's name. The reader of folders repairs the networks already, so that their sizes are right in
-    whatever is made of them.
+    Changes are reported in a one-line warning. Checkpoints that follow the original have no such files and are returned
+    as they are. A key that the file omits is marked as diffusers marks it: a scheduler that replaces the checkpoint's
+    own omits it again (see `swapped`). The reader of folders repairs the networks already, so that their sizes are
+    right in whatever is built from them.
+
+    Args:
+        config: The configuration as read.
+        diffusers_class: The pipeline class that opens the folder.
+        source: The checkpoint's name, for the warning.
+
+    Returns:
+        The corrected configuration.
     """
-    if config.dialect == "original":
+    if config.reference == Reference.ORIGINAL:
         return config
     config = dataclasses.replace(config, vae=repaired_vae(config.vae, diffusers_class, source))
     settings, changes = dict(config.scheduler_config), []
@@ -66,7 +77,7 @@ def repaired(config: CheckpointConfig, diffusers_class: str, source: str) -> Che
 
 
 def repaired_vae(vae: VAEConfig, diffusers_class: str, source: str) -> VAEConfig:
-    """The same of the VAE alone."""
+    """As `repaired`, for the VAE alone."""
     right = REPAIRS[diffusers_class].vae_scaling_factor
     if right is None or vae.scaling_factor == right:
         return vae
@@ -75,7 +86,7 @@ def repaired_vae(vae: VAEConfig, diffusers_class: str, source: str) -> VAEConfig
 
 
 def repaired_unet(unet: UNetConfig, file: Mapping[str, Any], diffusers_class: str, source: str) -> UNetConfig:
-    """The same of the UNet alone, which hangs on the version of diffusers that wrote `file`, its config.json."""
+    """As `repaired`, for the UNet alone; it depends on the version of diffusers that wrote `file`, its config.json."""
     version = re.match(r"(\d{1,9})\.(\d{1,9})", str(file.get("_diffusers_version")))
     size = file.get("sample_size")
     old = version is not None and (int(version[1]), int(version[2])) < (0, 9)
@@ -93,7 +104,7 @@ def _is_wrong(settings: Mapping[str, Any], key: str, right: bool | int) -> bool:
 
 
 def _wrong_by_default(kind: Any, key: str) -> bool:
-    """Whether a scheduler of this class has the key, with a default that is repaired."""
+    """Whether a scheduler of this class has the key with a default that is repaired."""
     match key:
         case "clip_sample":
             return kind in ("DDIMScheduler", "DDPMScheduler")

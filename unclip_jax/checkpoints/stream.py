@@ -1,4 +1,4 @@
-"""Writes safetensors files as a stream: no more than one piece of one tensor is in memory at a time."""
+"""Streams safetensors files to the disk: at most one piece of one tensor is in memory at a time."""
 
 import json
 import math
@@ -26,9 +26,17 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
     progress: Progress = lambda nbytes: None,
 ) -> int:
-    """Writes and syncs `path`; returns the bytes of tensor data.
+    """Writes and syncs `path`.
 
-    dtype: None keeps each tensor's own. metadata: the file's `__metadata__`. progress: called with bytes written.
+    Args:
+        path: The file to write.
+        tensors: name -> tensor.
+        dtype: The dtype to write; None keeps each tensor's own.
+        metadata: The file's `__metadata__`.
+        progress: Called with the number of bytes written.
+
+    Returns:
+        The number of bytes of tensor data.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -53,5 +61,5 @@ def write_safetensors(
 
 
 def nbytes(tensor: Parameter, dtype: np.dtype | None = None) -> int:
-    """The bytes a tensor takes in a file, in its own dtype or another."""
+    """The number of bytes that a tensor takes in a file, in its own dtype or another."""
     return math.prod(tensor.shape) * (tensor.dtype if dtype is None else dtype).itemsize

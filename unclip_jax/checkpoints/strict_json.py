@@ -1,4 +1,4 @@
-"""JSON that came with a checkpoint, read strictly: bounded in size and depth, UTF-8, no name twice in an object."""
+"""Strict reading of JSON that came with a checkpoint: bounded in size and depth, UTF-8, no key twice in an object."""
 
 import json
 from collections import Counter
@@ -9,7 +9,11 @@ LIMIT = 2**24  # bytes; a tokenizer, the largest that is published, has 4 MB; pa
 
 
 def parse_json(raw: bytes) -> Any:
-    """Any JSON value. Raises ValueError in one line."""
+    """Parses any JSON value.
+
+    Raises:
+        ValueError: It is too large, too deep, repeats a key, or is not valid JSON.
+    """
     if len(raw) > LIMIT:
         raise ValueError(f"{len(raw)} bytes of JSON; accepted: up to {LIMIT}")
     try:
@@ -22,28 +26,39 @@ def parse_json(raw: bytes) -> Any:
         raise ValueError(f"is not valid JSON ({error})") from error
 
 
+def where(path: Path) -> str:
+    """What messages call a file of a folder."""
+    return f"{path.parent.name}/{path.name}"
+
+
 def read_bytes(path: Path) -> bytes:
-    """A small file's content. Raises ValueError in one line that names it for what is no file, missing or too large."""
-    where = f"{path.parent.name}/{path.name}"
+    """The contents of a small file.
+
+    Raises:
+        ValueError: It is missing, too large, or not a file. The message names it.
+    """
     if not path.is_file():  # never open a pipe or a device: it may block
-        raise ValueError(f"{where}: missing, or not a file")
+        raise ValueError(f"{where(path)}: missing, or not a file")
     with path.open("rb") as file:
         raw = file.read(LIMIT + 1)
     if len(raw) > LIMIT:
-        raise ValueError(f"{where}: more than {LIMIT} bytes")
+        raise ValueError(f"{where(path)}: more than {LIMIT} bytes")
     return raw
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError in one line that names the file for anything else."""
-    where = f"{path.parent.name}/{path.name}"
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: It does not hold a JSON object. The message names the file.
+    """
     raw = read_bytes(path)
     try:
         data = parse_json(raw)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{where(path)}: {error}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{where}: want a JSON object, got {type(data).__name__}")
+        raise ValueError(f"{where(path)} holds a {type(data).__name__}; want a JSON object")
     return data
 
 

@@ -1,4 +1,4 @@
-"""Pictures at an address: `http(s)://...` is fetched, a data URI is decoded; what comes is checked by whoever opens it.
+"""Images at an address: `http(s)://...` is downloaded, a data URI is decoded; whoever opens the bytes checks them.
 
 An address may hold a secret, a signature or a password: messages and recipes show it through `shown`.
 """
@@ -18,14 +18,14 @@ HEADERS = {"User-Agent": f"unclip_jax/{__version__}", "Accept": "image/*, */*;q=
 
 
 def is_address(text: str) -> bool:
-    """Whether a text is an address, of whatever kind, and not the path of a file."""
+    """Whether a text is an address of any kind, rather than the path of a file."""
     return ADDRESS.match(text) is not None
 
 
 def shown(text: str) -> str:
-    """An address without what may be secret: user and password, the query, the fragment, and a data URI's data.
+    """An address without what may be secret: user and password, query, fragment, and the data of a data URI.
 
-    Other texts are shown as they are.
+    Other texts are returned as they are.
     """
     if text[:5].lower() == "data:":
         return "data:" + re.split(r"[;,]", text[5:105], maxsplit=1)[0]
@@ -34,25 +34,34 @@ def shown(text: str) -> str:
 
 
 def fetch(address: str, name: str = "image") -> bytes:
-    """What lies at an address, as it is.
+    """Downloads an address.
 
-    address: `http://` or `https://`, whose redirects are followed to addresses of these two kinds, or a data URI.
-    name: what messages call it. At most 64 MiB are taken, within 60 seconds.
+    At most 64 MiB are read, within 60 seconds.
 
-    Raises, each in one line, ValueError for an address of another kind or one that is broken, and for what is too
-    large; FileNotFoundError where the server knows nothing of it; TimeoutError; ConnectionError where no server
-    answers or the transfer breaks off; OSError for what else a server answers.
+    Args:
+        address: `http://` or `https://`, whose redirects are followed to addresses of these two kinds, or a data URI.
+        name: What error messages call it.
+
+    Returns:
+        The bytes as they are.
+
+    Raises:
+        ValueError: The address is broken or of another kind, or the data is too large.
+        FileNotFoundError: The server does not have it.
+        TimeoutError: The transfer takes too long.
+        ConnectionError: No server answers, or the transfer breaks off.
+        OSError: The server answers with another error.
     """
     name = f"{name} {shown(address)!r}"
     if address[:5].lower() == "data:":
         return _decode(address, name)
     if not address.lower().startswith(("http://", "https://")):
-        raise ValueError(f"{name}: want an address of http or https, a data URI, or the path of a file")
+        raise ValueError(f"{name}: unknown kind of address; want http, https, a data URI, or the path of a file")
     return _download(address, name)
 
 
 def _decode(address: str, name: str) -> bytes:
-    """Source: RFC 2397; base64 as browsers forgive it, with white space and without padding."""
+    """Decodes a data URI (RFC 2397), with base64 as lenient as browsers: with white space and without padding."""
     kind, comma, data = address[5:].partition(",")
     if not comma:
         raise ValueError(f"{name}: a data URI without a comma before its data")
@@ -64,12 +73,12 @@ def _decode(address: str, name: str) -> bytes:
         try:
             content = base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
         except binascii.Error as error:
-            raise ValueError(f"{name}: its base64 is broken: {error}") from error
+            raise ValueError(f"{name}: broken base64: {error}") from error
     return content
 
 
 def _download(address: str, name: str) -> bytes:
-    """In a thread with a loop of its own: only there the whole of a transfer has a time limit, drip by drip."""
+    """Downloads in a thread with an event loop of its own: only so can a whole transfer have a time limit."""
     import anyio.from_thread
     import httpx2
 
@@ -77,13 +86,13 @@ def _download(address: str, name: str) -> bytes:
         with anyio.from_thread.start_blocking_portal() as portal:
             return portal.call(_transfer, address, name)
     except (TimeoutError, httpx2.TimeoutException) as error:
-        raise TimeoutError(f"{name}: did not come within {LONGEST:g} seconds") from error
+        raise TimeoutError(f"{name}: did not arrive within {LONGEST:g} seconds") from error
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-        raise ValueError(f"{name}: not an address of http or https, or redirected to none: {_line(error)}") from error
+        raise ValueError(f"{name}: not an address of http or https, or redirected elsewhere: {_line(error)}") from error
     except httpx2.TooManyRedirects as error:
         raise OSError(f"{name}: redirected more than {REDIRECTS} times") from error
     except httpx2.HTTPError as error:
-        raise ConnectionError(f"{name}: cannot be fetched: {_line(error)}") from error
+        raise ConnectionError(f"{name}: cannot be downloaded: {_line(error)}") from error
 
 
 async def _transfer(address: str, name: str) -> bytes:
@@ -100,10 +109,10 @@ async def _transfer(address: str, name: str) -> bytes:
             async for part in response.aiter_bytes():
                 content += part
                 if len(content) > LARGEST:
-                    raise ValueError(f"{name}: is larger than {LARGEST / 2**20:g} MiB, the most that is fetched")
+                    raise ValueError(f"{name}: is larger than {LARGEST / 2**20:g} MiB, the largest that is downloaded")
             return bytes(content)
 
 
 def _line(error: BaseException) -> str:
-    """What went wrong, without the queries of addresses in it."""
+    """What went wrong, without the queries of the addresses in it."""
     return re.sub(r"\?\S*", "?...", " ".join(str(error).split())) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Repainting a part of a picture at full resolution: which part, how it is cut out, and how it is put back."""
+"""Repainting a part of an image at full resolution: choosing the part, cutting it out, and putting it back."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from unclip_jax.conditioning.vae_image import FILTERS, Resample, to_pixels
 
 
 class Box(NamedTuple):
-    """A part of a picture in pixels; right and bottom are the first ones outside."""
+    """A part of an image in pixels; right and bottom are exclusive."""
 
     left: int
     top: int
@@ -20,19 +20,28 @@ class Box(NamedTuple):
 
 
 def crop_region(mask: Mask, height: int, width: int, padding: int) -> Box:
-    """The part of a picture around everything that is not black in its mask, in the proportions of the output.
+    """The part of an image around everything in its mask that is not black, in the proportions of the output.
 
-    height, width: of the output. padding: pixels that are kept around the mask. The shorter side of what results is
-    lengthened to the output's proportions, on both sides alike and within the picture, as far as that reaches.
+    Its shorter side is lengthened to the output's proportions, equally on both sides and as far as the image reaches.
+    Source: diffusers' VaeImageProcessor.get_crop_region, number for number.
 
-    Raises ValueError for a mask that is black and for a negative padding. Source: diffusers'
-    VaeImageProcessor.get_crop_region, number for number.
+    Args:
+        mask: The mask.
+        height: Of the output.
+        width: Of the output.
+        padding: Pixels to keep around the mask.
+
+    Returns:
+        The part.
+
+    Raises:
+        ValueError: The mask is black, or the padding is negative.
     """
     if not isinstance(padding, int | np.integer) or isinstance(padding, bool) or padding < 0:
         raise ValueError(f"padding_mask_crop is {padding!r}; want an integer from 0")
     marked = np.asarray(gray_mask(mask)) > 0
     if not marked.any():
-        raise ValueError(f"{NAME} has nothing white, so there is nothing to repaint; white is what is painted anew")
+        raise ValueError(f"{NAME} has nothing white, so there is nothing to repaint; white pixels are repainted")
     (top, bottom), (left, right) = (_extent(np.asarray(marked.any(axis=axis)), int(padding)) for axis in (1, 0))
     proportions = width / height
     if (right - left) / (bottom - top) > proportions:
@@ -48,7 +57,7 @@ def _extent(marked: NDArray[np.bool_], padding: int) -> tuple[int, int]:
 
 
 def _lengthened(first: int, end: int, length: float, limit: int) -> tuple[int, int]:
-    """The interval [first, end), made `length` long around its middle, then moved and cut to lie in [0, limit)."""
+    """The interval [first, end), lengthened to `length` around its middle, then moved and cut to lie in [0, limit)."""
     more = int(length - (end - first))
     first, end = first - more // 2, end + more - more // 2
     over = max(end - limit, 0)
@@ -61,16 +70,26 @@ def _lengthened(first: int, end: int, length: float, limit: int) -> tuple[int, i
 def cropped_pixels(
     image: NDArray[np.uint8], box: Box, height: int, width: int, resample: Resample = "lanczos"
 ) -> NDArray[np.float32]:
-    """A part of a picture, uint8 (H, W, 3), fitted into the output's size: (height, width, 3) float32 in -1..1.
+    """A part of an image, fitted into the output's size.
 
-    Where the part has other proportions it is centred, and its outermost pixels fill the rest. Source: diffusers'
+    If the part has other proportions it is centred, and its outermost pixels fill the rest. Source: diffusers'
     VaeImageProcessor.preprocess with `resize_mode="fill"`, bit for bit.
+
+    Args:
+        image: (H, W, 3) uint8.
+        box: The part.
+        height: Of the output.
+        width: Of the output.
+        resample: Pillow's filter.
+
+    Returns:
+        (height, width, 3) float32 in -1..1.
     """
     return to_pixels(np.asarray(_filled(Image.fromarray(image).crop(box), height, width, resample)))
 
 
 def cropped_mask(mask: Mask, box: Box, height: int, width: int, resample: Resample = "lanczos") -> NDArray[np.float32]:
-    """The same part of the mask, as `unclip_jax.conditioning.masks.binary_mask` gives it: (height, width, 1)."""
+    """The same part of the mask, in the form of `unclip_jax.conditioning.masks.binary_mask`: (height, width, 1)."""
     part = (mask if isinstance(mask, Image.Image) else gray_mask(mask)).crop(box)
     return binarized(np.asarray(_filled(part, height, width, resample).convert("L"), np.float32) / np.float32(255))
 
@@ -83,7 +102,7 @@ def _filled(part: Image.Image, height: int, width: int, resample: Resample) -> I
     left, top = width // 2 - across // 2, height // 2 - down // 2
     out = Image.new("RGB", (width, height))
     out.paste(fitted, (left, top))
-    # An edge is stretched out of a strip of no width, for which Pillow extrapolates: what it makes is the reference.
+    # An edge is stretched from a strip of width zero, for which Pillow extrapolates: its result is the reference.
     if wider and top > 0:
         for place, edge in ((0, 0), (top + down, down)):
             out.paste(fitted.resize((width, top), box=(0, edge, width, edge)), (0, place))
@@ -100,17 +119,26 @@ def paste_back(
     box: Box | None = None,
     resample: Resample = "lanczos",
 ) -> NDArray[np.uint8]:
-    """The picture with what was painted where the mask is not black: uint8 (H, W, 3), as large as the picture.
+    """Puts what was painted into the image, wherever the mask is not black.
 
-    painted: uint8 (h, w, 3); it is fitted into `box`, or is of the picture's size where there is none. image: uint8
-    (H, W, 3), kept bit for bit where the mask is black. mask: of the picture's size; its grays mix the two, so a
-    blurred mask has no seam.
+    Source: diffusers' VaeImageProcessor.apply_overlay, bit for bit.
 
-    Raises ValueError where sizes differ. Source: diffusers' VaeImageProcessor.apply_overlay, bit for bit.
+    Args:
+        painted: (h, w, 3) uint8. It is fitted into `box`, or has the image's size if there is no box.
+        image: (H, W, 3) uint8; kept bit for bit where the mask is black.
+        mask: Of the image's size. Its grays mix the two, so a blurred mask leaves no seam.
+        box: Where the painted part belongs; None for the whole image.
+        resample: Pillow's filter.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ValueError: The sizes differ.
     """
     gray = gray_mask(mask)
     height, width = image.shape[:2]
-    sizes = {NAME: (gray.height, gray.width)} | ({"the painted picture": painted.shape[:2]} if box is None else {})
+    sizes = {NAME: (gray.height, gray.width)} | ({"the painted image": painted.shape[:2]} if box is None else {})
     for name, size in sizes.items():
         if size != (height, width):
             raise ValueError(f"{name} is {size[1]}x{size[0]} pixels, image is {width}x{height}; want the same size")
@@ -126,12 +154,12 @@ def paste_back(
     return np.asarray(under.convert("RGB"))
 
 
-def _covering(picture: Image.Image, height: int, width: int, resample: Resample) -> Image.Image:
-    """Resized so that it covers the size in its own proportions; what stands out on both sides is cut off."""
-    wider = width / height > picture.width / picture.height
-    across = width if wider else picture.width * height // picture.height
-    down = picture.height * width // picture.width if wider else height
+def _covering(image: Image.Image, height: int, width: int, resample: Resample) -> Image.Image:
+    """Resizes an image to cover the size in its own proportions, and cuts off what overlaps on both sides."""
+    wider = width / height > image.width / image.height
+    across = width if wider else image.width * height // image.height
+    down = image.height * width // image.width if wider else height
     out = Image.new("RGB", (width, height))
-    fitted = picture.resize((max(across, 1), max(down, 1)), FILTERS[resample])
+    fitted = image.resize((max(across, 1), max(down, 1)), FILTERS[resample])
     out.paste(fitted, (width // 2 - across // 2, height // 2 - down // 2))
     return out

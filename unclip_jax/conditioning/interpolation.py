@@ -1,24 +1,31 @@
-"""Moves in the space of CLIP embeddings: between pictures, and along the difference of two texts.
+"""Editing in the space of CLIP embeddings: between images, and along the difference of two texts.
 
 Pure functions of arrays (..., D). The embeddings are un-normalised, as Stable Diffusion's unCLIP takes them
-(`image_embeds` of the pipeline): a move keeps a picture's length as far as it has one.
+(`image_embeds` of the pipeline): an edit keeps an image's length where it can.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Where two directions are this close to equal or opposite, in radians, the sines' quotients have lost their digits.
+# When two directions are this close to equal or opposite, in radians, the quotients of sines have lost their digits.
 _TOO_CLOSE = 1e-5
 
 
 def slerp(start: jax.Array, end: jax.Array, share: jax.Array | float) -> jax.Array:
-    """Spherical interpolation: sin((1 - s) w) / sin(w) start + sin(s w) / sin(w) end, w the angle between the two.
+    """Spherical interpolation: sin((1 - s) w) / sin(w) start + sin(s w) / sin(w) end, with w the angle between the two.
 
-    start, end: (..., D), of any length; share: s, () or of their leading axes, 0 at start, 1 at end, others go on along
-    the circle. Returns (..., D) float32. Ends of one length give that length all the way, at even speed. Directions
-    that are nearly the same, or nearly opposite (no circle is shortest then), are interpolated in a straight line.
-    Source: Shoemake 1985, with weights on the vectors as they are, as is usual for embeddings.
+    If both ends have one length, so has every point, and the speed is even. Directions that are nearly the same, or
+    nearly opposite (where no circle is shortest), are interpolated in a straight line. Source: Shoemake 1985, with
+    weights on the vectors as they are, as is usual for embeddings.
+
+    Args:
+        start: (..., D), of any length.
+        end: (..., D), of any length.
+        share: s, () or of the leading axes; 0 at start, 1 at end. Other values continue along the circle.
+
+    Returns:
+        (..., D) float32.
     """
     start, end = start.astype(jnp.float32), end.astype(jnp.float32)
     share = jnp.asarray(share, jnp.float32)[..., None]
@@ -33,10 +40,17 @@ def slerp(start: jax.Array, end: jax.Array, share: jax.Array | float) -> jax.Arr
 
 
 def interpolate_path(embeds: jax.Array, count: int) -> jax.Array:
-    """Even steps along the way that visits embeddings in order: (K, ..., D) -> (count, ..., D) float32.
+    """Even steps along the path that visits embeddings in order; each section is a `slerp` of as many steps.
 
-    It begins with the first and ends with the last of K >= 2; each stretch is a `slerp`, all are of as many steps.
-    Raises ValueError for fewer embeddings, or a count below 2.
+    Args:
+        embeds: (K, ..., D) with K >= 2. The path begins at the first and ends at the last.
+        count: The number of points, at least 2.
+
+    Returns:
+        (count, ..., D) float32.
+
+    Raises:
+        ValueError: There are fewer embeddings or points.
     """
     if embeds.ndim < 2 or len(embeds) < 2:
         raise ValueError(f"embeds has shape {embeds.shape}; want (K, ..., D) with at least two embeddings")
@@ -49,27 +63,45 @@ def interpolate_path(embeds: jax.Array, count: int) -> jax.Array:
 
 
 def interpolate_grid(corners: jax.Array, rows: int, columns: int) -> jax.Array:
-    """A grid between pictures: (R, C, D), R and C >= 2 -> (rows, columns, D) float32.
+    """A grid between images, bilinear in `slerp`: down each side first, then across.
 
-    The given embeddings are its corners, and nodes on the way if there are more than four. Bilinear in `slerp`: down
-    each side first, then across. Raises ValueError as `interpolate_path` does.
+    Args:
+        corners: (R, C, D) with R and C >= 2: the grid's corners, and nodes in between if there are more than four.
+        rows: The number of rows, at least 2.
+        columns: The number of columns, at least 2.
+
+    Returns:
+        (rows, columns, D) float32.
+
+    Raises:
+        ValueError: There are fewer embeddings, rows or columns.
     """
     if corners.ndim != 3:
-        raise ValueError(f"corners has shape {corners.shape}; want (R, C, D), two by two embeddings for four pictures")
+        raise ValueError(f"corners has shape {corners.shape}; want (R, C, D), two by two embeddings for four images")
     sides = interpolate_path(corners, rows)  # (rows, C, D)
     return interpolate_path(sides.swapaxes(0, 1), columns).swapaxes(0, 1)
 
 
 def edit_by_text(image: jax.Array, source: jax.Array, target: jax.Array, share: jax.Array | float) -> jax.Array:
-    """Moves a picture's embedding towards what a target text says and a source text does not.
+    """Moves an image's embedding in the direction from a source text to a target text.
 
-    image, source, target: (..., D), embeddings of one CLIP model (`unclip_jax.evaluation.features.embed_texts`), the
-    texts' of any length; share: theta, () or of the leading axes, 0 for the picture as it is; the paper goes up to 0.25
-    to 0.5, at 1 nothing of the picture is left. Returns (..., D) float32 of the picture's length:
-    slerp(image, |image| d, theta) with d the direction of target - source, both texts normalised. Equal texts leave the
-    picture as it is. Source: section 3.3 of the unCLIP paper, arXiv:2204.06125, whose embeddings are of length 1.
+    Computes slerp(image, |image| d, theta), where d is the direction of target - source, both texts normalised. Equal
+    texts leave the image as it is. Source: section 3.3 of the unCLIP paper, arXiv:2204.06125, whose embeddings have
+    length 1.
 
-    Raises ValueError for embeddings of different widths: they are of different models.
+    Args:
+        image: (..., D).
+        source: (..., D), a text embedding of the same CLIP model (`unclip_jax.evaluation.features.embed_texts`), of any
+            length.
+        target: (..., D), likewise.
+        share: theta, () or of the leading axes. 0 keeps the image, 1 leaves nothing of it; the paper goes up to 0.25 to
+            0.5.
+
+    Returns:
+        (..., D) float32, of the image's length.
+
+    Raises:
+        ValueError: The embeddings have different widths, so they come from different models.
     """
     widths = {array.shape[-1] for array in (image, source, target)}
     if len(widths) > 1:
@@ -85,10 +117,21 @@ def edit_by_text(image: jax.Array, source: jax.Array, target: jax.Array, share: 
 
 
 def noise_level_sweep(count: int, first: int = 0, last: int = 999) -> list[int]:
-    """Even steps of unCLIP's noise level, both ends included: what to give as `noise_level`, one a copy of a picture.
+    """Even steps of unCLIP's noise level, both ends included, to be given as `noise_level`, one per copy of an image.
 
-    With the rest kept (`latents`, `image_noise`, the prompt), what changes along it is how much of the picture's
-    embedding is left: at 0 its content, at 999 none of it. Raises ValueError for levels outside 0..999 or count < 2.
+    If everything else is kept (`latents`, `image_noise`, the prompt), the sweep shows how much of the image's embedding
+    is left: all of it at 0, nothing at 999.
+
+    Args:
+        count: The number of levels, at least 2.
+        first: The first level, 0..999.
+        last: The last level, 0..999.
+
+    Returns:
+        The levels.
+
+    Raises:
+        ValueError: A number is out of range.
     """
     if count < 2 or not (0 <= first <= 999 and 0 <= last <= 999):
         raise ValueError(f"count is {count}, levels {first} to {last}; want at least 2, and levels in 0..999")
@@ -96,7 +139,7 @@ def noise_level_sweep(count: int, first: int = 0, last: int = 999) -> list[int]:
 
 
 def _norm(x: jax.Array) -> jax.Array:
-    """(..., D) -> (..., 1), with a gradient of 0 where the norm is."""
+    """(..., D) -> (..., 1), with a gradient of 0 where the norm is 0."""
     square = jnp.sum(x**2, axis=-1, keepdims=True)
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 

@@ -1,4 +1,4 @@
-"""Encoded pictures to the UNet's latents: a draw from the VAE's posterior, or its mode."""
+"""The UNet's latents of encoded images: a sample from the VAE's posterior, or its mode."""
 
 import jax
 
@@ -6,10 +6,16 @@ from unclip_jax.models.vae import posterior
 
 
 def latents_from_moments(moments: jax.Array, noise: jax.Array | None, scaling_factor: float) -> jax.Array:
-    """A picture's latents at the UNet's scale.
+    """An image's latents at the UNet's scale.
 
-    moments: (B, h, w, 2 C) float32, what `VAE.moments` gives. noise: (B, h, w, C) standard normal for a draw from the
-    posterior, as both references encode every given picture; None takes the mode. Returns (B, h, w, C) float32.
+    Args:
+        moments: (B, h, w, 2 C) float32, from `VAE.moments`.
+        noise: (B, h, w, C) standard normal, for a sample from the posterior, which is how both references encode every
+            given image. None takes the mode.
+        scaling_factor: The VAE's.
+
+    Returns:
+        (B, h, w, C) float32.
     """
     predicted = posterior(moments)
     return scaling_factor * (predicted.mean if noise is None else predicted.sample(noise))

@@ -1,6 +1,6 @@
-"""What to repaint: a mask, white where the model paints, at the picture's size and on the latents' grid.
+"""The inpainting mask, white where the model paints: at the image's size, and on the latents' grid.
 
-The random masks that an inpainting model learns from are `unclip_jax.training.masks`.
+The random masks for training an inpainting model are in `unclip_jax.training.masks`.
 """
 
 from typing import Any
@@ -17,21 +17,28 @@ NAME = "mask_image"
 
 
 def load_mask(source: ImageSource) -> Mask:
-    """A mask as a PIL image in its own colour mode, upright, or as float32 (H, W) in 0..1 where it is one of numbers.
+    """Reads a mask. Transparency is ignored, as in diffusers.
 
-    source: a PIL image, the path, address or bytes of a picture file, an array of uint8 (H, W), (H, W, 1) or
-        (H, W, 3), or an array (H, W) or (H, W, 1) of floats from 0 to 1 or of booleans; white, 255, 1 or True is
-        repainted
+    Args:
+        source: A PIL image, the path, address or bytes of an image file, an array of uint8 (H, W), (H, W, 1) or (H, W,
+            3), or an array (H, W) or (H, W, 1) of floats from 0 to 1 or of booleans. White, 255, 1 or True is
+            repainted.
 
-    Transparency is ignored, as diffusers does. Raises FileNotFoundError and ValueError as `load_image` does.
+    Returns:
+        A PIL image in its own colour mode, upright; or float32 (H, W) in 0..1 for a mask of numbers.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: The source is not a mask that can be read.
+        OSError: As in `load_image`.
     """
     if isinstance(source, STORED):
-        picture = open_image(source, NAME)
-        if picture.mode == "F":
-            return load_mask(np.asarray(picture))
-        if picture.mode.startswith("I"):  # Pillow would clip 16-bit gray at 255
-            return Image.fromarray(load_image(picture, NAME)[..., 0])
-        return picture
+        loaded = open_image(source, NAME)
+        if loaded.mode == "F":
+            return load_mask(np.asarray(loaded))
+        if loaded.mode.startswith("I"):  # Pillow would clip 16-bit gray at 255
+            return Image.fromarray(load_image(loaded, NAME)[..., 0])
+        return loaded
     if not hasattr(source, "__array__"):
         raise ValueError(
             f"{NAME} is a {type(source).__name__}; want a PIL image, a path, an address, or an array (H, W)"
@@ -52,15 +59,18 @@ def load_mask(source: ImageSource) -> Mask:
 
 
 def mask_size(mask: Mask) -> tuple[int, int]:
-    """Height and width."""
+    """The mask's height and width."""
     return (mask.height, mask.width) if isinstance(mask, Image.Image) else (mask.shape[0], mask.shape[1])
 
 
 def check_same_size(mask: Mask, image: NDArray[Any]) -> None:
-    """Raises ValueError where mask and picture, (H, W, ...), differ in size.
+    """Checks that mask and image, (H, W, ...), have the same size.
 
-    The original's demos draw the mask on the picture; diffusers resizes both to one size, whatever they had, but needs
+    The original's demos draw the mask on the image. diffusers resizes both to one size, whatever they had, but needs
     them equal where it crops.
+
+    Raises:
+        ValueError: The sizes differ.
     """
     height, width = mask_size(mask)
     if (height, width) != image.shape[:2]:
@@ -77,11 +87,22 @@ def gray_mask(mask: Mask) -> Image.Image:
 
 
 def binary_mask(mask: Mask, height: int, width: int, resample: Resample = "lanczos") -> NDArray[np.float32]:
-    """What is repainted: (height, width, 1) float32 of 0 and 1, 1 from half white on.
+    """What is repainted, as an array of 0 and 1; 1 from half white on.
 
-    resample: Pillow's filter for pictures; arrays of floats are resized to the nearest. Raises ValueError where nothing
-    is white: such a mask is a mistake. One that is white everywhere repaints the whole picture. Source: the mask
-    processor of diffusers' inpainting pipeline; at the mask's own size the original's demos do the same.
+    A mask that is white everywhere repaints the whole image. Source: the mask processor of diffusers' inpainting
+    pipeline; at the mask's own size the original's demos do the same.
+
+    Args:
+        mask: The mask.
+        height: Of the result.
+        width: Of the result.
+        resample: Pillow's filter for images; arrays of floats are resized to the nearest.
+
+    Returns:
+        (height, width, 1) float32.
+
+    Raises:
+        ValueError: Nothing is white, which is a mistake.
     """
     if isinstance(mask, Image.Image):
         resized = mask if mask.size == (width, height) else mask.resize((width, height), FILTERS[resample])
@@ -90,21 +111,25 @@ def binary_mask(mask: Mask, height: int, width: int, resample: Resample = "lancz
 
 
 def binarized(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(H, W) in 0..1 -> (H, W, 1) of 0 and 1. Raises ValueError where there is no 1."""
+    """(H, W) in 0..1 -> (H, W, 1) of 0 and 1.
+
+    Raises:
+        ValueError: There is no 1.
+    """
     white = values >= 0.5
     if not white.any():
-        raise ValueError(f"{NAME} has nothing white, so there is nothing to repaint; white is what is painted anew")
+        raise ValueError(f"{NAME} has nothing white, so there is nothing to repaint; white pixels are repainted")
     return white[..., None].astype(np.float32)
 
 
 def masked_image(pixels: NDArray[np.float32], mask: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The picture with mid gray, 0, where it is repainted. pixels: (..., H, W, 3) in -1..1; mask: (..., H, W, 1)."""
+    """The image with mid gray, 0, where it is repainted. pixels: (..., H, W, 3) in -1..1; mask: (..., H, W, 1)."""
     return pixels * (mask < 0.5)
 
 
 def latent_mask(mask: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
     """A mask on the latents' grid: (H, W, 1) -> (H // factor, W // factor, 1), each cell its upper left pixel.
 
-    Both references resize masks so; what is thinner than a cell may vanish.
+    Both references resize masks this way; what is thinner than a cell may vanish.
     """
     return resize_nearest(mask, mask.shape[0] // factor, mask.shape[1] // factor)

@@ -1,4 +1,4 @@
-"""What the denoiser is told of a picture: its CLIP embedding, noised to a level, beside the level's own embedding."""
+"""unCLIP's condition: an image's CLIP embedding, noised to a level, beside the level's own embedding."""
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,20 @@ def noise_image_embeddings(
     mean: jax.Array,
     std: jax.Array,
 ) -> jax.Array:
-    """Perturbs CLIP image embeddings by the forward diffusion at a noise level and appends the level's embedding.
+    """Noises CLIP image embeddings to a level by forward diffusion, and appends the level's embedding.
 
-    embeddings: (B, D) un-normalised projections of the vision tower. levels: (B,) int in 0..999; level 0 adds a little
-    noise, too. noise: (B, D) standard normal. alphas_cumprod: (1000,), the cosine schedule. mean, std: (D,) statistics
-    of the embeddings, which are normalised by them around the noising. Returns (B, 2 D) float32, the UNet's class
-    label: [embedding | cos | sin]. Source: CLIPEmbeddingNoiseAugmentation of the original.
+    Source: CLIPEmbeddingNoiseAugmentation of the original.
+
+    Args:
+        embeddings: (B, D), un-normalised projections of the vision tower.
+        levels: (B,) int in 0..999. Level 0 adds a little noise, too.
+        noise: (B, D) standard normal.
+        alphas_cumprod: (1000,), of the cosine schedule.
+        mean: (D,), of the embeddings, which are normalised for the noising and denormalised afterwards.
+        std: (D,), likewise.
+
+    Returns:
+        (B, 2 D) float32, the UNet's class label: [embedding | cos | sin].
     """
     alpha = jnp.asarray(alphas_cumprod)[levels][:, None]
     scaled = (embeddings.astype(jnp.float32) - mean) / std
@@ -29,8 +37,13 @@ def noise_image_embeddings(
 
 
 def mix_conditions(conditions: jax.Array, weights: jax.Array) -> jax.Array:
-    """The weighted mean of several pictures' conditions: sum(w c) / sum(w), the level's half included.
+    """The weighted mean of several images' conditions, sum(w c) / sum(w), including the level's half.
 
-    conditions: (B, K, 2 D); weights: (K,), any sign, their sum not zero. Returns (B, 2 D).
+    Args:
+        conditions: (B, K, 2 D).
+        weights: (K,), of any sign; their sum is not zero.
+
+    Returns:
+        (B, 2 D).
     """
     return jnp.einsum("bkd,k->bd", conditions, weights, precision=jax.lax.Precision.HIGHEST) / jnp.sum(weights)

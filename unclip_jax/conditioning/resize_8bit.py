@@ -1,6 +1,6 @@
-"""Bicubic resizing of 8-bit pictures with antialiasing, to the bit as torchvision does it on a CPU.
+"""Bicubic resizing of 8-bit images with antialiasing, bit for bit as torchvision on a CPU.
 
-Pillow's result differs by a level in one of 200 values, and by more where a thin picture is enlarged much.
+Pillow's result differs by one level in 1 of 200 values, and by more where a thin image is enlarged much.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ def _along_columns(image: NDArray[np.uint8], new: int) -> NDArray[np.uint8]:
 
 
 def _taps(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.int32], int]:
-    """Which pixels each new one is made of, (new, K), their weights in units of 2^-bits, (new, K), and bits."""
+    """The source pixels of each new one, (new, K), their weights in units of 2^-bits, (new, K), and bits."""
     scale = old / new
     stretch = max(scale, 1.0)
     centre = scale * (np.arange(new) + 0.5)[:, None]

@@ -1,7 +1,7 @@
-"""Prompts to token ids: CLIP's byte-pair encoding in the two dialects that Stable Diffusion 2 is used with.
+"""Prompts to token ids: CLIP's byte-pair encoding in the two variants that Stable Diffusion 2 is used with.
 
-Everything that distinguishes one vocabulary from another (tokens, merges, special tokens, padding) is data in one text
-in the format of the `tokenizers` library, the `tokenizer.json` that a converted checkpoint carries.
+Everything that distinguishes one vocabulary from another (tokens, merges, special tokens, padding) is data in one text,
+in the format of the `tokenizers` library: the `tokenizer.json` of a converted checkpoint.
 """
 
 import functools
@@ -12,18 +12,16 @@ import json
 import re
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import ftfy
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 Dialect = Literal["open_clip", "transformers"]
 
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
-MAX_FILE_BYTES = 1 << 24
 MERGES = 49152 - 256 - 2  # CLIP uses the first of the file's 262,144 merges
 
 # Words as open_clip finds them in cleaned text: its pattern ignores case, by which a long s counts as s, and leaves out
@@ -31,38 +29,23 @@ MERGES = 49152 - 256 - 2  # CLIP uses the first of the file's 262,144 merges
 # "!<end_of_text>" the run of punctuation takes the "<".
 OPEN_CLIP_WORDS = r"<[sſ]tart_of_text>|<end_of_text>|'[sſ]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
 OPENAI_WORDS = OPEN_CLIP_WORDS.replace("<[sſ]tart_of_text>|<end_of_text>", r"<\|[sſ]tartoftext\|>|<\|endoftext\|>")
-TRANSFORMERS_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-
-# The tokens that a transformers folder names, in the order in which transformers registers them, with CLIP's defaults.
-NAMED_TOKENS = {
-    "bos_token": "<|startoftext|>",
-    "eos_token": "<|endoftext|>",
-    "unk_token": "<|endoftext|>",
-    "sep_token": None,
-    "pad_token": "<|endoftext|>",
-    "cls_token": None,
-    "mask_token": None,
-}
-TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-# What a folder could ask for beside its tokens; other values than these are refused.
-SETTINGS = {"padding_side": "right", "truncation_side": "right", "split_special_tokens": False}
 
 
 class Tokenizer:
-    """Turns prompts into rows of token ids: start, at most `context_length` - 2 tokens, end, padding.
+    """Converts prompts to sequences of token ids: start, at most `context_length` - 2 tokens, end, padding.
 
-    dialect "open_clip": repairs the text with ftfy, unescapes HTML twice, collapses white space and lower-cases in
-    Python (as open_clip's SimpleTokenizer and with it Stability's code); the start and end strings typed in a prompt
-    are the special tokens. dialect "transformers": the fast CLIPTokenizer, whose cleaning (NFC, white space, lower
-    case) is part of `json`; every added token typed in a prompt is that token, which includes the padding token: with
-    Stable Diffusion 2's folders a "!" becomes id 0.
+    Dialect "open_clip" repairs the text with ftfy, unescapes HTML twice, collapses white space and lower-cases in
+    Python, as open_clip's SimpleTokenizer does, and with it Stability's code. The start and end strings typed in a
+    prompt are the special tokens. Dialect "transformers" is the fast CLIPTokenizer, whose cleaning (NFC, white space,
+    lower case) is part of `json`. Every added token typed in a prompt is that token. That includes the padding token:
+    with Stable Diffusion 2's folders a "!" becomes id 0.
     """
 
     def __init__(self, text: str, dialect: Dialect, context_length: int):
         if dialect not in get_args(Dialect):
-            raise ValueError(f"dialect {dialect!r}: expected one of {', '.join(map(repr, get_args(Dialect)))}")
+            raise ValueError(f"dialect is {dialect!r}; accepted: {', '.join(map(repr, get_args(Dialect)))}")
         if context_length < 2:
-            raise ValueError(f"context_length {context_length}: expected at least 2, for the start and end tokens")
+            raise ValueError(f"context_length is {context_length}; want at least 2, for the start and end tokens")
         _check_model(text)
         try:
             tokenizer = tokenizers.Tokenizer.from_str(text)
@@ -75,7 +58,9 @@ class Tokenizer:
                 raise
             raise ValueError(f"tokenizer.json: not a tokenizer of the tokenizers library: {_line(error)}") from error
         if padding is None or tokenizer.pre_tokenizer is None or len(ends) != 2:
-            raise ValueError("tokenizer.json: must store words, padding, and a start and an end token; made for CLIP?")
+            raise ValueError(
+                "tokenizer.json lacks padding, a pre_tokenizer, or a start and an end token; want one made for CLIP"
+            )
         self.json = text
         self.dialect = dialect
         self.context_length = context_length
@@ -91,16 +76,24 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str, dialect: Dialect, context_length: int = 77) -> "Tokenizer":
-        """Builds the tokenizer from the text of a tokenizer.json as the functions below make it.
+        """Builds the tokenizer from the text of a tokenizer.json, as the functions below make it.
 
-        context_length: ids in a row, the text encoder's number of positions. Raises ValueError when the text is no
-        tokenizer or lacks padding or special tokens, or the dialect is unknown.
+        Args:
+            text: The JSON text.
+            dialect: "open_clip" or "transformers".
+            context_length: The number of ids in a sequence, which is the text encoder's number of positions.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            ValueError: The text is not a tokenizer or lacks padding or special tokens, or the dialect is unknown.
         """
         return cls(text, dialect, context_length)
 
     @property
     def vocabulary_size(self) -> int:
-        """One more than the highest id: as many rows the text encoder's embedding must have at least."""
+        """One more than the highest id: the least number of rows in the text encoder's embedding."""
         return max(self._pad, *self._tokenizer.get_vocab().values()) + 1
 
     @property
@@ -110,34 +103,42 @@ class Tokenizer:
 
     @property
     def added_tokens(self) -> set[str]:
-        """The tokens beside the vocabulary, without start and end: learnt words are among them."""
+        """The tokens added to the vocabulary, except start and end; textual inversion tokens are among them."""
         return set(self._words)
 
     def tokens(self, text: str) -> list[int]:
-        """A text's own ids, without start, end and padding, however many."""
+        """A text's own ids, without start, end and padding, in any number."""
         return self._encode(text, 0)
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
-        """prompts: B strings, each of any length. Returns ids, (B, context_length) int32.
+        """Converts prompts to token ids.
 
-        A prompt that does not fit is cut to `context_length` - 2 tokens with a UserWarning that quotes the rest. Raises
-        ValueError for a single string, an entry that is not a string, or text that is not valid Unicode.
+        A prompt that does not fit is cut to `context_length` - 2 tokens, with a UserWarning that quotes the rest.
+
+        Args:
+            prompts: B strings, each of any length.
+
+        Returns:
+            (B, context_length) int32.
+
+        Raises:
+            ValueError: It is a single string, or an entry is not a string or not valid Unicode.
         """
         return self._rows(prompts)[0]
 
     def with_mask(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The call's ids and a mask, (B, context_length) bool: true up to and including the end token."""
+        """The ids, and a mask (B, context_length) bool that is true up to and including the end token."""
         return self._rows(prompts)
 
     def _rows(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(prompts, str):
-            raise ValueError(f"prompts: expected a sequence of strings, got the string {prompts!r}")
+            raise ValueError(f"prompts is the string {prompts!r}; want a sequence of strings")
         mask = np.zeros((len(prompts), self.context_length), np.bool_)
         rows = np.full((len(prompts), self.context_length), self._pad, np.int32)
         room = self.context_length - 2
         for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
             if not isinstance(prompt, str):
-                raise ValueError(f"prompts[{index}]: expected a string, got {type(prompt).__name__}")
+                raise ValueError(f"prompts[{index}] is of type {type(prompt).__name__}; want a string")
             tokens = self._encode(prompt, index)
             if len(tokens) > room:
                 dropped = self._tokenizer.decode(tokens[room:], skip_special_tokens=False).strip()
@@ -150,7 +151,7 @@ class Tokenizer:
         return rows, mask
 
     def _encode(self, prompt: str, index: int) -> list[int]:
-        """The ids of a prompt's own tokens, however many."""
+        """The ids of a prompt's own tokens, in any number."""
         if self.dialect == "transformers":
             try:
                 return self._tokenizer.encode(prompt, add_special_tokens=False).ids
@@ -159,7 +160,7 @@ class Tokenizer:
         # Word by word: the library's own `encode` would find special strings before it splits words.
         model, ids = self._tokenizer.model, []
         for part in [prompt] if self._word is None else self._word.split(prompt):
-            if part.lower() in self._lower:  # one that was learnt, see `unclip_jax.adapters.textual_inversion`
+            if part.lower() in self._lower:  # a textual inversion, see `unclip_jax.adapters.textual_inversion`
                 ids.append(self._words.get(part, self._lower[part.lower()]))
                 continue
             for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(clean(part)):
@@ -171,7 +172,7 @@ class Tokenizer:
 
 
 def clean(text: str) -> str:
-    """A prompt as open_clip reads it: repaired (ftfy), HTML entities resolved twice, white space single, lower case."""
+    """A prompt as open_clip reads it: repaired (ftfy), HTML unescaped twice, white space collapsed, in lower case."""
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
 
@@ -183,10 +184,10 @@ def clip_tokenizer_json() -> str:
 
 @functools.cache
 def openai_tokenizer_json() -> str:
-    """The same vocabulary as OpenAI's own code reads it, and with it Karlo's, for dialect open_clip.
+    """The same vocabulary as OpenAI's own code reads it, and Karlo's with it, for dialect open_clip.
 
-    The start and end tokens have other names, and padding is the end token. (Karlo pads with 0: its prior masks
-    padding, so that what it is never matters, and transformers' CLIP-L has this.)
+    The start and end tokens have other names, and padding is the end token. (Karlo pads with 0. Its prior masks
+    padding, so the id does not matter, and transformers' CLIP-L has this one.)
     """
     start, end = "<|startoftext|>", "<|endoftext|>"
     return _openai_json(_clip_merges(), OPENAI_WORDS, start, end, pad=end)
@@ -201,8 +202,11 @@ def _clip_merges() -> list[tuple[str, str]]:
 def open_clip_tokenizer_json(merges: Sequence[tuple[str, str]]) -> str:
     """The tokenizer.json of the vocabulary that a list of merges implies, in open_clip's order.
 
-    Ids: the 256 byte symbols, the same at the end of a word ("</w>"), one for each merge, the start and end tokens.
-    Padding is id 0. Raises ValueError when a merge joins tokens that no earlier line made.
+    The ids are the 256 byte symbols, the same at the end of a word ("</w>"), one for each merge, then the start and end
+    tokens. Padding is id 0.
+
+    Raises:
+        ValueError: A merge joins tokens that no earlier line made.
     """
     return _openai_json(merges, OPEN_CLIP_WORDS, "<start_of_text>", "<end_of_text>", pad=None)
 
@@ -214,29 +218,10 @@ def _openai_json(merges: Sequence[tuple[str, str]], pattern: str, start: str, en
     symbols = [chr(byte) for byte in printable] + [chr(0x100 + i) for i in range(256 - len(printable))]
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *(left + right for left, right in merges)]
     vocabulary = {token: index for index, token in enumerate([*tokens, start, end])}
-    tokenizer = tokenizers.Tokenizer(_bpe(vocabulary, list(merges), None, "merges"))
+    tokenizer = tokenizers.Tokenizer(byte_pairs(vocabulary, list(merges), None, "merges"))
     tokenizer.pre_tokenizer = words(pattern, split_again=False)
     specials = [AddedToken(start, special=True), AddedToken(end, special=True)]
-    return _complete(tokenizer, specials, start, end, pad=symbols[0] if pad is None else pad)
-
-
-def tokenizer_json_from_folder(folder: Path) -> str:
-    """The tokenizer.json of a folder that transformers' CLIPTokenizer can open, for dialect transformers.
-
-    Reads tokenizer.json or, where there is none, vocab.json and merges.txt. Special tokens follow transformers 5: they
-    are those of tokenizer_config.json when that lists `added_tokens_decoder`; otherwise special_tokens_map.json takes
-    precedence and the tokens of added_tokens.json and tokenizer.json are added. Raises FileNotFoundError when there is
-    no vocabulary, ValueError naming the file when one is broken or asks for what is not supported.
-    """
-    folder = Path(folder)
-    vocabulary, merges, source = _read_vocabulary(folder)
-    named, added = _read_special_tokens(folder)
-    tokenizer = tokenizers.Tokenizer(_bpe(vocabulary, merges, named["unk_token"], source))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    tokenizer.pre_tokenizer = words(TRANSFORMERS_WORDS, split_again=True)
-    return _complete(tokenizer, added, named["bos_token"], named["eos_token"], named["pad_token"])
+    return completed(tokenizer, specials, start, end, pad=symbols[0] if pad is None else pad)
 
 
 def words(pattern: str, *, split_again: bool) -> pre_tokenizers.PreTokenizer:
@@ -249,14 +234,15 @@ def words(pattern: str, *, split_again: bool) -> pre_tokenizers.PreTokenizer:
     )
 
 
-def _bpe(vocabulary: Any, merges: list[Any], unknown: str | None, source: str) -> models.BPE:
+def byte_pairs(vocabulary: Any, merges: list[Any], unknown: str | None, source: str) -> models.BPE:
+    """The model of a vocabulary. source: what a message calls it. Raises ValueError where the two do not fit."""
     try:
         return models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", unk_token=unknown)
     except Exception as error:  # the library raises plain Exception
         raise ValueError(f"{source}: not a byte-pair vocabulary and its merges: {_line(error)}") from error
 
 
-def _complete(tokenizer: tokenizers.Tokenizer, added: list[AddedToken], start: str, end: str, pad: str) -> str:
+def completed(tokenizer: tokenizers.Tokenizer, added: list[AddedToken], start: str, end: str, pad: str) -> str:
     """Adds what follows the vocabulary: added tokens, start and end, padding, decoding. Returns the whole as text."""
     tokenizer.add_tokens(added)
     vocabulary = tokenizer.get_vocab()
@@ -267,108 +253,6 @@ def _complete(tokenizer: tokenizers.Tokenizer, added: list[AddedToken], start: s
     return tokenizer.to_str()
 
 
-def _read_vocabulary(folder: Path) -> tuple[Any, list[Any], str]:
-    """Ids by token, pairs of tokens in order of rank, and what to call their source in messages."""
-    whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
-    if whole.exists():
-        model = _read_object(whole).get("model")
-        if (
-            not isinstance(model, dict)
-            or model.get("type", "BPE") != "BPE"
-            or not isinstance(model.get("merges"), list)
-        ):
-            raise ValueError(f"{whole}: expected a byte-pair model (type BPE), which is what CLIP has")
-        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]  # older files: "a b"
-        return model.get("vocab"), list(map(tuple, pairs)), str(whole)
-    if not (vocab.exists() and merges.exists()):
-        raise FileNotFoundError(f"{folder}: holds neither tokenizer.json nor vocab.json with merges.txt")
-    lines = _read_text(merges).rstrip().split("\n")
-    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    bad = [pair for pair in pairs if len(pair) != 2]
-    if bad:
-        raise ValueError(f"{merges}: expected two tokens on a line, got {' '.join(bad[0])!r}")
-    return _read_object(vocab), list(map(tuple, pairs)), f"{vocab} with {merges.name}"
-
-
-def _read_special_tokens(folder: Path) -> tuple[dict[str, str], list[AddedToken]]:
-    """The text of each token of NAMED_TOKENS that there is, and all tokens to register, in transformers' order."""
-    config, overrides = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-    settings = _read_object(config) if config.exists() else {}
-    for name, supported in SETTINGS.items():
-        if settings.get(name, supported) != supported:
-            raise ValueError(f"{config}: {name} is {settings[name]!r}; only {supported!r} is supported")
-    listed = "added_tokens_decoder" in settings
-    overriding = _read_object(overrides) if overrides.exists() and not listed else {}
-
-    named = {}
-    for name, default in NAMED_TOKENS.items():
-        path = overrides if name in overriding else config
-        value = overriding.get(name, settings.get(name, default))
-        if value is not None or default is not None:
-            named[name] = _added_token(value, f"{path}: {name}", special=True)
-    extra = []
-    for path, values in (config, settings), (overrides, overriding):
-        given = values.get("extra_special_tokens") or values.get("additional_special_tokens") or []
-        entries = given.values() if isinstance(given, dict) else given if isinstance(given, list) else [given]
-        extra += [_added_token(value, f"{path}: additional_special_tokens", special=True) for value in entries]
-
-    if listed:
-        entries = settings["added_tokens_decoder"]
-        if not isinstance(entries, dict) or not all(map(str.isdecimal, entries)):
-            raise ValueError(f"{config}: added_tokens_decoder: expected tokens by id")
-        added = [_added_token(entries[i], f"{config}: added_tokens_decoder") for i in sorted(entries, key=int)]
-    else:
-        # Special are those that the files name, not those that nothing but the defaults name.
-        special = {token.content for name, token in named.items() if name in settings or name in overriding}
-        added = _read_unlisted_tokens(folder, special | {token.content for token in extra})
-    known = {token.content for token in added}
-    tokens = added + [token for token in (*named.values(), *extra) if token.content not in known]
-    return {name: token.content for name, token in named.items()}, tokens
-
-
-def _read_unlisted_tokens(folder: Path, special: set[str]) -> list[AddedToken]:
-    """The tokens of added_tokens.json and of tokenizer.json by ascending id, where tokenizer_config.json lists none."""
-    small, whole = folder / "added_tokens.json", folder / "tokenizer.json"
-    ids = _read_object(small) if small.exists() else {}
-    entries = _read_object(whole).get("added_tokens") or [] if whole.exists() else []
-    if not all(isinstance(index, int) for index in ids.values()):
-        raise ValueError(f"{small}: expected ids by token")
-    if not (isinstance(entries, list) and all(isinstance(e, dict) and isinstance(e.get("id"), int) for e in entries)):
-        raise ValueError(f"{whole}: added_tokens: expected a list of tokens with their ids")
-    tokens = {index: AddedToken(content, special=content in special) for content, index in ids.items()}
-    tokens |= {entry["id"]: _added_token(entry, f"{whole}: added_tokens") for entry in entries}
-    return [tokens[index] for index in sorted(tokens)]
-
-
-def _added_token(value: Any, where: str, *, special: bool = False) -> AddedToken:
-    """A token as the files write it: its text alone, which makes it special, or an object with its flags."""
-    if isinstance(value, str):
-        value, special = {"content": value}, True
-    if not (isinstance(value, dict) and isinstance(value.get("content"), str) and value["content"]):
-        raise ValueError(f"{where}: expected a token, its text or an object with its content, got {value!r}")
-    flags = {flag: bool(value[flag]) for flag in TOKEN_FLAGS if flag in value}
-    return AddedToken(value["content"], **(flags | {"special": True} if special else flags))
-
-
-def _read_text(path: Path) -> str:
-    if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:  # a pipe would block
-        raise ValueError(f"{path}: expected a file of up to {MAX_FILE_BYTES} bytes")
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text: {_line(error)}") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {_line(error)}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
 def _check_model(text: str) -> None:
     """Refuses a model at which the tokenizers library would panic: it cuts a prefix off every merge, there or not."""
     try:
@@ -377,7 +261,7 @@ def _check_model(text: str) -> None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return  # the library's own refusal says more
     if prefix and merges:
-        raise ValueError(f"tokenizer.json: continuing_subword_prefix is {prefix!r:.40}; CLIP's tokenizers have none")
+        raise ValueError(f"tokenizer.json: continuing_subword_prefix is {prefix!r:.40}; want none, as in CLIP's")
 
 
 def _line(error: BaseException) -> str:

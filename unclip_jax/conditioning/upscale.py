@@ -1,4 +1,4 @@
-"""The small picture that an upscaler enlarges: noised to a level, which hides what the model shall invent anew."""
+"""The small image that an upscaler enlarges: noised to a level, which hides the details that the model invents."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,25 +16,44 @@ MAX_LEVEL = 350
 def noise_low_res(
     pixels: jax.Array, levels: jax.Array, noise: jax.Array, *, alphas_cumprod: jax.Array | np.ndarray
 ) -> jax.Array:
-    """The small picture as the UNet reads it, beside latents of the same size: (B, h, w, 3) float32.
+    """The small image as the UNet reads it, beside latents of the same size.
 
-    pixels: (B, h, w, 3) in -1..1, see `unclip_jax.conditioning.vae_image.start_pixels` (bicubic in both references).
-    levels: (B,) int in 0..350, the UNet's class labels too; level 0 adds a little noise. noise: (B, h, w, 3) standard
-    normal. alphas_cumprod: (1000,), of the schedule in image space, `CheckpointConfig.image_noising`. The picture of
-    the unconditional half is the same. Source: the original's `low_scale_model`, diffusers' `low_res_scheduler`.
+    The unconditional half reads the same image. Source: the original's `low_scale_model`, diffusers'
+    `low_res_scheduler`.
+
+    Args:
+        pixels: (B, h, w, 3) in -1..1, see `unclip_jax.conditioning.vae_image.start_pixels` (bicubic in both
+            references).
+        levels: (B,) int in 0..350, which are also the UNet's class labels. Level 0 adds a little noise.
+        noise: (B, h, w, 3) standard normal.
+        alphas_cumprod: (1000,), of the schedule in image space, `CheckpointConfig.image_noising`.
+
+    Returns:
+        (B, h, w, 3) float32.
     """
     return add_noise(pixels, noise, jnp.asarray(alphas_cumprod)[levels])
 
 
-def check_levels(value: Any, pictures: int, rows: int = MAX_LEVEL + 1) -> np.ndarray:
-    """(pictures,) int32 noise levels out of one or one a picture.
+def check_levels(value: Any, images: int, rows: int = MAX_LEVEL + 1) -> np.ndarray:
+    """Checks the noise levels, one for all images or one per image.
 
-    rows: of the UNet's table of levels, where it has fewer than the published one. Raises ValueError otherwise.
+    Args:
+        value: An integer, or a sequence of them.
+        images: The number of images.
+        rows: The number of rows in the UNet's table of levels, if smaller than the published one.
+
+    Returns:
+        (images,) int32.
+
+    Raises:
+        ValueError: A level is out of range, or there is a wrong number of them.
     """
     several = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
-    levels = list(value) if several else [value] * pictures
-    if len(levels) != pictures:
-        raise ValueError(f"noise_level has {len(levels)} values; there are {pictures} pictures, want one for each")
+    levels = list(value) if several else [value] * images
+    if len(levels) != images:
+        raise ValueError(
+            f"noise_level has {len(levels)} values for {images} images; want one per image, or one for all"
+        )
     most = min(rows - 1, MAX_LEVEL)
     for level in levels:
         if not isinstance(level, int | np.integer) or isinstance(level, bool) or not 0 <= level <= most:

@@ -1,4 +1,4 @@
-"""Start pictures to what the VAE encodes: resized or padded to sizes that the networks take, in -1..1."""
+"""Images for the VAE's encoder: resized or padded to sizes that the networks take, in -1..1."""
 
 from typing import Any, Literal, get_args
 
@@ -13,22 +13,23 @@ FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICU
 
 
 def load_init_image(source: ImageSource, name: str = "image") -> NDArray[Any]:
-    """A picture as uint8 (H, W, 3), or, where it is an array (H, W, 3) of floats, as float32 0..1 with its own values.
+    """An image as uint8 (H, W, 3), or as float32 0..1 with its own values if it is an array (H, W, 3) of floats.
 
-    Anything else goes through `unclip_jax.conditioning.clip_image.load_image`, which rounds to 8 bits and which
-    refuses.
+    Other sources go through `unclip_jax.conditioning.clip_image.load_image`, which rounds to 8 bits and raises its
+    errors.
     """
-    picture = load_image(source, name)
+    loaded = load_image(source, name)
     if isinstance(source, Image.Image) or not hasattr(source, "__array__"):
-        return picture
+        return loaded
     array = np.asarray(source)
-    return array.astype(np.float32) if _is_float(array) and array.shape == picture.shape else picture
+    return array.astype(np.float32) if _is_float(array) and array.shape == loaded.shape else loaded
 
 
 def floor_size(image: NDArray[Any], multiple: int, name: str = "image") -> tuple[int, int]:
-    """The picture's height and width, each rounded down to a multiple. image: (H, W, ...).
+    """The image's height and width, each rounded down to a multiple. image: (H, W, ...).
 
-    Raises ValueError where a side is smaller than that.
+    Raises:
+        ValueError: A side is smaller than the multiple.
     """
     height, width = image.shape[:2]
     if min(height, width) < multiple:
@@ -44,15 +45,24 @@ def start_pixels(
     multiple: int,
     resample: Resample = "lanczos",
 ) -> NDArray[np.float32]:
-    """A start picture in the VAE's range and in a size that the networks take: (height, width, 3) float32 in -1..1.
+    """A start image in the VAE's range, at a size that the networks take.
 
-    image: uint8 (H, W, 3), or float32 (H, W, 3) in 0..1. height, width: None takes the picture's, rounded down to a
-        multiple. resample: "lanczos" for diffusers' pipelines and the original's `img2img`; "bicubic" for the upscaler
-        of either and for the original's depth and inpainting demos. Floats keep their values: they are resized to the
-        nearest pixel, as diffusers resizes arrays.
+    Floats keep their values: they are resized to the nearest pixel, as diffusers resizes arrays. Source: diffusers'
+    VaeImageProcessor.preprocess, bit for bit; the original's demos, up to the last bit.
 
-    Raises ValueError for a size that is no multiple and for a picture smaller than one where no size is given.
-    Source: diffusers' VaeImageProcessor.preprocess, bit for bit; the original's demos, up to the last bit.
+    Args:
+        image: (H, W, 3), uint8, or float32 in 0..1.
+        height: None takes the image's, rounded down to a multiple.
+        width: Likewise.
+        multiple: What both sides must be multiples of.
+        resample: "lanczos" for diffusers' pipelines and the original's `img2img`; "bicubic" for the upscaler of either
+            and for the original's depth and inpainting demos.
+
+    Returns:
+        (height, width, 3) float32 in -1..1.
+
+    Raises:
+        ValueError: The size is not a multiple, or no size is given and the image is smaller than one multiple.
     """
     _check_filter(resample)
     if height is None or width is None:
@@ -65,17 +75,26 @@ def start_pixels(
 
 
 def resize(image: NDArray[Any], height: int, width: int, resample: Resample = "lanczos") -> NDArray[Any]:
-    """(H, W, 3) uint8 by Pillow's filter; floats (H, W, ...) to the nearest pixel, as `torch.nn.functional.interpolate`
-    does by default. Returns (height, width, ...) of the same dtype."""
+    """Resizes by Pillow's filter, or floats to the nearest pixel, as `torch.nn.functional.interpolate` does by default.
+
+    Args:
+        image: (H, W, 3) uint8, or (H, W, ...) floats.
+        height: Of the result.
+        width: Of the result.
+        resample: Pillow's filter.
+
+    Returns:
+        (height, width, ...) of the same dtype.
+    """
     if _is_float(image):
         return resize_nearest(image, height, width)
     return np.asarray(Image.fromarray(image).resize((width, height), FILTERS[resample]))
 
 
 def resize_nearest(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """(H, W, ...) -> (height, width, ...): each pixel is the one that its upper left corner lies in.
+    """(H, W, ...) -> (height, width, ...): each pixel is the source pixel under its upper left corner.
 
-    Source: `torch.nn.functional.interpolate` in its default mode, which finds places in float32.
+    Source: `torch.nn.functional.interpolate` in its default mode, which computes positions in float32.
     """
     rows, columns = (
         np.minimum((np.arange(new, dtype=np.float32) * (np.float32(old) / np.float32(new))).astype(int), old - 1)
@@ -85,9 +104,9 @@ def resize_nearest(image: NDArray[Any], height: int, width: int) -> NDArray[Any]
 
 
 def pad_to_multiple(image: NDArray[Any], multiple: int = 64, least: int = 128) -> NDArray[Any]:
-    """(H, W, ...) with its last row and column repeated until both sides are multiples, and at least `least`.
+    """(H, W, ...) with the last row and column repeated until both sides are multiples, and at least `least`.
 
-    Source: the original's gradio demos, which resize nothing.
+    Source: the original's gradio demos, which do not resize.
     """
     height, width = (max(-(-side // multiple) * multiple, least) - side for side in image.shape[:2])
     return np.pad(image, ((0, height), (0, width), *[(0, 0)] * (image.ndim - 2)), mode="edge")

@@ -1,13 +1,13 @@
-"""The demo model: a tiny Stable unCLIP of 64x64 drawings that comes with the package, made by scripts/train_demo."""
+"""The demo model: a tiny Stable unCLIP of 64x64 drawings that ships with the package, made by scripts/demo/train."""
 
 from pathlib import Path
 
 
 def demo_model() -> Path:
-    """Where it is: a converted checkpoint, as any other."""
+    """The path of the demo model: a converted checkpoint like any other."""
     return Path(__file__).parent / "model"
 
 
-def demo_pictures() -> Path:
-    """A folder of drawings of things that the model has not seen drawn, 64x64 PNG."""
+def demo_images() -> Path:
+    """A folder of drawings of things whose drawings the model has not seen, 64x64 PNG."""
     return Path(__file__).parent / "pictures"

@@ -1,5 +1,6 @@
-"""Where arrays live: a mesh of devices, batches over its "data" axis, weights by an ordered rule table over "model"."""
+"""Placement of arrays: a mesh of devices, batches over its "data" axis, weights by a table of rules over "model"."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -26,15 +27,17 @@ PARTITION_RULES: list[tuple[str, tuple[str | None, ...]]] = [
 
 
 def local_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All local devices (or the given ones) along one "data" axis."""
+    """A mesh of all local devices (or the given ones) along one "data" axis."""
     return Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def check_mesh(mesh: Mesh) -> Mesh:
-    """The mesh with automatic axes, which leave it to the compiler how the networks are split.
+    """The mesh with automatic axes, which let the compiler decide how the networks are split.
 
-    Those that `jax.make_mesh` gives are explicit: every operation would have to say. Raises ValueError unless the axes
-    are "data" and/or "model".
+    `jax.make_mesh` gives explicit axes, with which every operation would have to decide that.
+
+    Raises:
+        ValueError: The axes are not "data" and/or "model".
     """
     if not mesh.axis_names or not set(mesh.axis_names) <= set(AXES):
         raise ValueError(f"mesh has axes {mesh.axis_names}; accepted: 'data' and/or 'model'")
@@ -42,7 +45,16 @@ def check_mesh(mesh: Mesh) -> Mesh:
 
 
 def parameter_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
-    """Where a parameter lives: replicated, or split over "model" where the rule's axis divides evenly."""
+    """The sharding of a parameter: split over "model" if the axis in its rule divides evenly, else replicated.
+
+    Args:
+        mesh: The mesh.
+        name: The parameter's name.
+        shape: Its shape.
+
+    Returns:
+        The sharding.
+    """
     axes = next(axes for pattern, axes in PARTITION_RULES if re.fullmatch(pattern, name))
     size = mesh.shape.get("model", 1)
     if size == 1 or any(axis == "model" and shape[i] % size for i, axis in enumerate(axes)):
@@ -51,12 +63,12 @@ def parameter_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSh
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Arrays whose first axis is the batch: split over "data"."""
+    """The sharding of arrays whose first axis is the batch: split over "data"."""
     return NamedSharding(mesh, P("data") if "data" in mesh.axis_names else P())
 
 
 def fully_sharded(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """An array of training split over all devices, along its longest axis that divides evenly; else replicated.
+    """The sharding of a training array: over all devices, along its longest axis that divides evenly; else replicated.
 
     Source: ZeRO's third stage (Rajbhandari et al. 2020, arXiv:1910.02054), which the compiler's partitioning gives.
     """
@@ -68,12 +80,12 @@ def fully_sharded(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """The sharding of arrays that are the same on every device."""
     return NamedSharding(mesh, P())
 
 
 def data_size(mesh: Mesh) -> int:
-    """How many ways the batch is split: batches are padded to a multiple of it."""
+    """The number of parts that the batch is split into: batches are padded to a multiple of it."""
     return mesh.shape.get("data", 1)
 
 
@@ -84,3 +96,63 @@ def pad_batch(tree: Any, size: int) -> Any:
         return a if len(a) == size else np.concatenate([a, np.repeat(a[-1:], size - len(a), axis=0)])
 
     return jax.tree.map(pad, tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Images that are made together.
+
+    Attributes:
+        mesh: where.
+        rows: (R,) int, the images' indices in the call; R is a multiple of the devices, the last index is repeated.
+        count: how many of the rows are images.
+        prompts: (R,) int, which prompt (or input image) each is of.
+        seed, indices: () uint32 and (R,) int32 on the devices, of the images' keys.
+    """
+
+    mesh: Mesh
+    rows: np.ndarray
+    count: int
+    prompts: np.ndarray
+    seed: jax.Array
+    indices: jax.Array
+
+    def split(self, array: np.ndarray) -> jax.Array:
+        """(R, ...) on the host -> over the devices."""
+        return jax.device_put(array, batch_sharding(self.mesh))
+
+    def of_images(self, values: np.ndarray) -> jax.Array:
+        """(B, ...), one for each image of the call -> (R, ...) over the devices."""
+        return self.split(values[self.rows])
+
+    def of_prompts(self, values: np.ndarray) -> jax.Array:
+        """(prompts, ...), or (1, ...) for all -> (R, ...) over the devices."""
+        return self.split(values[np.minimum(self.prompts, len(values) - 1)])
+
+    def by_call(self, values: np.ndarray) -> jax.Array:
+        """(network evaluations, B, ...) -> (network evaluations, R, ...) over the devices."""
+        spec = batch_sharding(self.mesh).spec
+        return jax.device_put(values[:, self.rows], NamedSharding(self.mesh, P(None, *spec)))
+
+    def everywhere(self, tree: Any) -> Any:
+        """Arrays that every device has whole."""
+        return jax.device_put(tree, replicated(self.mesh))
+
+    def trim(self, array: jax.Array) -> np.ndarray:
+        """(R, ...) -> (count, ...) on the host."""
+        return np.asarray(array)[: self.count]
+
+
+def make_chunk(mesh: Mesh, rows: np.ndarray, repeats: int, seed: int) -> Chunk:
+    """The chunk of the images with these indices, of which `repeats` neighbours are of one prompt."""
+    size = data_size(mesh)
+    padded = pad_batch(rows, -(-len(rows) // size) * size)
+    everywhere, by_batch = replicated(mesh), batch_sharding(mesh)
+    return Chunk(
+        mesh=mesh,
+        rows=padded,
+        count=len(rows),
+        prompts=padded // repeats,
+        seed=jax.device_put(np.uint32(seed), everywhere),
+        indices=jax.device_put(padded.astype(np.int32), by_batch),
+    )

@@ -1,7 +1,7 @@
 """CMMD: the maximum mean discrepancy of CLIP embeddings (Jayasumana et al. 2024, arXiv:2401.09603).
 
-Unlike FID it takes no shape of the distributions for granted and needs few pictures. It is a sum over all pairs, so
-that parts of the sum can be had on different machines and added.
+Unlike FID it assumes no shape of the distributions and needs few images. It is a sum over all pairs, so parts of the
+sum can be computed on different machines and added.
 """
 
 import functools
@@ -23,9 +23,18 @@ def _block(x: jax.Array, y: jax.Array, sigma: float) -> jax.Array:
 
 
 def kernel_sum(x: ArrayLike, y: ArrayLike, sigma: float = SIGMA, block: int = 4096) -> float:
-    """The Gaussian kernel summed over all pairs of rows of x (N, D) and y (M, D), a block of pairs at a time.
+    """The Gaussian kernel summed over all pairs of rows of x and y, a block of pairs at a time.
 
-    Any arrays of rows will do, memory-mapped ones too. Sums over parts of x or of y add up.
+    Sums over parts of x or of y add up.
+
+    Args:
+        x: (N, D), any array of rows, memory-mapped ones included.
+        y: (M, D), likewise.
+        sigma: The bandwidth.
+        block: The number of rows of x and of y at a time.
+
+    Returns:
+        The sum.
     """
     x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
     total = 0.0
@@ -36,9 +45,21 @@ def kernel_sum(x: ArrayLike, y: ArrayLike, sigma: float = SIGMA, block: int = 40
 
 
 def cmmd(reference: ArrayLike, generated: ArrayLike, sigma: float = SIGMA, block: int = 4096) -> float:
-    """The squared discrepancy times 1000, of embeddings (N, D) and (M, D), normalised here; 0 for equal sets.
+    """The squared discrepancy times 1000; 0 for equal sets.
 
-    The biased estimate that the paper's code computes: pairs of a row with itself count. Raises ValueError for no rows.
+    It is the biased estimate that the paper's code computes: pairs of a row with itself count.
+
+    Args:
+        reference: (N, D) embeddings, normalised here.
+        generated: (M, D) embeddings, normalised here.
+        sigma: The bandwidth.
+        block: As in `kernel_sum`.
+
+    Returns:
+        The discrepancy.
+
+    Raises:
+        ValueError: There are no rows.
     """
     x, y = (_unit(each) for each in (reference, generated))
     within = kernel_sum(x, x, sigma, block) / len(x) ** 2 + kernel_sum(y, y, sigma, block) / len(y) ** 2

@@ -1,26 +1,32 @@
-"""Colour and shape by plain arithmetic: a judge of variations that no network was trained for."""
+"""Colour and shape by plain arithmetic: a judge of variations that no network was trained against."""
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-SIDE = 64  # what is looked at, in pixels
+SIDE = 64  # the size at which images are described, in pixels
 CELLS = 8
 ORIENTATIONS = 8
 
 
-def color_and_shape(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Describes pictures, (B, H, W, 3) uint8, by unit vectors (B, D): half the length is colour, half is shape.
+def color_and_shape(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Describes images by unit vectors: half the length is colour, half is shape.
 
-    Colour: mean lightness and two opponent colours of 8x8 cells. Shape: histograms of gradient directions in the same
-    cells, weighted by their strength (Dalal & Triggs 2005, without their blocks). Both less their mean over cells, so
-    that what is the same everywhere says nothing.
+    Colour is the mean lightness and two opponent colours of 8x8 cells. Shape is histograms of gradient directions in
+    the same cells, weighted by their strength (Dalal & Triggs 2005, without their blocks). The mean over cells is
+    subtracted from both, so that what is the same everywhere does not count.
+
+    Args:
+        images: (B, H, W, 3) uint8.
+
+    Returns:
+        (B, D) float64.
     """
-    return np.stack([_describe(picture) for picture in pictures])
+    return np.stack([_describe(image) for image in images])
 
 
-def _describe(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
-    small = np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BOX), np.float64) / 255
+def _describe(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+    small = np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX), np.float64) / 255
     red, green, blue = np.moveaxis(small, -1, 0)
     light = (red + green + blue) / 3
     opponents = np.stack([light, red - green, (red + green) / 2 - blue], axis=-1)

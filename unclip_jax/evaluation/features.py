@@ -1,4 +1,4 @@
-"""Networks that look at pictures, over all devices: what the metrics are computed of."""
+"""The networks whose features the metrics compare, run over all devices."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from unclip_jax.checkpoints.checkpoint import Checkpoint
 from unclip_jax.checkpoints.config import ClipConfig, PriorCheckpointConfig
 from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import Network, abstract_network
-from unclip_jax.conditioning.clip_image import Dialect, preprocess
+from unclip_jax.conditioning.clip_image import Preprocess, preprocess
 from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.distributed.mesh import batch_sharding, data_size, pad_batch, replicated
 from unclip_jax.models.clip import TextEncoder, VisionEncoder
@@ -23,7 +23,7 @@ Images = Sequence[NDArray[np.uint8]]
 
 
 def over_devices(function: Callable[[Any, jax.Array], jax.Array], params: Any, mesh: Mesh, batch_size: int) -> Any:
-    """A function of a batch as one of any number of rows: (N, ...) -> (N, ...), in batches over the devices."""
+    """Turns a function of a batch into one of any number of rows: (N, ...) -> (N, ...), in batches over the devices."""
     compiled = jax.jit(function)
     params = jax.device_put(params, replicated(mesh))
     size = -(-batch_size // data_size(mesh)) * data_size(mesh)
@@ -41,16 +41,25 @@ def over_devices(function: Callable[[Any, jax.Array], jax.Array], params: Any, m
 
 @dataclasses.dataclass(frozen=True)
 class ClipFeatures:
-    """A CLIP model's two towers: pictures and texts -> embeddings (N, D), un-normalised."""
+    """The two towers of a CLIP model: images and texts -> embeddings (N, D), un-normalised."""
 
-    pictures: Callable[[Images], NDArray[np.float32]]
+    images: Callable[[Images], NDArray[np.float32]]
     texts: Callable[[Sequence[str]], NDArray[np.float32]]
 
 
 def clip_features(checkpoint: Checkpoint, mesh: Mesh, batch_size: int = 32) -> ClipFeatures:
-    """The towers of an open checkpoint: a CLIP model, or one of the family whose towers have their projections.
+    """The towers of an open CLIP model, or of a checkpoint of the family whose towers have their projections.
 
-    Raises ValueError for a checkpoint without an image encoder, or whose text tower has no projection.
+    Args:
+        checkpoint: The open checkpoint.
+        mesh: The devices.
+        batch_size: Images or texts at a time.
+
+    Returns:
+        The towers as functions.
+
+    Raises:
+        ValueError: The checkpoint has no image encoder, or its text tower no projection.
     """
     config = checkpoint.config
     if (
@@ -58,19 +67,19 @@ def clip_features(checkpoint: Checkpoint, mesh: Mesh, batch_size: int = 32) -> C
         or config.image_encoder is None
         or config.text_encoder.projection_dim is None
     ):
-        raise ValueError(f"{checkpoint.source}: no CLIP model with both its towers and their projections")
+        raise ValueError(f"{checkpoint.source} is not a CLIP model with both towers and their projections")
     networks = {
         "image_encoder": abstract_network(VisionEncoder, config.image_encoder),
         "text_encoder": abstract_network(TextEncoder, config.text_encoder),
     }
     loaded = load_networks(checkpoint, networks, mesh)
     vision, text = loaded["image_encoder"], loaded["text_encoder"]
-    dialect: Dialect = "diffusers" if isinstance(config, ClipConfig) else config.preprocess
+    mode: Preprocess = "diffusers" if isinstance(config, ClipConfig) else config.preprocess
     size, tokenizer = config.image_encoder.image_size, checkpoint.tokenizer
     see = over_devices(lambda params, x: vision.merge(params)(x), vision.params, mesh, batch_size)
     read = over_devices(lambda params, tokens: text.merge(params).embed(tokens), text.params, mesh, batch_size)
     return ClipFeatures(
-        lambda pictures: see(np.stack([preprocess(picture, dialect, size) for picture in pictures])),
+        lambda images: see(np.stack([preprocess(image, mode, size) for image in images])),
         lambda texts: read(_tokens(tokenizer, texts)),
     )
 
@@ -78,19 +87,29 @@ def clip_features(checkpoint: Checkpoint, mesh: Mesh, batch_size: int = 32) -> C
 def embed_texts(
     checkpoint: Checkpoint, texts: Sequence[str], mesh: Mesh, *, normalize: bool = False
 ) -> NDArray[np.float32]:
-    """Texts in the joint space of an open CLIP checkpoint, whose text tower alone is read: (texts, D) float32.
+    """Embeds texts in the joint space of an open CLIP checkpoint, of which only the text tower is read.
 
-    The pictures' counterpart is an unCLIP pipeline's `encode_image_embeds`, if its image encoder is of the same CLIP
-    model: OpenCLIP's ViT-H/14 (laion2b_s32b_b79k) for Stable Diffusion's unCLIP H, OpenAI's ViT-L/14 for L. A text's
-    embedding does not depend on its company. normalize: to length 1.
+    The counterpart for images is an unCLIP pipeline's `encode_image_embeds`, if its image encoder belongs to the same
+    CLIP model: OpenCLIP's ViT-H/14 (laion2b_s32b_b79k) for Stable Diffusion's unCLIP H, OpenAI's ViT-L/14 for L. A
+    text's embedding does not depend on the other texts.
 
-    Raises ValueError for a text tower without its projection, as Stable Diffusion checkpoints have it, no texts, and
-    tokens outside the tower's vocabulary.
+    Args:
+        checkpoint: The open checkpoint.
+        texts: The texts.
+        mesh: The devices.
+        normalize: Scale the embeddings to length 1.
+
+    Returns:
+        (texts, D) float32.
+
+    Raises:
+        ValueError: The text tower has no projection (as in Stable Diffusion checkpoints), there are no texts, or a
+            token is outside the tower's vocabulary.
     """
     config = checkpoint.config.text_encoder
     if config.projection_dim is None:
         raise ValueError(
-            f"{checkpoint.source}: its text encoder has no projection into the joint space; open the CLIP model itself"
+            f"{checkpoint.source}: the text encoder has no projection into the joint space; open the CLIP model itself"
         )
     if isinstance(texts, str) or not len(texts):
         raise ValueError(f"texts is {texts!r}; want a list of at least one string")
@@ -109,11 +128,17 @@ def _tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> NDArray[np.int32]:
 
 
 def inception_features(network: Network, mesh: Mesh, batch_size: int = 32) -> Callable[[Images], NDArray[np.float32]]:
-    """Pictures of one size -> Inception's features (N, 2048), as FID wants them.
+    """Inception's features of images of one size, as FID needs them.
 
-    network: from `convert.inception.open_inception`.
+    Args:
+        network: From `convert.inception.open_inception`.
+        mesh: The devices.
+        batch_size: Images at a time.
+
+    Returns:
+        Images -> (N, 2048) float32.
     """
     run = over_devices(
         lambda params, x: network.merge(params)(x.astype(jnp.float32) / 255), network.params, mesh, batch_size
     )
-    return lambda pictures: run(np.stack(list(pictures)))
+    return lambda images: run(np.stack(list(images)))

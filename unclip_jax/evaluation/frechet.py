@@ -1,7 +1,7 @@
 """The Fréchet distance of two sets of features, from statistics that can be gathered in any order and merged.
 
-With features of Inception it is FID (Heusel et al. 2017, arXiv:1706.08500), with those of CLIP CLIP-FID (Kynkäänniemi
-et al. 2022, arXiv:2203.06026).
+With Inception's features it is FID (Heusel et al. 2017, arXiv:1706.08500), with CLIP's it is CLIP-FID (Kynkäänniemi et
+al. 2022, arXiv:2203.06026).
 """
 
 from typing import NamedTuple
@@ -11,7 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 
 
 class Moments(NamedTuple):
-    """Of so many features. mean: (D,); scatter: (D, D), the sum of the centred outer products; float64."""
+    """The moments of a set of features.
+
+    Attributes:
+        size: The number of features.
+        mean: (D,) float64.
+        scatter: (D, D) float64, the sum of the centred outer products.
+    """
 
     size: int
     mean: NDArray[np.float64]
@@ -19,19 +25,23 @@ class Moments(NamedTuple):
 
     @property
     def covariance(self) -> NDArray[np.float64]:
-        """(D, D), of a sample. Raises ValueError for fewer than two features."""
+        """The sample covariance, (D, D).
+
+        Raises:
+            ValueError: There are fewer than two features.
+        """
         if self.size < 2:
-            raise ValueError(f"a covariance wants at least 2 features, got {self.size}")
+            raise ValueError(f"a covariance needs at least 2 features; there are {self.size}")
         return self.scatter / (self.size - 1)
 
 
 def no_moments(width: int) -> Moments:
-    """Before the first feature."""
+    """The moments of an empty set."""
     return Moments(0, np.zeros(width), np.zeros((width, width)))
 
 
 def moments(features: ArrayLike) -> Moments:
-    """Of features (N, D), N >= 1, any floating dtype."""
+    """The moments of features (N, D), N >= 1, of any floating dtype."""
     x = np.asarray(features, np.float64)
     mean = x.mean(axis=0)
     centred = x - mean
@@ -39,7 +49,7 @@ def moments(features: ArrayLike) -> Moments:
 
 
 def merge(first: Moments, second: Moments) -> Moments:
-    """Of all features of both (Chan et al. 1983): exact, in any order."""
+    """The moments of both sets together (Chan et al. 1983): exact, in any order."""
     size = first.size + second.size
     if not size:
         return first
@@ -50,10 +60,20 @@ def merge(first: Moments, second: Moments) -> Moments:
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), never negative but for rounding.
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), never negative except for rounding.
 
     The root's trace is the sum of the roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric: no
-    imaginary part appears, and covariances that are singular do no harm.
+    imaginary part appears, and singular covariances do no harm.
+
+    Args:
+        first: Moments of one set.
+        second: Moments of the other.
+
+    Returns:
+        The distance.
+
+    Raises:
+        ValueError: A set has fewer than two features.
     """
     one, two = first.covariance, second.covariance
     values, vectors = np.linalg.eigh(one)

@@ -1,10 +1,10 @@
-"""The model card's evaluation, and unCLIP's own, of one or more checkpoints: pictures made, looked at, counted.
+"""The evaluation of the model card, and unCLIP's own, for one or more checkpoints.
 
-By guidance: variations of every picture with its caption as the prompt, 50 DDIM steps, guidance 1.5, 2 to 8; for each
-guidance the Fréchet distances and CMMD to the pictures themselves, and the CLIP score of pictures and captions. By
-noise level: variations without a prompt; what they keep of their source, and how much they differ.
+By guidance: variations of every image with its caption as the prompt, 50 DDIM steps, guidance 1.5, 2 to 8. For each
+guidance: the Fréchet distances and CMMD to the images themselves, and the CLIP score of images and captions. By noise
+level: variations without a prompt; how much they keep of their source, and how much they differ.
 
-What has been counted is written after every batch, so that an evaluation that was interrupted goes on where it was.
+Statistics are written after every batch, so an interrupted evaluation resumes where it stopped.
 """
 
 import dataclasses
@@ -35,8 +35,22 @@ NOISE_LEVELS = (0, 200, 400, 600, 800, 1000)
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What is measured. steps of the scheduler; noise_level of the pictures with prompts; level_guidance of the
-    variations without, of which there are `variations` a picture; batch_size: pictures made at a time."""
+    """What is measured.
+
+    Args:
+        guidance_scales: The scales to compare.
+        noise_levels: The noise levels to compare.
+        scheduler: The solver.
+        steps: Its number of steps.
+        noise_level: Of the images with prompts.
+        level_guidance: The guidance scale of the variations without prompts.
+        variations: The number of variations without a prompt, per image and noise level.
+        seed: The seed.
+        batch_size: Images made at a time.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
 
     guidance_scales: tuple[float, ...] = GUIDANCE_SCALES
     noise_levels: tuple[int, ...] = NOISE_LEVELS
@@ -58,7 +72,13 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class Judges:
-    """Who looks at the pictures: a CLIP model; Inception, or None for no FID. names tell them from others."""
+    """The networks that judge the images.
+
+    Args:
+        names: What distinguishes them from other judges.
+        clip: A CLIP model.
+        inception: Inception's features, or None for no FID.
+    """
 
     names: tuple[str, ...]
     clip: ClipFeatures
@@ -67,7 +87,7 @@ class Judges:
 
 @dataclasses.dataclass
 class Counts:
-    """What has been counted of one setting; see `unclip_jax.evaluation.frechet.Moments` for the moments."""
+    """The statistics of one setting; see `unclip_jax.evaluation.frechet.Moments` for the moments."""
 
     done: int
     clip: Moments
@@ -79,9 +99,18 @@ class Counts:
 
 
 def coco_captions(path: Path, folder: Path) -> list[Record]:
-    """The pictures of a COCO captions file, in the order of their ids, each with its first caption.
+    """The images of a COCO captions file, in the order of their ids, each with its first caption.
 
-    Raises FileNotFoundError; ValueError for a file of another kind.
+    Args:
+        path: The captions file.
+        folder: The folder of the images.
+
+    Returns:
+        The images with their captions.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is a file of another kind.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"captions: no such file: {path}")
@@ -102,29 +131,37 @@ def coco_captions(path: Path, folder: Path) -> list[Record]:
 def evaluate(
     name: str, pipe: UnCLIPPipeline, records: Sequence[Record], judges: Judges, protocol: Protocol, folder: Path
 ) -> dict[str, Any]:
-    """Measures one checkpoint; returns JSON types: "guidance" and "noise_level", lists of rows.
+    """Evaluates one checkpoint.
 
-    records: pictures with their captions. folder: where what was counted is kept, apart for other pictures, judges and
-    protocols.
+    Args:
+        name: The checkpoint's name in the results.
+        pipe: Its pipeline.
+        records: Images with their captions.
+        judges: The judges.
+        protocol: What is measured.
+        folder: Where statistics are kept, separately for other images, judges and protocols.
+
+    Returns:
+        JSON types: "guidance" and "noise_level", lists of rows.
     """
     side = pipe.config.unet.sample_size * pipe.config.vae.factor
     facts = {
         "model": name,
         "judges": list(judges.names),
-        "pictures": _digest(str(record) + record.text for record in records),
+        "images": _digest(str(record) + record.text for record in records),
         **{k: v for k, v in dataclasses.asdict(protocol).items() if k in ("scheduler", "steps", "noise_level", "seed")},
     }
     state = _States(Path(folder) / "counted" / _digest([json.dumps(facts, sort_keys=True)])[:16], facts)
-    reference = _count(state, "reference", records, protocol, judges, side, lambda batch, pictures, indices: pictures)
+    reference = _count(state, "reference", records, protocol, judges, side, lambda batch, sources, indices: sources)
 
     def make(guidance: float, level: int, prompted: bool, copies: int) -> Any:
-        def made(batch: Sequence[Record], pictures: Images, indices: NDArray[np.int64]) -> Images:
-            outputs = (indices[:, None] * copies + np.arange(copies)).ravel()  # a picture's index in the whole run
+        def made(batch: Sequence[Record], sources: Images, indices: NDArray[np.int64]) -> Images:
+            outputs = (indices[:, None] * copies + np.arange(copies)).ravel()  # an image's index in the whole run
             keys = image_keys(protocol.seed, jnp.asarray(outputs))
             width = pipe.config.image_encoder.projection_dim if pipe.config.image_encoder is not None else 0
             latents = (pipe.config.unet.sample_size,) * 2 + (pipe.config.vae.latent_channels,)
             images = pipe(
-                image=list(pictures),
+                image=list(sources),
                 prompt=[record.text if prompted else "" for record in batch],
                 noise_level=level,
                 guidance_scale=guidance,
@@ -182,17 +219,17 @@ def _count(
     side: int,
     make: Callable[[Sequence[Record], Images, NDArray[np.int64]], Images],
 ) -> Counts:
-    """Makes the pictures of one setting and counts them, from where it was interrupted."""
+    """Generates the images of one setting and updates its statistics, from where it was interrupted."""
     counts = state.read(name)
-    with Progress(name.replace("-", " "), len(records), unit="picture") as bar:
+    with Progress(name.replace("-", " "), len(records), unit="image") as bar:
         bar.update(counts.done)
         while counts.done < len(records):
             batch = records[counts.done : counts.done + protocol.batch_size]
             indices = np.arange(counts.done, counts.done + len(batch))
-            pictures = [square(load_rgb(record), side, "center", np.random.default_rng(0)) for record in batch]
-            made = make(batch, pictures, indices)
-            seen, copies = judges.clip.pictures(made), len(made) // len(batch)
-            source = np.repeat(judges.clip.pictures(pictures), copies, axis=0)
+            sources = [square(load_rgb(record), side, "center", np.random.default_rng(0)) for record in batch]
+            made = make(batch, sources, indices)
+            seen, copies = judges.clip.images(made), len(made) // len(batch)
+            source = np.repeat(judges.clip.images(sources), copies, axis=0)
             texts = np.repeat(judges.clip.texts([record.text for record in batch]), copies, axis=0)
             counts.retention += float(cosines(seen, source).sum()) / copies
             counts.clip_score += float(cosines(seen, texts).sum()) / copies
@@ -210,7 +247,7 @@ def _count(
 
 
 class _States:
-    """Counts on the disk, one file a setting."""
+    """Statistics on the disk, one file per setting."""
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]):
         self.folder = folder

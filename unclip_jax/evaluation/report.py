@@ -1,4 +1,4 @@
-"""What an evaluation leaves: `results.json`, `results.md`, and two plots."""
+"""The files of an evaluation: `results.json`, `results.md`, and two plots."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,17 @@ HEADINGS = {
 
 
 def write_report(results: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Writes the results of one or more checkpoints, as `unclip_jax.evaluation.protocol.evaluate` returns them.
+    """Writes the results of one or more checkpoints.
 
-    Returns the files' paths. Raises ModuleNotFoundError, saying what to install, without matplotlib.
+    Args:
+        results: From `unclip_jax.evaluation.protocol.evaluate`.
+        folder: Where to write.
+
+    Returns:
+        The files' paths.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is missing. The message says what to install.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,10 +46,10 @@ def write_report(results: Sequence[Mapping[str, Any]], folder: Path) -> list[Pat
 
 
 def tables(results: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as Markdown, a section a checkpoint."""
+    """The results as Markdown, one section per checkpoint."""
     parts = []
     for result in results:
-        how = f"{result['count']} pictures, {result['steps']} {result['scheduler']} steps"
+        how = f"{result['count']} images, {result['steps']} {result['scheduler']} steps"
         parts.append(f"## {result['model']}\n\n{how}\n")
         for rows in (result["guidance"], result["by_noise_level"]):
             if rows:
@@ -65,7 +73,7 @@ def _figure() -> Any:
 
 
 def _pareto(results: Sequence[Mapping[str, Any]]) -> Any:
-    """Distance against agreement, one line a checkpoint, its points labelled with their guidance."""
+    """Distance against agreement, one line per checkpoint, with points labelled by guidance."""
     figure = _figure()
     axes = figure.subplots()
     distance = "fid" if all("fid" in row for result in results for row in result["guidance"]) else "clip_fid"
@@ -83,7 +91,7 @@ def _pareto(results: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _levels(results: Sequence[Mapping[str, Any]]) -> Any:
-    """What variations keep, and how much they differ, against the noise level."""
+    """How much variations keep, and how much they differ, against the noise level."""
     figure = _figure()
     axes = figure.subplots()
     for result in results:

@@ -1,17 +1,17 @@
 """The library's one entry point for attention, and its implementations.
 
-Which one runs is a function of the platform and of static shapes, `attention_kernel`:
+The implementation is a function of the platform and of static shapes, `attention_kernel`:
 
 - "cudnn": NVIDIA's flash attention, for half precision and heads of at most 128;
 - "flash": the Pallas kernel for TPUs, for lengths that fill its blocks;
-- "heads": a CPU's way with long sequences, one head and one block of queries at a time, so that a block's logits stay
-  in cache (0.25 s against 0.75 s for the plain form at 4096 tokens, 10 heads of 64, on 2 cores);
-- "queries": an accelerator's way with long sequences that its flash kernel does not take (the VAE's head of 512): all
-  heads, one block of queries at a time, to bound memory;
+- "heads": long sequences on a CPU, one head and one block of queries at a time, so that a block's logits stay in cache
+  (0.25 s against 0.75 s for the plain form at 4096 tokens, 10 heads of 64, on 2 cores);
+- "queries": long sequences on an accelerator whose flash kernel does not take them (the VAE's head of 512): all heads,
+  one block of queries at a time, to bound memory;
 - "plain": everything at once, and the only one that takes a bias.
 
-All of them keep the queries, keys and values for the backward pass and compute the rest again, so that training memory
-grows with the number of tokens and not with its square.
+All of them keep the queries, keys and values for the backward pass and recompute the rest, so that training memory
+grows with the number of tokens, not with its square.
 """
 
 from typing import Any
@@ -35,9 +35,17 @@ def attend(
 ) -> jax.Array:
     """Multi-head attention, softmax(q k^T / sqrt(H) + bias) v for each head.
 
-    q: (B, T, N, H); k and v: (B, S, N, H); bias: float32, broadcastable to (B, N, T, S), with -inf where a query must
-    not look (somewhere it must). chunk: queries at a time, to bound memory, instead of the platform's own way; a bias
-    is not cut. Returns (B, T, N, H) in q's dtype. Logits and softmax are float32 whatever that is.
+    Logits and softmax are float32 whatever the dtype of q.
+
+    Args:
+        q: (B, T, N, H).
+        k: (B, S, N, H).
+        v: (B, S, N, H).
+        bias: float32, broadcastable to (B, N, T, S), with -inf where a query must not attend (it must somewhere).
+        chunk: The number of queries at a time, to bound memory, instead of the platform's own way. A bias is not split.
+
+    Returns:
+        (B, T, N, H) in q's dtype.
     """
     tokens, head_dim = q.shape[1], q.shape[3]
     k, v = k.astype(q.dtype), v.astype(q.dtype)
@@ -55,7 +63,16 @@ def attend(
 def attention_kernel(platform: str, dtype: Any, tokens: int, context_tokens: int, head_dim: int, has_bias: bool) -> str:
     """The implementation that `attend` takes: "plain", "heads", "queries", "cudnn" or "flash".
 
-    platform: "cpu", "gpu" (NVIDIA), "tpu" or any other name; the rest describes q, k and the bias.
+    Args:
+        platform: "cpu", "gpu" (NVIDIA), "tpu" or any other name.
+        dtype: Of q, k and v.
+        tokens: T.
+        context_tokens: S.
+        head_dim: H.
+        has_bias: Whether there is a bias.
+
+    Returns:
+        The implementation's name.
     """
     if has_bias:
         return "plain"

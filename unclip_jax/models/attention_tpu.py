@@ -1,7 +1,7 @@
 """The Pallas flash attention that JAX ships for TPUs, made to work under grad, vmap and on several devices.
 
-Four layers, the outermost first: the gradient, because the next two have no rule for it; vmap, which becomes a larger
-batch; the partitioning over devices by batch and by heads (`over_devices` has both), because the compiler does not
+It has four layers, from the outside: the gradient, because the next two have no rule for it; vmap, which becomes a
+larger batch; the partitioning over devices by batch and heads (`over_devices` does both), because the compiler does not
 split a Pallas call by itself; and the kernel.
 """
 
@@ -13,9 +13,15 @@ from unclip_jax.models.partition import over_devices
 
 @jax.custom_vjp
 def flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(H)) v. q: (B, T, N, H), k and v: (B, S, N, H) -> (B, T, N, H).
+    """softmax(q k^T / sqrt(H)) v.
 
-    T and S must be multiples of 128, and so must H if it is larger than that.
+    Args:
+        q: (B, T, N, H). T is a multiple of 128, and so is H if it is larger than 128.
+        k: (B, S, N, H). S is a multiple of 128.
+        v: (B, S, N, H).
+
+    Returns:
+        (B, T, N, H).
     """
     return _forward(q, k, v)
 

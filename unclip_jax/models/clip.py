@@ -1,6 +1,6 @@
-"""The CLIP towers that describe text and pictures (Radford et al. 2021, arXiv:2103.00020).
+"""The CLIP towers, which embed text and images (Radford et al. 2021, arXiv:2103.00020).
 
-OpenCLIP's ViT-H/14 (exact GELU) and OpenAI's ViT-L/14 (QuickGELU) are the same two classes with other numbers. Each
+OpenCLIP's ViT-H/14 (exact GELU) and OpenAI's ViT-L/14 (QuickGELU) are the same two classes with different numbers. Each
 tower's layers are stacked along a leading axis and scanned, so that 32 layers compile as one.
 """
 
@@ -20,10 +20,23 @@ Activation = Literal["gelu", "quick_gelu"]
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The architecture of a text tower; the defaults are what Stable Diffusion 2 runs of OpenCLIP ViT-H/14.
+    """The architecture of a text tower; the defaults are the part of OpenCLIP ViT-H/14 that Stable Diffusion 2 runs.
 
-    That is 23 of its 24 layers, followed by the final norm: "the penultimate layer". `projection_dim` is the width of
-    the joint space for towers used with their projection, None for towers that only give hidden states.
+    That is 23 of its 24 layers, followed by the final norm: "the penultimate layer".
+
+    Args:
+        vocab_size: The number of token ids.
+        context_length: The number of positions.
+        width: The width of the hidden states.
+        layers: The number of layers.
+        heads: The number of attention heads, which divides `width`.
+        mlp_width: The width of the MLP's hidden layer.
+        activation: "gelu" or "quick_gelu".
+        projection_dim: The width of the joint space, for towers used with their projection; None for towers that only
+            give hidden states.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     vocab_size: int = 49408
@@ -41,7 +54,21 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """The architecture of a vision tower; the defaults are OpenCLIP ViT-H/14's."""
+    """The architecture of a vision tower; the defaults are OpenCLIP ViT-H/14's.
+
+    Args:
+        image_size: S, the side of the image in pixels.
+        patch_size: The side of a patch, at most `image_size`.
+        width: As in `TextConfig`.
+        layers: As in `TextConfig`.
+        heads: As in `TextConfig`.
+        mlp_width: As in `TextConfig`.
+        activation: As in `TextConfig`.
+        projection_dim: The width of the joint space.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
 
     image_size: int = 224
     patch_size: int = 14
@@ -59,11 +86,11 @@ class VisionConfig:
 
     @property
     def tokens(self) -> int:
-        """Patches and the class token."""
+        """The number of patches, plus one for the class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
 
-MAX_LAYERS = 1024  # a broken file shall not take the memory
+MAX_LAYERS = 1024  # a broken file must not fill the memory
 
 
 def _check_layers(config: TextConfig | VisionConfig) -> None:
@@ -71,7 +98,7 @@ def _check_layers(config: TextConfig | VisionConfig) -> None:
     if not 1 <= config.layers <= MAX_LAYERS:
         raise ValueError(f"{name}.layers is {config.layers}; want 1 to {MAX_LAYERS}")
     if config.heads < 1 or config.width % config.heads:
-        raise ValueError(f"{name}.width {config.width} is not divisible by heads={config.heads}")
+        raise ValueError(f"{name}.width is {config.width}; want a multiple of heads, {config.heads}")
     if config.activation not in get_args(Activation):
         raise ValueError(f"{name}.activation is {config.activation!r}; accepted: {', '.join(get_args(Activation))}")
 
@@ -97,7 +124,7 @@ def activate(kind: Activation, x: jax.Array) -> jax.Array:
 
 
 class Layer(nnx.Module):
-    """Pre-norm attention and MLP. Call: x (B, T, width), bias as `attend` takes it -> (B, T, width)."""
+    """Pre-norm attention and MLP. Call: x (B, T, width), bias as in `attend` -> (B, T, width)."""
 
     def __init__(self, config: LayerConfig, *, epsilon: float = 1e-5, **kw: Any):
         width = config.width
@@ -120,7 +147,7 @@ class Layer(nnx.Module):
 
 
 def stack_layers(config: LayerConfig, rngs: nnx.Rngs, **kw: Any) -> Layer:
-    """All layers of a tower as one module whose parameters have a leading axis, (layers, ...)."""
+    """All layers of a tower as one module, whose parameters have a leading axis, (layers, ...)."""
 
     @nnx.split_rngs(splits=config.layers)
     @nnx.vmap(in_axes=(0,), out_axes=0)
@@ -139,7 +166,19 @@ def run_layers(
     start: int | None = None,
     stop: int | None = None,
 ) -> jax.Array:
-    """The stacked layers start..stop, one after the other. x: (B, T, width), bias as `attend` takes it -> x's shape."""
+    """Runs the stacked layers start..stop, one after the other.
+
+    Args:
+        layers: The stacked layers.
+        x: (B, T, width).
+        bias: As in `attend`.
+        remat: Recompute each layer in the backward pass instead of keeping its activations.
+        start: The first layer; None for 0.
+        stop: The end, exclusive; None for all.
+
+    Returns:
+        (B, T, width).
+    """
     graphdef, state = nnx.split(layers)
     if (start, stop) != (None, None):
         state = jax.tree.map(lambda stacked: stacked[start:stop], state)
@@ -187,15 +226,27 @@ class TextEncoder(nnx.Module):
         return self.final_norm(run_layers(self.layers, x, jnp.asarray(future), remat=self.remat))
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """tokens: (B, T) -> (B, projection_dim), un-normalised: the projected state of each text's end token.
+        """Embeds texts: the projected state of each text's end token, un-normalised.
 
-        The end token is the highest id of the vocabulary, so its first place is the arg-max. Raises ValueError when
-        the tower was loaded without its projection.
+        The end token has the highest id of the vocabulary, so its first position is the arg-max.
+
+        Args:
+            tokens: (B, T) int32.
+
+        Returns:
+            (B, projection_dim).
+
+        Raises:
+            ValueError: The tower was loaded without its projection.
         """
         return self.describe(tokens)[1]
 
     def describe(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What the call and `embed` give, from one pass: (B, T, width) and (B, projection_dim)."""
+        """The results of the call and of `embed` from one pass: (B, T, width) and (B, projection_dim).
+
+        Raises:
+            ValueError: The tower was loaded without its projection.
+        """
         if self.projection is None:
             raise ValueError("this text tower has no projection into the joint space (projection_dim is None)")
         hidden = self(tokens)
@@ -249,7 +300,13 @@ class VisionEncoder(nnx.Module):
 def similarity(image_embeds: jax.Array, text_embeds: jax.Array, logit_scale: jax.Array | float) -> jax.Array:
     """CLIP's logits, exp(logit_scale) times the cosine of each image with each text (arXiv:2103.00020).
 
-    image_embeds: (B, D), text_embeds: (C, D), of any length; logit_scale: () -> (B, C) float32.
+    Args:
+        image_embeds: (B, D), of any length.
+        text_embeds: (C, D), of any length.
+        logit_scale: ().
+
+    Returns:
+        (B, C) float32.
     """
 
     def unit(x: jax.Array) -> jax.Array:

@@ -13,9 +13,17 @@ def convolve(
     stride: int = 1,
     padding: tuple[tuple[int, int], tuple[int, int]] | Literal["SAME"] = ((1, 1), (1, 1)),
 ) -> jax.Array:
-    """2-D cross-correlation. x: (B, H, W, Cin), kernel: (kh, kw, Cin, Cout), bias: (Cout,) -> (B, H', W', Cout).
+    """2-D cross-correlation.
 
-    padding: ((top, bottom), (left, right)), or TensorFlow's "SAME".
+    Args:
+        x: (B, H, W, Cin).
+        kernel: (kh, kw, Cin, Cout).
+        bias: (Cout,).
+        stride: Along both axes.
+        padding: ((top, bottom), (left, right)), or TensorFlow's "SAME".
+
+    Returns:
+        (B, H', W', Cout).
     """
     out = jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return out if bias is None else out + bias

@@ -1,7 +1,7 @@
 """The depth estimator of the depth-to-image checkpoint: MiDaS' DPT-hybrid (Ranftl et al. 2021, arXiv:2103.13413).
 
-A ResNet with weight-standardised convolutions makes feature maps, a vision transformer continues on the last of them,
-and a neck fuses two maps of each, from coarse to fine, into one depth value a pixel.
+A ResNet with weight-standardised convolutions makes feature maps, a vision transformer continues from the last of them,
+and a neck fuses two maps of each, from coarse to fine, into one depth value per pixel.
 """
 
 import dataclasses
@@ -24,9 +24,12 @@ PATCH = 16
 class DepthConfig:
     """The architecture of a depth estimator; the defaults are those of MiDaS' `dpt_hybrid`.
 
-    image_size: the side of the pictures that it was trained on; others are taken too, with resized positions.
-    taps: the transformer layers, counted from 0, whose output the neck reads. norm_epsilon: of the transformer's norms,
+    `image_size` is the side of the training images; other sizes work, too, with resized positions. `taps` are the
+    transformer layers, counted from 0, whose output the neck reads. `norm_epsilon` belongs to the transformer's norms:
     1e-6 in MiDaS and 1e-12 in transformers.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     image_size: int = 384
@@ -68,14 +71,14 @@ class DepthConfig:
                 f"DepthConfig: layers {self.layers} and stage_depths {self.stage_depths}: want at most {MAX_LAYERS}"
             )
         if self.width % self.heads:
-            raise ValueError(f"DepthConfig.width {self.width} is not divisible by heads {self.heads}")
+            raise ValueError(f"DepthConfig.width is {self.width}; want a multiple of heads, {self.heads}")
 
 
 class StandardizedConv(nnx.Module):
     """Convolution with weights of mean 0 and variance 1 in each output channel (arXiv:1903.10520), SAME padding.
 
     Call: (B, H, W, in_channels) -> (B, ceil(H / stride), ceil(W / stride), out_channels). An odd row or column of
-    padding is at the bottom and the right, as in TensorFlow, where these weights were trained.
+    padding is at the bottom or the right, as in TensorFlow, where these weights were trained.
     """
 
     def __init__(
@@ -151,7 +154,7 @@ class Residual(nnx.Module):
 
 
 class Fusion(nnx.Module):
-    """Adds a finer feature map to the coarser ones' sum and doubles its size. The coarsest has nothing to be added to.
+    """Adds a finer feature map to the coarser ones' sum and doubles its size. The coarsest is not added to anything.
 
     Call: x (B, H, W, C), finer (B, H, W, C) or None -> (B, 2 H, 2 W, C).
     """
@@ -168,9 +171,9 @@ class Fusion(nnx.Module):
 
 
 class DepthEstimator(nnx.Module):
-    """Call: pixel values (B, H, W, 3) in -1..1 -> relative inverse depth (B, H, W) float32, >= 0, larger is nearer.
+    """Call: pixel values (B, H, W, 3) in -1..1 -> relative inverse depth (B, H, W) float32, >= 0; larger is nearer.
 
-    H and W are multiples of 32, of any size; the estimator is at its best near `config.image_size`.
+    H and W are multiples of 32, of any size; the estimator works best near `config.image_size`.
     """
 
     def __init__(
@@ -195,7 +198,7 @@ class DepthEstimator(nnx.Module):
         positions = (config.image_size // PATCH) ** 2 + 1
         self.position_embedding = nnx.Embed(positions, width, **kw)
         self.layers = stack_layers(config, rngs, epsilon=config.norm_epsilon, dtype=dtype, param_dtype=param_dtype)
-        # No output passes through the final norm; files have it, and it survives the way there and back.
+        # No output passes through the final norm. Files have it, so it is kept for the way back.
         self.final_norm = layer_norm(width, epsilon=config.norm_epsilon, **kw)
         self.readouts = nnx.List([nnx.Linear(2 * width, width, **kw) for _ in config.taps])
         self.reassemble = nnx.List([nnx.Linear(width, out, **kw) for out in config.reassemble_widths])
@@ -227,7 +230,7 @@ class DepthEstimator(nnx.Module):
         return nnx.relu(self.head_out(x))[..., 0].astype(jnp.float32)
 
     def _transform(self, features: jax.Array) -> list[jax.Array]:
-        """features (B, h, w, C) -> the maps made of the tapped layers' tokens: (B, h, w, C') and (B, h/2, w/2, C'')."""
+        """features (B, h, w, C) -> the maps from the tapped layers' tokens: (B, h, w, C') and (B, h/2, w/2, C'')."""
         b, h, w, _ = features.shape
         tokens = self.patch_projection(features).reshape(b, h * w, -1)
         start = jnp.broadcast_to(self.class_token[...].astype(tokens.dtype), (b, 1, tokens.shape[-1]))

@@ -1,7 +1,7 @@
-"""FreeU (Si et al. 2023, arXiv:2309.11497): a trained UNet's decoder reweighted, with nothing trained.
+"""FreeU (Si et al. 2023, arXiv:2309.11497): reweights a trained UNet's decoder, without training.
 
-On the lowest two levels of the way up, half of the backbone's channels are made stronger by b, and the lowest
-frequencies of what the skip connections bring are scaled by s, as diffusers' `enable_freeu` has it.
+On the lowest two levels of the up path, half of the backbone's channels are multiplied by b, and the lowest frequencies
+of the skip connections by s, as in diffusers' `enable_freeu`.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class FreeU(NamedTuple):
-    """The four factors, each a number or (): s1 and b1 of the first level of the way up, s2 and b2 of the second.
+    """The four factors, each a number or (): s1 and b1 for the first level of the up path, s2 and b2 for the second.
 
     Recommended for Stable Diffusion 2.1: s1=0.9, s2=0.2, b1=1.1, b2=1.2.
     """
@@ -24,7 +24,17 @@ class FreeU(NamedTuple):
 
 
 def reweight(x: jax.Array, skip: jax.Array, level: int, freeu: FreeU) -> tuple[jax.Array, jax.Array]:
-    """The inputs of one resnet on the way up: x and skip, each (B, H, W, C) of any C; level counts from the lowest."""
+    """Reweights the inputs of one resnet on the up path.
+
+    Args:
+        x: (B, H, W, C), the backbone's features.
+        skip: (B, H, W, C'), the skip connection's.
+        level: Counted from the lowest.
+        freeu: The factors.
+
+    Returns:
+        x and skip, reweighted.
+    """
     if level > 1:
         return x, skip
     s, b = ((freeu.s1, freeu.b1), (freeu.s2, freeu.b2))[level]
@@ -36,8 +46,8 @@ def reweight(x: jax.Array, skip: jax.Array, level: int, freeu: FreeU) -> tuple[j
 def scale_low_frequencies(x: jax.Array, scale: jax.Array | float) -> jax.Array:
     """x: (B, H, W, C) with the frequencies 0 and -1 of both axes scaled: the real part of what a filter leaves.
 
-    The reference sets a square of two by two around the middle of the shifted spectrum, which holds these four and not
-    their mirror images; of so few the sums over the picture are cheaper than a Fourier transform.
+    The reference scales a square of two by two around the middle of the shifted spectrum, which holds these four
+    frequencies and not their mirror images. For so few, sums over the image are cheaper than a Fourier transform.
     """
     height, width = x.shape[1:3]
     # Along an axis of one the two are the same, and are counted once.

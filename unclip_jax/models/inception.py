@@ -1,7 +1,7 @@
 """Inception v3 as the Fréchet Inception Distance uses it (Szegedy et al. 2016, arXiv:1512.00567; Heusel et al. 2017).
 
-The network of 2015-12-05 whose pooling leaves padding out of its means, and whose last block takes maxima: not the one
-that torchvision classifies with. Modules have the names of the published weights.
+This is the network of 2015-12-05, whose pooling excludes padding from its means and whose last block takes maxima: not
+the one that torchvision classifies with. Modules have the names of the published weights.
 """
 
 from typing import Any
@@ -55,7 +55,7 @@ def _max_pool(x: jax.Array, stride: int, padding: int = 0) -> jax.Array:
 
 
 def _mean_pool(x: jax.Array) -> jax.Array:
-    """3x3 means that keep the size; at the border of what is there."""
+    """3x3 means that keep the size; at the border, of the pixels inside."""
     return nnx.avg_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1)), count_include_pad=False)
 
 
@@ -165,7 +165,7 @@ class BlockE(nnx.Module):
 
 
 class Inception(nnx.Module):
-    """Call: pictures (B, H, W, 3) in 0..1 of any size, resized to 299x299 -> features (B, 2048) float32."""
+    """Call: images (B, H, W, 3) in 0..1 of any size, resized to 299x299 -> features (B, 2048) float32."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.Conv2d_1a_3x3 = ConvNorm(3, 32, 3, stride=2, rngs=rngs)
@@ -185,8 +185,8 @@ class Inception(nnx.Module):
         self.Mixed_7b = BlockE(1280, False, rngs=rngs)
         self.Mixed_7c = BlockE(2048, True, rngs=rngs)
 
-    def __call__(self, pictures: jax.Array) -> jax.Array:
-        x = 2 * resize_bilinear(pictures.astype(jnp.float32), SIZE, SIZE, align_corners=False) - 1
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = 2 * resize_bilinear(images.astype(jnp.float32), SIZE, SIZE, align_corners=False) - 1
         x = _max_pool(_chain(x, self.Conv2d_1a_3x3, self.Conv2d_2a_3x3, self.Conv2d_2b_3x3), 2)
         x = _max_pool(_chain(x, self.Conv2d_3b_1x1, self.Conv2d_4a_3x3), 2)
         x = self.Mixed_6a(self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x))))

@@ -1,9 +1,10 @@
 """The layers that the UNet and the VAE share: convolution, normalisation, the residual block, resampling.
 
 Every default that differs between JAX and the PyTorch original is written at the call: epsilons, paddings, the exact
-GELU. Norm statistics are taken in float32 with the two-pass variance, whatever dtype the network computes in.
+GELU. Norm statistics are float32 with the two-pass variance, whatever dtype the network computes in.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from unclip_jax.models.convolution import convolve
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-# Of a network's levels, and layers in each: the description in a broken file shall not take hours to follow.
+# Limits of a network's levels and of the layers in each: a broken file must not take hours to build.
 MAX_LEVELS, MAX_LAYERS = 8, 16
 
 
@@ -43,7 +44,7 @@ class Conv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array, padding: Padding | None = None) -> jax.Array:
-        """padding: instead of the layer's own, for parts of a picture."""
+        """Convolves x. padding: instead of the layer's own, for parts of an image."""
         dtype = x.dtype if self.dtype is None else self.dtype
         kernel = self.kernel[...].astype(dtype)
         bias = None if self.bias is None else self.bias[...].astype(dtype)
@@ -63,7 +64,7 @@ class GroupNorm(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ):
         if channels % groups:
-            raise ValueError(f"GroupNorm: channels={channels} is not divisible by groups={groups}")
+            raise ValueError(f"GroupNorm: channels is {channels}; want a multiple of groups, {groups}")
         self.scale = nnx.Param(jnp.ones((channels,), param_dtype))
         self.bias = nnx.Param(jnp.zeros((channels,), param_dtype))
         self.groups = groups
@@ -79,7 +80,7 @@ class GroupNorm(nnx.Module):
         return mean, self._group_mean(jnp.square(x32 - mean[:, None, None, :]))
 
     def apply(self, x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
-        """Normalises x, or a part of the picture, by the `statistics` of the whole."""
+        """Normalises x, or a part of the image, by the `statistics` of the whole."""
         x32 = x.astype(jnp.float32) - mean[:, None, None, :]
         scale = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...].astype(jnp.float32)
         return (x32 * scale[:, None, None, :] + self.bias[...].astype(jnp.float32)).astype(x.dtype)
@@ -92,7 +93,10 @@ class GroupNorm(nnx.Module):
 
 
 def layer_norm(width: int, *, epsilon: float = 1e-5, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with two-pass variance and PyTorch's epsilon, which every transformer here but the depth one has."""
+    """LayerNorm with two-pass variance and PyTorch's epsilon.
+
+    Every transformer here uses that epsilon, except the depth estimator's.
+    """
     return nnx.LayerNorm(
         width, epsilon=epsilon, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs
     )
@@ -134,11 +138,23 @@ class ResnetBlock(nnx.Module):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU by the error function, as PyTorch has it; jax.nn's, by its complement, takes twice as long.
+    """The exact GELU by the error function, as in PyTorch; jax.nn's, by its complement, takes twice as long.
 
     x: any shape -> the same.
     """
-    return 0.5 * x * (1.0 + jax.lax.erf(x * np.float32(0.5**0.5)))
+    return 0.5 * x * (1.0 + erf(x * np.float32(0.5**0.5)))
+
+
+@jax.custom_jvp
+def erf(x: jax.Array) -> jax.Array:
+    """The error function. Its derivative is written here, since JAX 0.12's own cannot be taken in a `shard_map`.
+
+    x: any shape, floating -> the same.
+    """
+    return jax.lax.erf(x)
+
+
+erf.defjvps(lambda tangent, _, x: 2 / math.sqrt(math.pi) * (tangent * jnp.exp(-jnp.square(x))))
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Attention that each device runs for its own images and heads, where the compiler would not split it so by itself."""
+"""Attention that each device computes for its own images and heads, where the compiler would not split it by itself."""
 
 from typing import Any
 
@@ -10,10 +10,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 def over_devices(function: Any, rule: str) -> Any:
-    """The function split over devices by images and heads, and under vmap over its first axis; without a gradient.
+    """Splits a function over devices by images and heads, and under vmap over its first axis; without a gradient.
 
-    rule: the axes of its operands and results, as in "b t n h, b s n h -> b t n h". Along b and n the function treats
-    what is there by itself; of every other axis each device has all.
+    Args:
+        function: Treats each index along b and n on its own. Every device has the other axes whole.
+        rule: The axes of its operands and results, as in "b t n h, b s n h -> b t n h".
+
+    Returns:
+        The function, partitioned.
     """
     split = custom_partitioning(function)
     operands, results = ([array.split() for array in side.split(",")] for side in rule.split("->"))
@@ -25,7 +29,7 @@ def over_devices(function: Any, rule: str) -> Any:
         # Operands may come split each in another way, or along an axis that has to be whole.
         devices: dict[str, Any] = {}
         for axes, array in zip(operands + results, jax.tree.leaves((arguments, result)), strict=True):
-            # In a shard_map over some of the axes there is no telling of the others: each device does all of it.
+            # In a shard_map over some of the axes the others are unknown: each device does all of it.
             for axis, name in zip(axes, getattr(array.sharding, "spec", ()), strict=False):
                 if name is not None and axis not in whole and not _names(name) & _names(*devices.values()):
                     devices.setdefault(axis, name)
@@ -49,5 +53,5 @@ def over_devices(function: Any, rule: str) -> Any:
 
 
 def _names(*axes: str | tuple[str, ...]) -> set[str]:
-    """Of a mesh's axes in entries of a partition spec."""
+    """The mesh axes in entries of a partition spec."""
     return {name for axis in axes for name in ((axis,) if isinstance(axis, str) else axis)}

@@ -1,10 +1,10 @@
-"""One function, several implementations: the choice by the platform that a program is lowered for.
+"""One function, several implementations, chosen by the platform that a program is lowered for.
 
-`jax.default_backend()` alone would be wrong: a process that sees a GPU also runs programs on its CPU (arrays put there,
-`jax.default_device`, ahead-of-time lowering), and the platform is known only when a program is lowered. So the choice
-is `jax.lax.platform_dependent`'s, which traces every candidate and lowers one. Candidates of accelerators that this
-process does not have are left out: tracing them costs seconds over a whole UNet, and some cannot be traced at all
-without their device (JAX looks for cuDNN while it traces).
+`jax.default_backend()` alone would be wrong: a process that sees a GPU also runs programs on its CPU (arrays placed
+there, `jax.default_device`, ahead-of-time lowering), and the platform is known only when a program is lowered. The
+choice is therefore made by `jax.lax.platform_dependent`, which traces every candidate and lowers one. Candidates for
+accelerators that this process does not have are left out: tracing them costs seconds over a whole UNet, and some cannot
+be traced without their device (JAX looks for cuDNN while it traces).
 """
 
 from collections.abc import Callable
@@ -22,9 +22,15 @@ def accelerator() -> str:
 
 
 def by_platform(choose: Callable[[str], Implementation], *operands: Any) -> jax.Array:
-    """`choose(platform)(*operands)`, where platform is the one that the surrounding program is lowered for.
+    """`choose(platform)(*operands)`, for the platform that the surrounding program is lowered for.
 
-    Equal choices must be the same object, so that no conditional is traced where there is nothing to choose.
+    Args:
+        choose: platform -> implementation. Equal choices must be the same object, so that no conditional is traced if
+            there is nothing to choose.
+        *operands: The implementation's arguments.
+
+    Returns:
+        The implementation's result.
     """
     on_cpu, best = choose("cpu"), choose(accelerator())
     if on_cpu is best or accelerator() == "cpu":

@@ -1,10 +1,10 @@
-"""The diffusion prior of unCLIP: a causal transformer that predicts a CLIP image embedding from a text's.
+"""The diffusion prior of unCLIP: a causal transformer that predicts a CLIP image embedding from a text.
 
 Ramesh et al. 2022 (arXiv:2204.06125), as Karlo trained it for OpenAI's ViT-L/14. It reads a sequence
 
     the text's tokens | the text's embedding | the timestep | the noisy image embedding | a learnt token
 
-and answers at the last one with the clean image embedding, normalised by the statistics of such embeddings.
+and predicts, at the last position, the clean image embedding, normalised by the statistics of such embeddings.
 """
 
 import dataclasses
@@ -26,7 +26,15 @@ EXTRA_TOKENS = 4  # behind the text: its embedding, the timestep, the noisy imag
 class PriorConfig:
     """The architecture of a prior; the defaults are Karlo's `prior_1B_vit_l`.
 
-    embedding_dim: D, of CLIP's joint space and of the states of its text tower; context_length: S, tokens of a text
+    Args:
+        embedding_dim: D, the width of CLIP's joint space and of its text tower's states.
+        context_length: S, the number of tokens of a text.
+        width: The width of the hidden states.
+        layers: The number of layers.
+        heads: The number of attention heads.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     embedding_dim: int = 768
@@ -39,7 +47,7 @@ class PriorConfig:
         if not 1 <= self.layers <= MAX_LAYERS:
             raise ValueError(f"PriorConfig.layers is {self.layers}; want 1 to {MAX_LAYERS}")
         if self.heads < 1 or self.width < 1 or self.width % self.heads:
-            raise ValueError(f"PriorConfig.width {self.width} is not divisible by heads={self.heads}")
+            raise ValueError(f"PriorConfig.width is {self.width}; want a multiple of heads, {self.heads}")
         for name in ("embedding_dim", "context_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"PriorConfig.{name} is {getattr(self, name)}; want at least 1")
@@ -67,9 +75,9 @@ class PriorTimeEmbedding(nnx.Module):
 class Prior(nnx.Module):
     """The prior's network. Call: x (B, D), timesteps (B,), text_states (B, S, D), text_embeds (B, D), text_mask (B, S).
 
-    x: the noisy image embedding, normalised. text_states, text_embeds: of the text tower, after its final norm and
-    un-normalised. text_mask: bool, true up to and including the end token. Returns the clean embedding (B, D).
-    A loop calls the parts: `encode_text` and `embed_time` once, `denoise` at each step.
+    x is the noisy image embedding, normalised. text_states and text_embeds come from the text tower, after its final
+    norm and un-normalised. text_mask is bool, true up to and including the end token. Returns the clean embedding (B,
+    D). A loop calls the parts: `encode_text` and `embed_time` once, `denoise` at each step.
     """
 
     def __init__(
@@ -108,13 +116,24 @@ class Prior(nnx.Module):
     def encode_text(
         self, text_states: jax.Array, text_embeds: jax.Array, text_mask: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """What the text gives to every step: its tokens (B, S + 1, width) and who looks at whom (B, 1, S + 4, S + 4).
+        """The text's contribution to every step, without positions: its tokens, and the attention mask.
 
-        Shapes as in the call. Nobody looks ahead, and nobody at padding. The first is without positions.
+        No token attends to later ones or to padding.
+
+        Args:
+            text_states: (B, S, D).
+            text_embeds: (B, D).
+            text_mask: (B, S).
+
+        Returns:
+            Tokens (B, S + 1, width), and the attention's bias (B, 1, S + 4, S + 4).
+
+        Raises:
+            ValueError: The text has another length than the prior takes.
         """
         length = self.config.context_length
         if text_states.shape[1] != length:
-            raise ValueError(f"text_states has {text_states.shape[1]} tokens; this prior takes {length}")
+            raise ValueError(f"text_states has {text_states.shape[1]} tokens; want {length}")
         tokens = [self.text_states_proj(text_states), self.text_embeds_proj(text_embeds)[:, None]]
         seen = jnp.pad(text_mask, ((0, 0), (0, EXTRA_TOKENS)), constant_values=True)
         past = np.tri(length + EXTRA_TOKENS, dtype=bool)
@@ -126,7 +145,16 @@ class Prior(nnx.Module):
         return self.time_embedding(timestep_embedding(timesteps, self.config.width).astype(self.dtype))
 
     def denoise(self, x: jax.Array, time: jax.Array, text: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """x: (B, D); time: (B or 1, width) of `embed_time`; text: of `encode_text` -> the clean embedding (B, D)."""
+        """Predicts the clean embedding.
+
+        Args:
+            x: (B, D), the noisy embedding.
+            time: (B or 1, width), from `embed_time`.
+            text: From `encode_text`.
+
+        Returns:
+            (B, D).
+        """
         tokens, bias = text
         last = self.last_token[...].astype(tokens.dtype)
         rows = [jnp.broadcast_to(row, tokens[:, 0].shape) for row in (time, self.proj_in(x), last)]

@@ -1,4 +1,4 @@
-"""Resizing as PyTorch's `interpolate` does it: no anti-aliasing; bilinear with corners aligned or not, and bicubic."""
+"""Resizing as PyTorch's `interpolate`, without antialiasing: bilinear with or without aligned corners, and bicubic."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import numpy as np
 def resize_bilinear(x: jax.Array, height: int, width: int, *, align_corners: bool) -> jax.Array:
     """x: (B, H, W, C) -> (B, height, width, C).
 
-    align_corners: whether the centres of the corner pixels stay where they are; else the corners of the picture do.
+    align_corners: keep the centres of the corner pixels in place; else the corners of the image.
     """
     rows = _weights(x.shape[1], height, align_corners).astype(x.dtype)
     columns = _weights(x.shape[2], width, align_corners).astype(x.dtype)
@@ -24,7 +24,7 @@ def resize_bicubic(x: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def cubic_weights(old: int, new: int) -> np.ndarray:
-    """(new, old) float64: each new pixel's weights over its four neighbours along one axis, see `resize_bicubic`."""
+    """The weights of each new pixel's four neighbours along one axis, see `resize_bicubic`: (new, old) float64."""
     place = (np.arange(new) + 0.5) * (old / new) - 0.5
     first = np.floor(place).astype(int) - 1
     weights = np.zeros((new, old))
@@ -37,7 +37,7 @@ def cubic_weights(old: int, new: int) -> np.ndarray:
 
 
 def _weights(old: int, new: int, align_corners: bool) -> np.ndarray:
-    """(new, old): each new pixel's weights over its two neighbours along one axis."""
+    """The weights of each new pixel's two neighbours along one axis: (new, old)."""
     if align_corners:
         place = np.arange(new) * ((old - 1) / max(new - 1, 1))
     else:

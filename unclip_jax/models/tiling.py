@@ -1,8 +1,8 @@
-"""Autoencoding large pictures in less memory: by diffusers' tiles, or without seams, a band of rows at a time.
+"""Encoding and decoding large images with less memory: by diffusers' tiles, or seamlessly, a band of rows at a time.
 
-Tiles are independent pictures to the network: its normalisation and its attention see one tile each, so the result
-depends on the tiling, and neighbours are blended where they overlap. The seamless decoding is the plain one up to
-rounding: what looks at the whole picture still does, and only what lies between two such places goes in bands.
+To the network, tiles are independent images: its normalisation and its attention see one tile each. The result
+therefore depends on the tiling, and neighbours are blended where they overlap. Seamless decoding equals the plain one
+up to rounding: what depends on the whole image still does, and only what lies between two such places runs in bands.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,18 @@ BAND = 32
 
 
 def decode_tiled(vae: VAE, z: jax.Array, tile: int) -> jax.Array:
-    """`vae.decode` by the rule of diffusers' `AutoencoderKL.tiled_decode`.
+    """`vae.decode` by the rule of diffusers' `AutoencoderKL.tiled_decode`. Tiles overlap by a quarter.
 
-    z: unscaled latents (B, h, w, latent_channels); tile: latent cells along a side, a multiple of 4, diffusers'
-    `tile_latent_min_size`. Tiles overlap by a quarter. Returns pictures (B, f h, f w, 3) float32; where one tile holds
-    everything they are exactly `vae.decode`'s. Raises ValueError for another tile.
+    Args:
+        vae: The autoencoder.
+        z: (B, h, w, latent_channels), unscaled latents.
+        tile: The side of a tile in latent cells, a multiple of 4; diffusers' `tile_latent_min_size`.
+
+    Returns:
+        Images (B, f h, f w, 3) float32. If one tile holds everything they equal those of `vae.decode` exactly.
+
+    Raises:
+        ValueError: The tile is invalid.
     """
     _check_tile("tile", tile, 4)
     if max(z.shape[1:3]) <= tile:
@@ -36,8 +43,16 @@ def decode_tiled(vae: VAE, z: jax.Array, tile: int) -> jax.Array:
 def encode_tiled(vae: VAE, x: jax.Array, tile: int) -> Posterior:
     """`vae.encode` by the rule of diffusers' `AutoencoderKL.encode` with tiling on.
 
-    x: pictures (B, H, W, 3) in -1..1; tile: pixels along a side, a multiple of 4 f, diffusers' `tile_sample_min_size`.
-    The moments of the posterior are blended, before its variance is clipped. Raises ValueError for another tile.
+    Args:
+        vae: The autoencoder.
+        x: Images (B, H, W, 3) in -1..1.
+        tile: The side of a tile in pixels, a multiple of 4 f; diffusers' `tile_sample_min_size`.
+
+    Returns:
+        The posterior. Its moments are blended before the variance is clipped.
+
+    Raises:
+        ValueError: The tile is invalid.
     """
     _check_tile("tile", tile, 4 * vae.config.factor)
     if max(x.shape[1:3]) <= tile:
@@ -51,7 +66,7 @@ def _check_tile(name: str, tile: int, multiple: int) -> None:
 
 
 def _tiled(network: Callable[[jax.Array], jax.Array], x: jax.Array, tile: int, out_tile: int) -> jax.Array:
-    """Applies `network`, which turns `tile` rows and columns into `out_tile`, to overlapping tiles and blends them."""
+    """Applies `network`, which maps `tile` rows and columns to `out_tile`, to overlapping tiles and blends them."""
     stride, extent = tile - tile // 4, out_tile // 4
     tops, lefts = range(0, x.shape[1], stride), range(0, x.shape[2], stride)
     # Tiles at the far edges are smaller. Those of one shape run one after the other through one compiled body.
@@ -88,7 +103,7 @@ def _tiled(network: Callable[[jax.Array], jax.Array], x: jax.Array, tile: int, o
 
 
 def _blend(before: jax.Array, after: jax.Array, extent: int, axis: int) -> jax.Array:
-    """`after`, its first `extent` rows (or columns) faded in from the last ones of `before`."""
+    """`after`, with its first `extent` rows (or columns) blended from the last ones of `before`."""
     extent = min(extent, before.shape[axis], after.shape[axis])
     weight = np.arange(extent) / extent
     shape = [extent if i == axis else 1 for i in range(4)]
@@ -99,11 +114,11 @@ def _blend(before: jax.Array, after: jax.Array, extent: int, axis: int) -> jax.A
 
 
 class _Rows(NamedTuple):
-    """A feature map that gives its rows on demand.
+    """A feature map that provides its rows on demand.
 
-    read: (first, count) -> (B, count, W, C), the rows from `first` on. Rows outside the picture may be asked for (a
-    convolution looks one beyond its band); what they hold is arbitrary, and whoever asks masks them. array: the map
-    itself where it is stored; otherwise its rows are computed at every reading.
+    read: (first, count) -> (B, count, W, C), the rows from `first` on. Rows outside the image may be requested (a
+    convolution reads one beyond its band); their content is arbitrary, and the caller masks them. array: the map itself
+    if it is stored; otherwise its rows are computed at every reading.
     """
 
     shape: tuple[int, int, int, int]
@@ -112,12 +127,18 @@ class _Rows(NamedTuple):
 
 
 def decode_seamless(vae: VAE, z: jax.Array) -> jax.Array:
-    """`vae.decode` with less memory and without seams: the same pictures up to rounding.
+    """`vae.decode` with less memory and without seams: the same images up to rounding.
 
-    z: unscaled latents (B, h, w, latent_channels) -> (B, f h, f w, 3) float32. Beside bands of `BAND` rows only two
-    feature maps are held at a time: a residual block's input, which its output replaces in place, and the map between
-    its convolutions. The wide maps that follow an upsampling are never whole: their rows are computed from the lower
-    resolution whenever they are read, three times in all, which is the price.
+    Beside bands of `BAND` rows only two feature maps are in memory at a time: a residual block's input, which its
+    output replaces in place, and the map between its convolutions. The wide maps after an upsampling are never whole:
+    their rows are computed from the lower resolution whenever they are read, three times in all. That is the price.
+
+    Args:
+        vae: The autoencoder.
+        z: (B, h, w, latent_channels), unscaled latents.
+
+    Returns:
+        Images (B, f h, f w, 3) float32.
     """
     decoder = vae.decoder
     x = _stored(decoder.mid_block(decoder.conv_in(vae.post_quant_conv(z.astype(vae.dtype)))))
@@ -126,8 +147,8 @@ def decode_seamless(vae: VAE, z: jax.Array) -> jax.Array:
             x = _resnet(block, x)
         if level.resample is not None:
             x = _convolved(level.resample, _upsampled(x))
-    picture = _convolved(decoder.conv_out, _activated(decoder.conv_norm_out, x))
-    return _fill(picture).astype(jnp.float32)
+    image = _convolved(decoder.conv_out, _activated(decoder.conv_norm_out, x))
+    return _fill(image).astype(jnp.float32)
 
 
 def _resnet(block: ResnetBlock, x: _Rows) -> _Rows:
@@ -135,7 +156,7 @@ def _resnet(block: ResnetBlock, x: _Rows) -> _Rows:
     branch = _convolved(block.conv2, _activated(block.norm2, hidden))
     shortcut = block.conv_shortcut
     if shortcut is None and x.array is not None:
-        # The first convolution, which reads neighbouring rows, is over: each row is now read once and can be replaced.
+        # The first convolution, which reads neighbouring rows, is done: each row is now read once and can be replaced.
         return _stored(
             _each_band(x.array, lambda out, first, count: _slice(out, first, count) + branch.read(first, count))
         )
@@ -156,7 +177,7 @@ def _stored(x: jax.Array) -> _Rows:
 
 
 def _upsampled(x: _Rows) -> _Rows:
-    """`upsample_nearest`. A band of odd ends is cut out of one more row at either end."""
+    """`upsample_nearest`. A band with odd ends is cut from one more row at either end."""
     b, h, w, c = x.shape
 
     def read(first: jax.Array, count: int) -> jax.Array:
@@ -167,7 +188,7 @@ def _upsampled(x: _Rows) -> _Rows:
 
 
 def _convolved(conv: Conv, x: _Rows) -> _Rows:
-    """A 3x3 convolution, padded with zeros around the picture."""
+    """A 3x3 convolution, padded with zeros around the image."""
     height = x.shape[1]
 
     def read(first: jax.Array, count: int) -> jax.Array:
@@ -180,7 +201,7 @@ def _convolved(conv: Conv, x: _Rows) -> _Rows:
 
 
 def _activated(norm: GroupNorm, x: _Rows) -> _Rows:
-    """Group norm, its statistics over the whole picture, and SiLU."""
+    """Group norm, with statistics over the whole image, and SiLU."""
     count = _band(x.shape[1])
 
     def of_band(index: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -215,5 +236,5 @@ def _slice(x: jax.Array, first: jax.Array, count: int) -> jax.Array:
 
 
 def _band(height: int) -> int:
-    """Rows of a band: they divide the picture, so that each is computed once and all count the same."""
+    """The number of rows of a band. It divides the image, so that each row is computed once and all count equally."""
     return max(rows for rows in range(1, min(BAND, height) + 1) if height % rows == 0)

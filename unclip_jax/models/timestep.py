@@ -10,8 +10,15 @@ import numpy as np
 def timestep_embedding(timesteps: jax.Array, dim: int, max_period: float = 10000.0) -> jax.Array:
     """Embeds scalars as [cos | sin] of geometrically spaced frequencies (Vaswani et al. 2017, arXiv:1706.03762).
 
-    timesteps: (B,) of any real dtype, fractional ones as they are. Returns (B, dim) float32; an odd dim ends in a
-    column of zeros. Frequencies are exp(-ln(max_period) * i / (dim // 2)), the original's (no "- 1" in the divisor).
+    Frequencies are exp(-ln(max_period) * i / (dim // 2)), the original's (no "- 1" in the divisor).
+
+    Args:
+        timesteps: (B,) of any real dtype; fractions are kept.
+        dim: The width of the result. An odd one ends in a column of zeros.
+        max_period: The longest period.
+
+    Returns:
+        (B, dim) float32.
     """
     half = dim // 2
     # The exponents are formed in float32 as the references form them: at t = 999 one rounding more in a frequency

@@ -1,8 +1,8 @@
 """The denoising UNet of the Stable Diffusion 2 family (Rombach et al. 2022, arXiv:2112.10752).
 
 Four levels of residual blocks and text-conditioned transformers, each level half the size of the one above. One class
-serves every published checkpoint: 4, 5, 7 or 9 input channels, class conditioning by a projected vector (unCLIP), by a
-table (the x4 upscaler) or none, and transformers whose first attention also looks at the text (the upscaler).
+serves every published checkpoint: 4, 5, 7 or 9 input channels; class conditioning by a projected vector (unCLIP), by a
+table (the x4 upscaler) or none; and transformers whose first attention also reads the text (the upscaler).
 
 What a sampling loop needs only once is its own method: `embed_time`, `embed_class`, `encode_context`.
 """
@@ -38,8 +38,11 @@ class UNetConfig:
     """The architecture of a UNet; the defaults are Stable Diffusion 2.1's.
 
     The per-level tuples run from full resolution down. `num_heads[-1]` also serves the middle block. `class_embedding`
-    is "projection" (a vector of `class_embedding_size` features through an MLP), "table" (an integer looked up among
+    is "projection" (a vector of `class_embedding_size` features through an MLP), "table" (an integer, looked up among
     `class_embedding_size` rows) or None. `sample_size` is the latents' default height and width.
+
+    Raises:
+        ValueError: A number is out of range, or the tuples have different lengths.
     """
 
     in_channels: int = 4
@@ -70,7 +73,7 @@ class UNetConfig:
         for name in ("attention_levels", "num_heads", "only_cross_attention"):
             if len(getattr(self, name)) != levels:
                 raise ValueError(
-                    f"UNetConfig.{name} has {len(getattr(self, name))} entries; want one a level, {levels}"
+                    f"UNetConfig.{name} has {len(getattr(self, name))} entries; want one per level, {levels}"
                 )
         for level, (channels, heads) in enumerate(zip(self.block_out_channels, self.num_heads, strict=True)):
             attends = self.attention_levels[level] or level == levels - 1
@@ -80,9 +83,9 @@ class UNetConfig:
                     f"and norm_groups={self.norm_groups}"
                 )
         if self.class_embedding not in (None, "projection", "table"):
-            raise ValueError(f"UNetConfig.class_embedding={self.class_embedding!r}: want 'projection', 'table' or None")
+            raise ValueError(f"UNetConfig.class_embedding is {self.class_embedding!r}; want projection, table or None")
         if (self.class_embedding is None) != (self.class_embedding_size is None):
-            raise ValueError("UNetConfig.class_embedding and class_embedding_size go together; only one is set")
+            raise ValueError("UNetConfig.class_embedding and class_embedding_size: one is set; want both or neither")
 
     @property
     def time_channels(self) -> int:
@@ -90,15 +93,15 @@ class UNetConfig:
 
     @property
     def size_multiple(self) -> int:
-        """Latent height and width must be multiples of this: each level below the first halves them."""
+        """The latents' height and width must be multiples of this: each level below the first halves them."""
         return 2 ** (len(self.block_out_channels) - 1)
 
 
 class Attention(nnx.Module):
     """Multi-head attention of image tokens over a context.
 
-    Call: x (B, T, dim) and the context's keys and values from `encode` -> (B, T, dim). In rows where `perturbed`,
-    (B,) bool, is true every token keeps its own value: the identity is the attention map (arXiv:2403.17377).
+    Call: x (B, T, dim) and the context's keys and values from `encode` -> (B, T, dim). In rows where `perturbed`, (B,)
+    bool, is true, every token keeps its own value: the attention map is the identity (arXiv:2403.17377).
     """
 
     def __init__(self, dim: int, context_dim: int, heads: int, chunk: int | None, **kw: Any):
@@ -139,7 +142,7 @@ class Transformer(nnx.Module):
     """One transformer block over the pixels of a feature map, with the residual around it.
 
     Call: x (B, H, W, dim) and the text's keys and values from `encode_context` -> (B, H, W, dim). With
-    `only_cross_attention` both attentions look at the text. `perturbed`: of the self-attention, see `Attention`.
+    `only_cross_attention` both attentions read the text. `perturbed`: of the self-attention, see `Attention`.
     """
 
     def __init__(
@@ -179,7 +182,7 @@ class Transformer(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One level on the way down, the middle, or one level on the way up: resnets, each followed by a transformer.
+    """One level of the down path, the middle, or one level of the up path: resnets, each followed by a transformer.
 
     `resample` is the convolution to the next level, or None; the caller applies it, since down and up differ.
     """
@@ -204,15 +207,18 @@ class TimestepMLP(nnx.Module):
 class UNet(nnx.Module):
     """The denoiser. Call: latents, timesteps, text and class conditioning -> the model's prediction.
 
-    x: (B, H, W, in_channels), H and W multiples of `config.size_multiple`
-    timesteps: (B,) in [0, 1000), fractional allowed
-    context: (B, S, cross_attention_dim), the text encoder's hidden states
-    class_labels: (B, class_embedding_size) float for "projection", (B,) int for "table", None without
-    returns: (B, H, W, out_channels) in the compute dtype: epsilon, v or x0, as the checkpoint was trained
+    The call takes x (B, H, W, in_channels), with H and W multiples of `config.size_multiple`; timesteps (B,) in [0,
+    1000), fractions allowed; context (B, S, cross_attention_dim), the text encoder's hidden states; and class_labels:
+    (B, class_embedding_size) float for "projection", (B,) int for "table", or None. It returns (B, H, W, out_channels)
+    in the compute dtype: epsilon, v or x0, as the checkpoint was trained.
 
-    `dtype` is the dtype of computation, `param_dtype` that of storage. `attention_chunk` is how many queries attention
-    takes at a time, None leaves that to the platform. `remat` recomputes each resnet and transformer
-    in the backward pass instead of keeping its activations.
+    Args:
+        config: The architecture.
+        dtype: The dtype of computation.
+        param_dtype: The dtype of storage.
+        remat: Recompute each resnet and transformer in the backward pass instead of keeping its activations.
+        attention_chunk: The number of queries that attention takes at a time; None leaves that to the platform.
+        rngs: The random keys for the parameters.
     """
 
     def __init__(
@@ -274,7 +280,7 @@ class UNet(nnx.Module):
             down.append(Block(resnets, transformers(level, len(resnets)), resample))
         self.down_blocks = nnx.List(down)
 
-        # The middle always has self-attention, also where the level above it only looks at the text.
+        # The middle always has self-attention, even if the level above it only reads the text.
         middle = Transformer(
             width, config.cross_attention_dim, config.num_heads[-1], config.norm_groups, False, attention_chunk, **kw
         )
@@ -298,12 +304,19 @@ class UNet(nnx.Module):
         return self.time_embedding(timestep_embedding(timesteps, self.config.block_out_channels[0]).astype(self.dtype))
 
     def embed_class(self, class_labels: jax.Array) -> jax.Array:
-        """class_labels: (B, class_embedding_size) or (B,) int -> (B, time_channels), to be added to the time's.
+        """Embeds class labels, to be added to the time embedding.
 
-        Raises ValueError when the network has no class conditioning.
+        Args:
+            class_labels: (B, class_embedding_size) or (B,) int.
+
+        Returns:
+            (B, time_channels).
+
+        Raises:
+            ValueError: The network has no class conditioning.
         """
         if self.class_embedding is None:
-            raise ValueError("class_labels given to a UNet without class conditioning")
+            raise ValueError("class_labels is given; want None for a UNet without class conditioning")
         if self.config.class_embedding == "projection":
             class_labels = class_labels.astype(self.dtype)
         return self.class_embedding(class_labels)
@@ -313,10 +326,18 @@ class UNet(nnx.Module):
         return [transformer.encode_context(context.astype(self.dtype)) for transformer in self._transformers()]
 
     def perturb_attention(self, rows: jax.Array, layers: Sequence[str] = ("mid",)) -> list[jax.Array | None]:
-        """What `denoise` takes as `perturbed`: rows (B,) bool, in the self-attentions of these layers.
+        """Makes the argument `perturbed` of `denoise`.
 
-        layers: "mid", or places on the way "down" or "up", as blocks are numbered in call order: "down.1" is all of a
-        block's transformers, "down.1.0" its first. Raises ValueError for one that has no self-attention.
+        Args:
+            rows: (B,) bool, which rows of the batch are perturbed.
+            layers: Whose self-attention is perturbed: "mid", or layers on the way "down" or "up", with blocks numbered
+                in call order. "down.1" is all of a block's transformers, "down.1.0" its first.
+
+        Returns:
+            One entry per transformer, in call order.
+
+        Raises:
+            ValueError: A layer has no self-attention.
         """
         names: list[str | None] = []
         for way, blocks in (("down", self.down_blocks), ("mid", [self.mid_block]), ("up", self.up_blocks)):
@@ -327,7 +348,7 @@ class UNet(nnx.Module):
         for layer, where in chosen.items():
             if not any(where):
                 accepted = ", ".join(name for name in names if name is not None)
-                raise ValueError(f"perturbed layer {layer!r} has no self-attention; layers with one: {accepted}")
+                raise ValueError(f"perturbed layer {layer!r} has no self-attention; accepted: {accepted}")
         return [rows if any(column) else None for column in zip(*chosen.values(), strict=True)]
 
     def denoise(
@@ -338,10 +359,17 @@ class UNet(nnx.Module):
         perturbed: Sequence[jax.Array | None] | None = None,
         freeu: FreeU | None = None,
     ) -> jax.Array:
-        """The part that every step repeats: x (B, H, W, in_channels), emb (B, time_channels), text as encoded.
+        """The part that every step repeats.
 
-        perturbed: from `perturb_attention`, which rows lose their self-attention in which layers.
-        freeu: reweights the way up, None leaves it as it was trained.
+        Args:
+            x: (B, H, W, in_channels).
+            emb: (B, time_channels), the sum of the time and class embeddings.
+            text: From `encode_context`.
+            perturbed: From `perturb_attention`: which rows lose their self-attention in which layers.
+            freeu: Reweights the up path; None leaves it as trained.
+
+        Returns:
+            (B, H, W, out_channels), the prediction.
         """
         texts = iter(zip(text, perturbed or [None] * len(text), strict=True))
         run = nnx.remat(_apply) if self.remat else _apply
@@ -380,7 +408,7 @@ class UNet(nnx.Module):
                 f"x has shape {x.shape}; want (B, H, W, {self.config.in_channels}), H and W multiples of {multiple}"
             )
         if (class_labels is None) != (self.class_embedding is None):
-            raise ValueError(f"class_labels {'missing' if class_labels is None else 'given'}: not what this UNet takes")
+            raise ValueError(f"class_labels is {'None; want labels' if class_labels is None else 'given; want None'}")
         emb = self.embed_time(timesteps)
         if class_labels is not None:
             emb = emb + self.embed_class(class_labels)

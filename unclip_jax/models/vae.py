@@ -1,6 +1,6 @@
-"""The autoencoder between pictures and latents: AutoencoderKL (Rombach et al. 2022, arXiv:2112.10752).
+"""The autoencoder between images and latents: AutoencoderKL (Rombach et al. 2022, arXiv:2112.10752).
 
-Factor 8 in every checkpoint of the family but the x4 upscaler's, whose three levels give factor 4.
+Its factor is 8 in every checkpoint of the family except the x4 upscaler's, whose three levels give 4.
 """
 
 import dataclasses
@@ -19,7 +19,10 @@ from unclip_jax.models.layers import MAX_LAYERS, MAX_LEVELS, Conv, GroupNorm, Re
 class VAEConfig:
     """The architecture of an autoencoder; the defaults are Stable Diffusion 2's.
 
-    Latents that the UNet sees are `scaling_factor` times the autoencoder's own.
+    The latents that the UNet sees are `scaling_factor` times the autoencoder's own.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     in_channels: int = 3
@@ -47,7 +50,7 @@ class VAEConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels a latent cell, along each side."""
+        """The side of a latent cell in pixels."""
         return 2 ** (len(self.block_out_channels) - 1)
 
 
@@ -58,12 +61,12 @@ class Posterior(NamedTuple):
     logvar: jax.Array
 
     def sample(self, noise: jax.Array) -> jax.Array:
-        """noise: standard normal of the mean's shape -> a draw from the posterior."""
+        """A sample from the posterior. noise: standard normal of the mean's shape."""
         return self.mean + jnp.exp(0.5 * self.logvar) * noise
 
 
 def posterior(moments: jax.Array) -> Posterior:
-    """moments: means and log variances, (B, H/f, W/f, 2 latent_channels) float32."""
+    """The posterior of moments: means and log variances, (B, H/f, W/f, 2 latent_channels) float32."""
     mean, logvar = jnp.split(moments, 2, axis=-1)
     return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
@@ -106,7 +109,7 @@ class Middle(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Pictures to the posterior's moments. Call: (B, H, W, in_channels) -> (B, H/f, W/f, 2 latent_channels)."""
+    """Images to the posterior's moments. Call: (B, H, W, in_channels) -> (B, H/f, W/f, 2 latent_channels)."""
 
     def __init__(self, config: VAEConfig, chunk: int | None, **kw: Any):
         width = config.block_out_channels[0]
@@ -136,7 +139,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents to pictures. Call: (B, h, w, latent_channels) -> (B, f h, f w, in_channels)."""
+    """Latents to images. Call: (B, h, w, latent_channels) -> (B, f h, f w, in_channels)."""
 
     def __init__(self, config: VAEConfig, chunk: int | None, **kw: Any):
         channels = config.block_out_channels[::-1]
@@ -167,7 +170,13 @@ class Decoder(nnx.Module):
 class VAE(nnx.Module):
     """The autoencoder. Its latents are unscaled: multiply by `config.scaling_factor` for the UNet.
 
-    attention_chunk: positions at a time in the attention of the lowest resolution; None leaves that to the platform.
+    Args:
+        config: The architecture.
+        dtype: The dtype of computation.
+        param_dtype: The dtype of storage.
+        attention_chunk: The number of positions that the attention of the lowest resolution takes at a time; None
+            leaves that to the platform.
+        rngs: The random keys for the parameters.
     """
 
     def __init__(
@@ -188,15 +197,15 @@ class VAE(nnx.Module):
         self.decoder = Decoder(config, attention_chunk, **kw)
 
     def encode(self, x: jax.Array) -> Posterior:
-        """x: pictures (B, H, W, 3) in -1..1, H and W multiples of `config.factor`."""
+        """Encodes images (B, H, W, 3) in -1..1, with H and W multiples of `config.factor`."""
         return posterior(self.moments(x))
 
     def moments(self, x: jax.Array) -> jax.Array:
-        """What `encode` makes its posterior of: (B, H/f, W/f, 2 latent_channels) float32."""
+        """The moments of `encode`'s posterior: (B, H/f, W/f, 2 latent_channels) float32."""
         return self.quant_conv(self.encoder(x.astype(self.dtype))).astype(jnp.float32)
 
     def decode(self, z: jax.Array) -> jax.Array:
-        """z: unscaled latents (B, h, w, latent_channels) -> pictures (B, f h, f w, 3) float32, about -1..1."""
+        """Decodes unscaled latents (B, h, w, latent_channels) to images (B, f h, f w, 3) float32, about -1..1."""
         return self.decoder(self.post_quant_conv(z.astype(self.dtype))).astype(jnp.float32)
 
 

@@ -1,174 +1,331 @@
-"""Checks of a pipeline's arguments. Everything is refused here, by name, before anything is compiled."""
+"""The arguments of every pipeline, with their defaults: one dataclass for what all share, and one for each task.
+
+They are the signatures of the calls, so editors and `help` show them, and the one place where defaults are written: the
+command line and the tables of the docs read them here. This module needs no JAX.
+"""
+
+from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+import inspect
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import numpy as np
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-from unclip_jax.sampling.guidance import Guidance, limit_interval
-from unclip_jax.sampling.solvers import Solver
+    from numpy.typing import ArrayLike
 
-MAX_SEED = 2**32 - 1
-MAX_NOISE_LEVEL = 1000
-MAX_SCALE = 1e4
+    from unclip_jax.conditioning.clip_image import ImageSource
+    from unclip_jax.pipelines.checks import ProjectedGuidance
+    from unclip_jax.pipelines.prior import TextFeatures
+    from unclip_jax.sampling.solvers import Solver
 
+    Images: TypeAlias = ImageSource | Sequence[ImageSource]
+    Prompts: TypeAlias = str | Sequence[str]
 
-def check_integer(name: str, value: Any, low: int, high: int) -> int:
-    """An integer in low..high (numpy's too, booleans not)."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{name} is {value!r}; want an integer from {low} to {high}")
-    return int(value)
-
-
-def check_size(name: str, value: Any, multiple: int, default: int) -> int:
-    """A side in pixels, a multiple of `multiple`; None gives the default."""
-    if value is None:
-        return default
-    value = check_integer(name, value, 1, 1 << 16)
-    if value % multiple:
-        near = max(multiple, round(value / multiple) * multiple)
-        raise ValueError(f"{name} is {value}; want a multiple of {multiple}, such as {near}")
-    return value
+OutputType = Literal["pil", "np", "latent"]
 
 
-def check_array(name: str, value: Any, *shapes: tuple[int | None, ...]) -> np.ndarray:
-    """A finite float32 array of one of the given shapes; None in a shape stands for any size."""
-    try:
-        array = np.asarray(value, np.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is no array of numbers: {error}") from error
-    if not any(
-        array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
-        for shape in shapes
-    ):
-        accepted = " or ".join(str(tuple("any" if s is None else s for s in shape)) for shape in shapes)
-        raise ValueError(f"{name} has shape {array.shape}; want {accepted}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds NaN or infinite values")
-    return array
+class DefaultInt(int):
+    """A default: equal to its number, and known not to be the caller's."""
 
 
-def check_prompts(name: str, value: Any, pictures: int) -> list[str]:
-    """One string a picture; a single string stands for all."""
-    if isinstance(value, str):
-        return [value] * pictures
-    if not isinstance(value, Sequence) or not all(isinstance(text, str) for text in value):
-        raise ValueError(f"{name} is {value!r}; want a string, or a list of one string a picture")
-    if len(value) != pictures:
-        raise ValueError(f"{name} has {len(value)} strings; there are {pictures} pictures, want one for each")
-    return list(value)
+class DefaultFloat(float):
+    """A default: equal to its number, and known not to be the caller's."""
 
 
-def check_noise_levels(value: Any, pictures: int) -> np.ndarray:
-    """(pictures,) int32 rows of the noise schedule. 1000, the model card's pure noise, is its last row, 999."""
-    levels = value if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else [value] * pictures
-    if len(levels) != pictures:
-        raise ValueError(f"noise_level has {len(levels)} values; there are {pictures} pictures, want one for each")
-    checked = [check_integer("noise_level", level, 0, MAX_NOISE_LEVEL) for level in levels]
-    return np.minimum(np.asarray(checked, np.int32), MAX_NOISE_LEVEL - 1)
-
-
-def check_weights(value: Any, pictures: int) -> np.ndarray:
-    """(pictures,) finite float32 weights of any sign whose sum is not zero."""
-    weights = check_array("image_weights", value, (pictures,))
-    if abs(float(weights.sum())) < 1e-6 * float(np.abs(weights).sum()) or not weights.any():
-        raise ValueError(f"image_weights {weights.tolist()} sum to zero; the mix divides by their sum")
-    return weights
-
-
-def solver_steps(solver: Solver) -> np.ndarray:
-    """(calls,) int: which step each network call belongs to. Calls that repeat a timestep are one step."""
-    timesteps = np.asarray(solver.grid["timestep"])
-    return np.concatenate([[0], np.cumsum(timesteps[1:] != timesteps[:-1])]).astype(np.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class ProjectedGuidance:
-    """Adaptive projected guidance (Sadat et al. 2024, arXiv:2410.02416), see `unclip_jax.sampling.guidance.project`.
-
-    eta: 0..1, how much of the part along the prediction is kept. threshold: above 0, the longest update, in latents'
-    units. momentum: in (-1, 1), of earlier updates; negative ones push away from them.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CommonArguments:
+    """
+    Args:
+        num_inference_steps: 1 to 1000. A `Solver` given as scheduler has its own.
+        guidance_scale: a number, one per step, one per image, or (network evaluations, B).
+        guidance_rescale: 0 to 1, how far the guided prediction gets the deviation of the conditional one.
+        guidance_interval: (low, high), the noise levels with guidance, in units of sigma. None: all.
+        pag_scale: of perturbed-attention guidance, 0 or more. 0: none.
+        projected_guidance: a `ProjectedGuidance`. None: plain guidance.
+        num_images_per_prompt: how many images are made of each prompt, or of each image; they lie side by side.
+        scheduler: a name of `unclip_jax.sampling.SCHEDULERS`, or a `Solver`. None: the checkpoint's own.
+        eta: 0 to 1, how stochastic DDIM is. None: 0, or what the `Solver` has.
+        seed: 0 to 2**32 - 1. The noise of image i comes from (seed, i) alone.
+        prompt_embeds: (1 or prompts, T, C) states of the text encoder, instead of `prompt`.
+        negative_prompt_embeds: the same, instead of `negative_prompt`.
+        step_noise: (network evaluations, B, H/f, W/f, 4) for stochastic solvers. None: by the seed.
+        batch_size: images per compiled call. None: all at once.
+        output_type: "pil"; "np", (B, H, W, 3) float32 in 0..1; or "latent".
     """
 
-    eta: float = 0.0
-    threshold: float = math.inf
-    momentum: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_number("eta", self.eta, 0, 1)
-        check_number("momentum", self.momentum, -1, 1)
-        if not isinstance(self.threshold, int | float) or not self.threshold > 0:
-            raise ValueError(f"threshold is {self.threshold!r}; want a number above 0")
-
-
-def check_number(name: str, value: Any, low: float, high: float) -> float:
-    """A number in low..high (numpy's too, booleans not)."""
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not number or not low <= value <= high:
-        raise ValueError(f"{name} is {value!r}; want a number from {low:g} to {high:g}")
-    return float(value)
+    num_inference_steps: int = DefaultInt(50)
+    guidance_scale: ArrayLike = 7.5
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
+    pag_scale: float = 0.0
+    projected_guidance: ProjectedGuidance | None = None
+    num_images_per_prompt: int = 1
+    scheduler: str | Solver | None = None
+    eta: float | None = None
+    seed: int = 0
+    prompt_embeds: ArrayLike | None = None
+    negative_prompt_embeds: ArrayLike | None = None
+    step_noise: ArrayLike | None = None
+    batch_size: int | None = None
+    output_type: OutputType = "pil"
 
 
-def check_guidance(
-    a: Mapping[str, Any], scheduler: str, solver: Solver, batch: int
-) -> tuple[Guidance, dict[str, np.ndarray]]:
-    """What guides a run, and how much at each network call and image, (calls, batch) float32, by `guided`'s names.
+@dataclass(frozen=True, eq=False)
+class TextToImageArguments(CommonArguments):
+    """Makes `num_images_per_prompt` images of each prompt. B = prompts * num_images_per_prompt, prompt by prompt.
 
-    a: a call's arguments. What is 0 is no part of the program; other values are traced. Raises ValueError.
+    Args:
+        prompt, negative_prompt: a string, or a list of one per image.
+        height, width: in pixels, multiples of 64 (for Stable Diffusion 2). None: the checkpoint's own size.
+        latents: (B, H/f, W/f, 4) initial noise, standard normal for every solver. None: by the seed.
     """
-    calls = (solver.calls, batch)
-    on, scale = check_guidance_scale(a["guidance_scale"], scheduler, solver, batch)
-    perturbed, rescaled = a.get("pag_scale", 0.0), a.get("guidance_rescale", 0.0)
-    strengths = {
-        "guidance_scale": scale,
-        "pag_scale": np.full(calls, check_number("pag_scale", perturbed, 0, MAX_SCALE), np.float32),
-        "guidance_rescale": np.full(calls, check_number("guidance_rescale", rescaled, 0, 1), np.float32),
-    }
-    projected = a.get("projected_guidance")
-    if projected is not None:
-        if not isinstance(projected, ProjectedGuidance):
-            raise ValueError(f"projected_guidance is {projected!r}; want a ProjectedGuidance or None")
-        for name, value in dataclasses.asdict(projected).items():
-            strengths[f"apg_{name}"] = np.full(calls, value, np.float32)
-    if a.get("guidance_interval") is not None:
-        interval = a["guidance_interval"]
-        if not isinstance(interval, Sequence) or isinstance(interval, str) or len(interval) != 2:
-            raise ValueError(f"guidance_interval is {interval!r}; want (low, high)")
-        ends = [check_number("guidance_interval", end, 0, math.inf) for end in interval]
-        for name, outside in (("guidance_scale", 1.0), ("pag_scale", 0.0)):
-            levels = np.asarray(solver.grid["alpha_cumprod"])
-            strengths[name] = limit_interval(strengths[name], levels, (ends[0], ends[1]), outside)
-    guidance = Guidance(
-        unconditional=on,
-        projected=on and projected is not None,
-        perturbed=perturbed > 0,
-        rescaled=rescaled > 0 and (on or perturbed > 0),
-    )
-    used = {"guidance_scale": on, "pag_scale": guidance.perturbed, "guidance_rescale": guidance.rescaled}
-    return guidance, {k: v for k, v in strengths.items() if used.get(k, guidance.projected)}
+
+    prompt: Prompts = ""
+    negative_prompt: Prompts = ""
+    height: int | None = None
+    width: int | None = None
+    _: KW_ONLY
+    latents: ArrayLike | None = None
 
 
-def check_guidance_scale(value: Any, scheduler: str, solver: Solver, batch: int) -> tuple[bool, np.ndarray]:
-    """Whether guidance is on, and its scale for each network call and image, (calls, batch) float32.
+@dataclass(frozen=True, eq=False)
+class UnCLIPArguments(CommonArguments):
+    """Makes `num_images_per_prompt` variations of each image, or of the mix of all.
 
-    A number, one a step (or a network call), one an image, or (calls, batch). A number switches guidance off: the
-    original's procedures at exactly 1, diffusers' at 1 and below. When a list's length fits steps and images alike, it
-    is one a step.
+    B = images * num_images_per_prompt, image by image; with `image_weights`, B = num_images_per_prompt.
+
+    Args:
+        image: PIL image, path, address, bytes, uint8 (H, W, 3), float 0..1 (H, W, 3), or a list of them.
+        prompt, negative_prompt: a string, or a list of one per image.
+        height, width: in pixels, multiples of 64 (for Stable Diffusion 2). None: the checkpoint's own size.
+        noise_level: 0 to 1000, how much noise the image's embedding gets; an integer, or one per image.
+        image_embeds: (images, D) CLIP embeddings before noising, instead of `image`.
+        image_weights: one per image, to mix all images: sum(w e) / sum(w).
+        mix_noise_level: 0 to 1000, noises the mix once more.
+        image_noise: (B, D) or (images, D); of a mix (B, K, D) or (B, K + 1, D). None: by the seed.
+        latents: (B, H/f, W/f, 4) initial noise, standard normal for every solver. None: by the seed.
     """
-    steps, calls = solver_steps(solver), solver.calls
-    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise ValueError(f"guidance_scale is {value!r}; want a finite number")
-        on = value != 1 if scheduler.startswith("ldm-") else value > 1
-        return bool(on), np.full((calls, batch), value, np.float32)
-    if isinstance(value, str | bool) or value is None:
-        raise ValueError(f"guidance_scale is {value!r}; want a number, one a step, or one an image")
-    count = int(steps[-1]) + 1
-    scale = check_array("guidance_scale", value, (count,), (calls,), (batch,), (calls, batch))
-    if scale.ndim == 2:
-        return True, scale
-    if len(scale) == count:
-        scale = scale[steps]
-    return True, np.ascontiguousarray(np.broadcast_to(scale[:, None] if len(scale) == calls else scale, (calls, batch)))
+
+    image: Images | None = None
+    prompt: Prompts = ""
+    negative_prompt: Prompts = ""
+    height: int | None = None
+    width: int | None = None
+    _: KW_ONLY
+    num_inference_steps: int = DefaultInt(20)
+    guidance_scale: ArrayLike = 10.0
+    noise_level: int | Sequence[int] = 0
+    image_embeds: ArrayLike | None = None
+    image_weights: ArrayLike | None = None
+    mix_noise_level: int | None = None
+    image_noise: ArrayLike | None = None
+    latents: ArrayLike | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InitImageArguments(CommonArguments):
+    """
+    Args:
+        strength: 0 to 1, the share of the steps that are run: 1 keeps next to nothing of the image.
+        height, width: in pixels, multiples of 64. None: the image's own, rounded down to multiples of 64.
+        sample_posterior: whether the image's latents are drawn from the VAE's posterior, or are its mode.
+        posterior_noise: (B, H/f, W/f, 4) of that draw. None: by the seed.
+        noise: (B, H/f, W/f, 4), added to the image's latents. None: by the seed.
+    """
+
+    strength: float = DefaultFloat(0.8)
+    height: int | None = None
+    width: int | None = None
+    sample_posterior: bool = True
+    posterior_noise: ArrayLike | None = None
+    noise: ArrayLike | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ImageToImageArguments(InitImageArguments):
+    """Makes `num_images_per_prompt` images of each image, with one prompt per image (or several for one image).
+
+    Args:
+        image: PIL image, path, address, bytes, uint8 (H, W, 3), float 0..1 (H, W, 3), or a list of them.
+        prompt, negative_prompt: a string, or a list of one per image.
+        noise_level: 0 to 1000, of unCLIP checkpoints alone, as for variations.
+        image_embeds: (images, D), of unCLIP checkpoints alone, instead of the images' own embeddings.
+        image_noise: (B, D) or (images, D), of unCLIP checkpoints alone. None: by the seed.
+    """
+
+    image: Images | None = None
+    prompt: Prompts = ""
+    negative_prompt: Prompts = ""
+    _: KW_ONLY
+    noise_level: int | Sequence[int] = 0
+    image_embeds: ArrayLike | None = None
+    image_noise: ArrayLike | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class DepthToImageArguments(InitImageArguments):
+    """Makes `num_images_per_prompt` images of each image, with one prompt per image (or several for one image).
+
+    Args:
+        image: PIL image, path, address, bytes, uint8 (H, W, 3), float 0..1 (H, W, 3), or a list of them.
+        prompt, negative_prompt: a string, or a list of one per image.
+        depth_map: (H, W) of any size and range, larger is nearer, or a gray image; one for all images, or a list of one
+            per image. None: estimated. A checkpoint without a depth estimator needs it.
+    """
+
+    image: Images | None = None
+    prompt: Prompts = ""
+    negative_prompt: Prompts = ""
+    _: KW_ONLY
+    depth_map: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class InpaintArguments(InitImageArguments):
+    """Makes `num_images_per_prompt` images of each image, with one prompt per image (or several for one image).
+
+    Args:
+        image: PIL image, path, address, bytes, uint8 (H, W, 3), float 0..1 (H, W, 3), or a list of them.
+        mask_image: the same in gray, one for all images or one per image; white pixels are repainted.
+        prompt, negative_prompt: a string, or a list of one per image.
+        strength: 0 to 1. At 1 the run begins with pure noise; below it with the image, as in image to image.
+        padding_mask_crop: repaints only the part around the mask and this many pixels more, at full size.
+        paste_back: whether black pixels of the mask are copied from the image, bit for bit (always with
+            `padding_mask_crop`).
+        latents: (B, H/f, W/f, 4) initial noise at strength 1; below 1 it is `noise`. None: by the seed.
+        posterior_noise: also (2, B, H/f, W/f, 4), of the image and of the image without the hole.
+        condition_image: the image that guides an unCLIP checkpoint. None: `image`.
+        noise_level, image_embeds, image_noise: of unCLIP checkpoints alone, as for image to image.
+    """
+
+    image: Images | None = None
+    mask_image: Images | None = None
+    prompt: Prompts = ""
+    negative_prompt: Prompts = ""
+    _: KW_ONLY
+    strength: float = DefaultFloat(1.0)
+    padding_mask_crop: int | None = None
+    paste_back: bool = False
+    latents: ArrayLike | None = None
+    condition_image: Images | None = None
+    noise_level: int | Sequence[int] = 0
+    image_embeds: ArrayLike | None = None
+    image_noise: ArrayLike | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class UpscaleArguments(CommonArguments):
+    """Makes `num_images_per_prompt` images of each image, with one prompt per image (or several for one image).
+
+    Args:
+        image: PIL image, path, address, bytes, uint8 (h, w, 3), float 0..1 (h, w, 3), or a list of them of one size.
+            Sides are rounded down to multiples of 8.
+        prompt, negative_prompt: a string, or a list of one per image.
+        noise_level: 0 to 350, how much noise the small image gets; an integer, or one per image. More leaves more to
+            invent.
+        tile: pixels of the small image along a tile's side, a multiple of 16. The UNet then sees overlapping tiles,
+            whose predictions are averaged at every step. None: no tiles up to 256x256, above it tiles of the side that
+            the checkpoint was trained at. Tiles are decoded in diffusers' way, unless the pipeline's `Memory` has
+            another.
+        latents: (B, h, w, 4) initial noise, standard normal for every solver. None: by the seed.
+        low_res_noise: (B, h, w, 3). None: by the seed.
+    """
+
+    image: Images | None = None
+    prompt: Prompts = ""
+    negative_prompt: Prompts = ""
+    _: KW_ONLY
+    num_inference_steps: int = DefaultInt(75)
+    guidance_scale: ArrayLike = 9.0
+    noise_level: int | Sequence[int] = 20
+    tile: int | None = None
+    latents: ArrayLike | None = None
+    low_res_noise: ArrayLike | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class StableUnCLIPArguments(CommonArguments):
+    """Makes `num_images_per_prompt` images of each prompt. Every image has an embedding of its own, from the prior.
+
+    B = prompts * num_images_per_prompt, prompt by prompt. The prior reads `prompt` alone.
+
+    Args:
+        prompt, negative_prompt: a string, or a list of one per image.
+        height, width: in pixels, multiples of 64 (for Stable Diffusion 2). None: the checkpoint's own size.
+        noise_level: 0 to 1000, how much noise the embeddings get.
+        prior_num_inference_steps, prior_guidance_scale, prior_latents, prior_step_noise: of `TextToEmbeddingPrior`.
+        image_noise: (B, D). None: by the seed.
+        latents: (B, H/f, W/f, 4) initial noise, standard normal for every solver. None: by the seed.
+    """
+
+    prompt: Prompts = ""
+    negative_prompt: Prompts = ""
+    height: int | None = None
+    width: int | None = None
+    _: KW_ONLY
+    num_inference_steps: int = DefaultInt(20)
+    guidance_scale: ArrayLike = 10.0
+    noise_level: int = 0
+    prior_num_inference_steps: int = 25
+    prior_guidance_scale: float = 4.0
+    prior_latents: ArrayLike | None = None
+    prior_step_noise: ArrayLike | None = None
+    image_noise: ArrayLike | None = None
+    latents: ArrayLike | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PriorArguments:
+    """Image embeddings of `num_images_per_prompt` images of each prompt: (B, D) float32, un-normalised.
+
+    B = prompts * num_images_per_prompt, prompt by prompt. The network predicts the clean embedding; guidance is against
+    the empty prompt, and the result is clipped as the scheduler says.
+
+    Args:
+        prompt: a string, or a list of them.
+        num_images_per_prompt: how many embeddings are made of each.
+        prior_num_inference_steps: 2 to 1000 (1 with schedulers that allow it).
+        prior_guidance_scale: off at exactly 1 in Karlo's own checkpoints, at 1 and below in diffusers' folders.
+        prior_latents: (B, D) initial noise, standard normal. None: by the seed.
+        prior_step_noise: (network evaluations, B, D), the noise of each step; that of the last is not used. None: by
+            the seed.
+        seed: 0 to 2**32 - 1. The noise of embedding i comes from (seed, i) alone.
+        text_features: of P prompts, as `encode_prompts` gives them, instead of `prompt`.
+        negative_text_features: what guidance leads away from, one row or P. None: the empty prompt's.
+        batch_size: embeddings per compiled call. None: all at once.
+    """
+
+    prompt: Prompts | None = None
+    num_images_per_prompt: int = 1
+    prior_num_inference_steps: int = 25
+    prior_guidance_scale: float = 4.0
+    prior_latents: ArrayLike | None = None
+    prior_step_noise: ArrayLike | None = None
+    seed: int = 0
+    text_features: TextFeatures | None = None
+    negative_text_features: TextFeatures | None = None
+    batch_size: int | None = None
+
+
+def described(arguments: type) -> str:
+    """The docstring of a call with these arguments: what it does, then every argument, those of the task first."""
+    parts = [inspect.cleandoc(cls.__doc__ or "").partition("Args:") for cls in arguments.__mro__[:-1]]
+    args = "".join(text.rstrip() for _, _, text in parts)
+    return f"{parts[0][0]}Args:{args}\n\nRaises:\n    ValueError, FileNotFoundError: before anything is compiled."
+
+
+def signed(function: Any, arguments: Any, first: str) -> Any:
+    """A method with the signature of `arguments`, and its documentation below `first`."""
+    own = inspect.signature(arguments).parameters.values()
+    me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    function.__signature__ = inspect.Signature([me, *own], return_annotation=function.__annotations__["return"])
+    function.__doc__ = first + described(arguments)
+    return function
+
+
+def default(arguments: Any, name: str) -> Any:
+    """The default of an argument."""
+    return next(field.default for field in dataclasses.fields(arguments) if field.name == name)

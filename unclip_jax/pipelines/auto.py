@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
+from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
 from unclip_jax.checkpoints.config import CheckpointConfig
-from unclip_jax.checkpoints.source import OPEN_CLIP, local_path
+from unclip_jax.checkpoints.local import local_path
+from unclip_jax.checkpoints.places import OPEN_CLIP
 from unclip_jax.pipelines.depth_to_image import DepthToImagePipeline
 from unclip_jax.pipelines.inpaint import InpaintPipeline
 from unclip_jax.pipelines.memory import Memory
-from unclip_jax.pipelines.pipeline import DEFAULT_MEMORY, Pipeline, check_overrides, open_pipeline
+from unclip_jax.pipelines.opening import DEFAULT_MEMORY, check_overrides, open_source
+from unclip_jax.pipelines.pipeline import Pipeline
 from unclip_jax.pipelines.stable_unclip import StableUnCLIPPipeline
 from unclip_jax.pipelines.text_to_image import TextToImagePipeline
 from unclip_jax.pipelines.unclip import UnCLIPPipeline
@@ -33,11 +37,11 @@ def pipeline_for(config: CheckpointConfig) -> type[Pipeline]:
 
 def from_pretrained(
     source: str | os.PathLike[str] | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     mesh: Mesh | None = None,
     memory: Memory = DEFAULT_MEMORY,
     **overrides: Any,
-) -> Pipeline | StableUnCLIPPipeline:
+) -> Pipeline:
     """Opens a checkpoint with the pipeline for what it was trained for; arguments as `Pipeline.from_pretrained`.
 
     A diffusers folder with a prior among its parts is opened as `StableUnCLIPPipeline`.
@@ -48,7 +52,12 @@ def from_pretrained(
         source = local_path(source, variant=overrides.get("variant"), **where)
         if _holds_prior(source):
             return StableUnCLIPPipeline.from_pretrained(source, dtype, mesh, memory, **overrides)
-    return open_pipeline(pipeline_for, source, dtype, mesh, memory, overrides)
+
+    def open_as(checkpoint: Checkpoint) -> Pipeline:
+        return pipeline_for(family_config(checkpoint)).from_checkpoint(checkpoint, dtype, mesh, memory)
+
+    opened: Pipeline = open_source(open_as, source, memory, overrides)
+    return opened
 
 
 def _holds_prior(folder: Path) -> bool:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,38 +14,13 @@ from unclip_jax.conditioning.depth import depth_condition
 from unclip_jax.conditioning.latents import latents_from_moments
 from unclip_jax.conditioning.noise_augmentation import mix_conditions, noise_image_embeddings
 from unclip_jax.conditioning.upscale import noise_low_res
-from unclip_jax.models.freeu import FreeU
 from unclip_jax.models.tiling import decode_tiled
+from unclip_jax.pipelines.denoiser import Constants, prepare, put_back, unet_denoiser
 from unclip_jax.pipelines.memory import Memory
-from unclip_jax.sampling.guidance import Guidance, guidance_rows, guidance_state, guided
+from unclip_jax.sampling.guidance import Guidance, guidance_state
 from unclip_jax.sampling.loop import Carry, run_stateful_steps, start
 from unclip_jax.sampling.noise import Branch, draw, image_keys
 from unclip_jax.sampling.solvers import Solver
-from unclip_jax.sampling.tiled import tiled
-
-
-class Known(NamedTuple):
-    """A part of the picture that is given: where `mask` (B, h, w, 1) is 0, `latents` (B, h, w, 4) noised by `noise`."""
-
-    mask: jax.Array
-    latents: jax.Array
-    noise: jax.Array
-
-
-class Constants(NamedTuple):
-    """What stays the same over the loop, for all rows of each image's guidance.
-
-    text: every cross-attention's keys and values. times: every call's embedding, (calls, C). classes: (rows, C), to be
-    added to it. channels: (rows, h, w, c), what the UNet reads beside the latents. known: of B images. None: not
-    there.
-    """
-
-    text: Any
-    times: jax.Array
-    classes: jax.Array | None
-    channels: jax.Array | None
-    known: Known | None
-    freeu: FreeU | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +32,9 @@ class Programs:
     estimate_depth: Any
     depth_condition: Any
     embed_text: Any
-    condition: Any
+    class_labels: Any
     draw: Any
-    latents_of: Any
+    sample_latents: Any
     noise_low_res: Any
     prepare: Any
     start: Any
@@ -86,14 +61,14 @@ def make_programs(config: CheckpointConfig, networks: Mapping[str, Network], mem
         estimate_depth=apply("depth_estimator"),
         depth_condition=jax.jit(depth_condition, static_argnums=(1, 2)),
         embed_text=jax.jit(lambda params, tokens: text.merge(params)(tokens)),
-        condition=jax.jit(_condition, static_argnames=("mixed", "width")),
+        class_labels=jax.jit(_class_labels, static_argnames=("mixed", "width")),
         draw=jax.jit(_draw, static_argnames=("branch", "shape", "number")),
-        latents_of=jax.jit(functools.partial(latents_from_moments, scaling_factor=config.vae.scaling_factor)),
+        sample_latents=jax.jit(functools.partial(latents_from_moments, scaling_factor=config.vae.scaling_factor)),
         noise_low_res=jax.jit(noise_low_res),
-        prepare=jax.jit(functools.partial(_prepare, unet), static_argnames="guidance"),
+        prepare=jax.jit(functools.partial(prepare, unet), static_argnames="guidance"),
         start=jax.jit(_start, static_argnames="guidance"),
         run_steps=jax.jit(
-            functools.partial(_advance, unet), static_argnames=("guidance", "tile"), donate_argnames="carry"
+            functools.partial(_run_steps, unet), static_argnames=("guidance", "tile"), donate_argnames="carry"
         ),
         decode=jax.jit(functools.partial(_decode, vae, memory, tile), static_argnames="in_tiles"),
     )
@@ -104,7 +79,7 @@ def _draw(seed: jax.Array, indices: jax.Array, *, branch: Branch, shape: tuple[i
     return draw(image_keys(seed, indices), branch, shape, number)
 
 
-def _condition(
+def _class_labels(
     embeds: jax.Array,
     levels: jax.Array,
     weights: jax.Array | None,
@@ -117,14 +92,14 @@ def _condition(
     mixed: bool,
     width: int,
 ) -> jax.Array:
-    """The class labels of B images, (B, 2 D). embeds: (B, K, D) and levels: (B, K), the K pictures of each image."""
-    pictures = embeds.shape[1]
+    """The class labels of B images, (B, 2 D). embeds: (B, K, D), levels: (B, K), of the K inputs of each image."""
+    inputs = embeds.shape[1]
     if noise is None:
         keys = image_keys(seed, indices)
-        draws = [draw(keys, Branch.IMAGE, (width,), number) for number in range(pictures + (mix_levels is not None))]
+        draws = [draw(keys, Branch.IMAGE, (width,), number) for number in range(inputs + (mix_levels is not None))]
         noise = jnp.stack(draws, axis=1)
     labels = jnp.stack(
-        [noise_image_embeddings(embeds[:, k], levels[:, k], noise[:, k], **noising) for k in range(pictures)], axis=1
+        [noise_image_embeddings(embeds[:, k], levels[:, k], noise[:, k], **noising) for k in range(inputs)], axis=1
     )
     if not mixed:
         return labels[:, 0]
@@ -132,47 +107,14 @@ def _condition(
     label = mix_conditions(labels, weights)
     if mix_levels is None:
         return label
-    return noise_image_embeddings(label[:, :width], mix_levels, noise[:, pictures], **noising)
-
-
-def _prepare(
-    unet: Network,
-    params: Mapping[str, jax.Array],
-    text: jax.Array,
-    negative: jax.Array | None,
-    labels: jax.Array | None,
-    timesteps: jax.Array,
-    channels: jax.Array | None,
-    known: Known | None,
-    freeu: FreeU | None,
-    *,
-    guidance: Guidance,
-) -> Constants:
-    """The constants of a run of B images.
-
-    text, negative: (B, T, C). labels: (B, 2 D) of unCLIP, (B,) int of an upscaler. channels: (B, h, w, c).
-    """
-    model = unet.merge(params)
-    classes = None
-    if labels is not None:
-        # unCLIP's unconditional label is a vector of zeros, level and all, and it goes through the embedding's biases;
-        # the noise level of an upscaler is the same in all rows.
-        classes = model.embed_class(guidance_rows(guidance, labels if labels.ndim == 1 else 0 * labels, labels))
-    return Constants(
-        text=model.encode_context(guidance_rows(guidance, negative, text)),
-        times=model.embed_time(timesteps),
-        classes=classes,
-        channels=None if channels is None else guidance_rows(guidance, channels, channels),
-        known=known,
-        freeu=freeu,
-    )
+    return noise_image_embeddings(label[:, :width], mix_levels, noise[:, inputs], **noising)
 
 
 def _start(solver: Solver, noise: jax.Array, clean: jax.Array | None, *, guidance: Guidance) -> Carry:
     return start(solver, noise, clean, guidance_state=guidance_state(guidance, noise))
 
 
-def _advance(
+def _run_steps(
     unet: Network,
     params: Mapping[str, jax.Array],
     solver: Solver,
@@ -185,29 +127,11 @@ def _advance(
     guidance: Guidance,
     tile: tuple[int, int] | None = None,
 ) -> Carry:
-    """Some steps of the loop. tile: of `tiled`, its size and overlap in latents; None: the whole picture at once."""
-    model = unet.merge(params)
-    text, times, classes, channels, known, freeu = constants
-
-    def network(x: jax.Array, row: Mapping[str, jax.Array], perturbed: jax.Array | None) -> jax.Array:
-        emb = times[row["index"]][None]
-        emb = emb if classes is None else emb + classes
-        x = x if channels is None else jnp.concatenate([x, channels], axis=-1)
-        layers = None if perturbed is None else model.perturb_attention(perturbed)
-
-        def run(x: jax.Array, row: Mapping[str, jax.Array]) -> jax.Array:
-            return model.denoise(x, emb, text, layers, freeu)
-
-        return run(x, row) if tile is None else tiled(run, *tile)(x, row)
-
-    def put_known(x: jax.Array, row: Mapping[str, jax.Array]) -> jax.Array:
-        assert known is not None
-        noised = row["known_signal"] * known.latents + row["known_noise"] * known.noise
-        return known.mask * x + (1 - known.mask) * noised
-
-    denoise = guided(network, guidance, solver.prediction_type)
+    """Some steps of the loop. tile: size and overlap in latents, see `unclip_jax.sampling.tiled`; None: no tiles."""
+    denoise = unet_denoiser(unet, params, constants, guidance, solver.prediction_type, tile)
     keys = image_keys(seed, indices) if solver.stochastic else None
-    return run_stateful_steps(denoise, solver, carry, rows, keys, None if known is None else put_known)
+    between = None if constants.known is None else put_back(constants.known)
+    return run_stateful_steps(denoise, solver, carry, rows, keys, between)
 
 
 def _decode(
@@ -219,8 +143,8 @@ def _decode(
     *,
     in_tiles: int | None = None,
 ) -> jax.Array:
-    """in_tiles: latent cells along a tile's side, where the pictures are too large for a way of decoding chosen."""
+    """in_tiles: latent cells along a tile's side, instead of the way that `Memory` chooses."""
     model = vae.merge(params)
     z = latents / model.config.scaling_factor
-    picture = memory.decode(model, z, tile) if in_tiles is None else decode_tiled(model, z, in_tiles)
-    return jnp.clip(picture / 2 + 0.5, 0.0, 1.0)
+    image = memory.decode(model, z, tile) if in_tiles is None else decode_tiled(model, z, in_tiles)
+    return jnp.clip(image / 2 + 0.5, 0.0, 1.0)

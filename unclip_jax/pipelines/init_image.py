@@ -1,23 +1,33 @@
-"""Pictures that a run begins with, or that it looks at through the VAE."""
+"""Images that a run starts from, or that the VAE encodes for another use."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.conditioning.clip_image import several
 from unclip_jax.conditioning.vae_image import Resample, load_init_image, start_pixels
-from unclip_jax.pipelines import arguments as check
+from unclip_jax.distributed.mesh import Chunk
+from unclip_jax.pipelines.arguments import InitImageArguments
+from unclip_jax.pipelines.checks import check_array, check_flag, check_size, optional_array
+from unclip_jax.pipelines.parts import Parts, noise_of
+from unclip_jax.pipelines.request import Request
+from unclip_jax.sampling.loop import Carry
+from unclip_jax.sampling.noise import Branch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitImage:
-    """The pictures that a run begins with, one a prompt or one for all, and the noise by which they are encoded.
+    """The images that a run starts from, one per prompt or one for all, and the noise for their encoding.
 
-    pixels: (pictures, H, W, 3) in -1..1. posterior_noise: (encodings, B, h, w, 4), None by the images' keys; where
-    `sample_posterior` is False the encoding is the posterior's mode. noise: what is added to them, (B, h, w, 4).
+    Attributes:
+        pixels: (images, H, W, 3) in -1..1.
+        sample_posterior: whether the latents are drawn from the posterior, or are its mode.
+        posterior_noise: (encodings, B, h, w, 4); None: by the images' keys.
+        noise: (B, h, w, 4), added to the latents; None: by the images' keys.
     """
 
     pixels: np.ndarray
@@ -29,65 +39,87 @@ class InitImage:
 def load_init_images(value: Any) -> list[np.ndarray]:
     """The argument `image`, one or a list -> (H, W, 3) uint8, or float32 in 0..1, each. Raises ValueError."""
     if value is None:
-        raise ValueError("image is missing: give a picture, or a list of them")
-    return [load_init_image(picture) for picture in several(value)]
+        raise ValueError("image is missing: give an image, or a list of them")
+    return [load_init_image(image) for image in several(value)]
 
 
-def pixels_of(
+def resize_images(
     config: CheckpointConfig,
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     height: int | None,
     width: int | None,
     resample: Resample = "lanczos",
 ) -> np.ndarray:
-    """(pictures, H, W, 3) in -1..1: of the size given, or of their own, rounded down to what the UNet takes.
+    """(images, H, W, 3) in -1..1: of the given size, or of their own, rounded down to what the UNet takes.
 
-    Raises ValueError for sizes that are no multiples, and for pictures of several sizes without one given.
+    Raises ValueError for sizes that are no multiples, and for images of several sizes without a given one.
     """
     multiple = config.vae.factor * config.unet.size_multiple
     height, width = (
-        None if side is None else check.check_size(name, side, multiple, 0)
+        None if side is None else check_size(name, side, multiple, 0)
         for name, side in (("height", height), ("width", width))
     )
-    pixels = [start_pixels(picture, height, width, multiple=multiple, resample=resample) for picture in pictures]
+    pixels = [start_pixels(image, height, width, multiple=multiple, resample=resample) for image in images]
     if len({array.shape for array in pixels}) > 1:
         sizes = ", ".join(f"{array.shape[1]}x{array.shape[0]}" for array in pixels)
-        raise ValueError(f"image: the pictures are of several sizes ({sizes}); give height and width")
+        raise ValueError(f"image: the images are of several sizes ({sizes}); give height and width")
     return np.stack(pixels)
 
 
 def latent_shape_of(config: CheckpointConfig, pixels: np.ndarray) -> tuple[int, int, int]:
-    """(h, w, channels) of the latents of pictures (..., H, W, 3)."""
+    """(h, w, channels) of the latents of images (..., H, W, 3)."""
     height, width = pixels.shape[-3:-1]
     return height // config.vae.factor, width // config.vae.factor, config.vae.latent_channels
 
 
-def count_prompts(a: Mapping[str, Any], pictures: int) -> int:
-    """How many prompts a call has: as many as pictures, or, where there is one picture, as are given."""
-    if pictures > 1 or isinstance(a["prompt"], str) or not hasattr(a["prompt"], "__len__"):
-        return pictures
-    return max(1, len(a["prompt"]))
+def count_prompts(prompt: Any, images: int) -> int:
+    """How many prompts a call has: as many as images, or, where there is one image, as are given."""
+    if images > 1 or isinstance(prompt, str) or not hasattr(prompt, "__len__"):
+        return images
+    return max(1, len(prompt))
 
 
-def check_start(
-    a: Mapping[str, Any], pixels: np.ndarray, batch: int, latent_shape: tuple[int, int, int], encodings: int = 1
-) -> InitImage:
-    """The start pictures with the noise in a call's arguments `a`. Raises ValueError.
+def check_init(a: InitImageArguments, pixels: np.ndarray, request: Request[Any], encodings: int = 1) -> InitImage:
+    """The images with the noise for their encoding. Raises ValueError.
 
-    encodings: how often an image's pictures are encoded; noise for one serves all.
+    encodings: how often an image's pixels are encoded; noise for one serves all.
     """
-    if not isinstance(a["sample_posterior"], bool):
-        raise ValueError(f"sample_posterior is {a['sample_posterior']!r}; want True or False")
-    noise, encoding, one = a.get("noise"), a["posterior_noise"], (batch, *latent_shape)
-    if encoding is not None:
+    check_flag("sample_posterior", a.sample_posterior)
+    given, one = a.posterior_noise, (request.batch, *request.latent_shape)
+    encoding = None
+    if given is not None:
         shapes = (one, (encodings, *one)) if encodings > 1 else (one,)
-        encoding = check.check_array("posterior_noise", encoding, *shapes)
-        encoding = np.broadcast_to(encoding, (encodings, *one))
-        if not a["sample_posterior"]:
+        encoding = np.broadcast_to(check_array("posterior_noise", given, *shapes), (encodings, *one))
+        if not a.sample_posterior:
             raise ValueError("posterior_noise is given, but sample_posterior is False: nothing is drawn")
     return InitImage(
         pixels=pixels,
-        sample_posterior=a["sample_posterior"],
+        sample_posterior=a.sample_posterior,
         posterior_noise=encoding,
-        noise=None if noise is None else check.check_array("noise", noise, one),
+        noise=optional_array("noise", a.noise, one),
     )
+
+
+def sample_latents(
+    parts: Parts, request: Request[Any], init: InitImage, moments: np.ndarray, chunk: Chunk, number: int = 0
+) -> jax.Array:
+    """Scaled latents (R, h, w, 4) of encoded images, one per prompt or one for all.
+
+    number: which encoding of an image it is, where there are several.
+    """
+    given = None if init.posterior_noise is None else init.posterior_noise[number]
+    if not init.sample_posterior:
+        given = np.zeros((request.batch, *request.latent_shape), np.float32)
+    noise = noise_of(parts, given, Branch.POSTERIOR, request.latent_shape, chunk, number)
+    return parts.programs.sample_latents(chunk.of_prompts(moments), noise)
+
+
+def from_image(parts: Parts, request: Request[Any], init: InitImage, moments: np.ndarray) -> Callable[[Chunk], Carry]:
+    """A run that starts from images, noised to the level of the solver's start. moments: of their encoding."""
+
+    def start(chunk: Chunk) -> Carry:
+        latents = sample_latents(parts, request, init, moments, chunk)
+        noise = noise_of(parts, init.noise, Branch.LATENTS, request.latent_shape, chunk)
+        return parts.programs.start(request.solver, noise, latents, guidance=request.guidance)
+
+    return start

@@ -15,13 +15,17 @@ Decoding = Literal["whole", "seamless", "tiled"]
 class Memory:
     """What a pipeline does to need less memory. The defaults do nothing: every saving costs time.
 
-    decoding: "whole"; "seamless", the same pictures up to rounding with about half of the memory; "tiled", diffusers'
-        rule, with the memory of one tile, and pictures that depend a little on the tiles
-    tile: of "tiled", pixels along a side; None is the size that the checkpoint was trained at, as in diffusers
-    attention_chunk: queries that attention takes at a time in the UNet and the VAE; None leaves it to the platform
-    free_networks: each network is read from the checkpoint when its stage begins, and let go after it
+    Images are always decoded one per device at a time.
 
-    Pictures are always decoded one a device at a time. Raises ValueError for other values.
+    Args:
+        decoding: "whole"; "seamless", the same images up to rounding with about half of the memory; or "tiled",
+            diffusers' rule, with the memory of one tile, and images that depend a little on the tiles.
+        tile: of "tiled", pixels along a side. None: the size that the checkpoint was trained at, as in diffusers.
+        attention_chunk: queries that attention takes at a time in the UNet and the VAE. None: left to the platform.
+        free_networks: whether each network is read from the checkpoint when its stage begins, and freed after it.
+
+    Raises:
+        ValueError: for other values.
     """
 
     decoding: Decoding = "whole"

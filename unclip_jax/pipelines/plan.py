@@ -8,21 +8,22 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.distributed import mesh as placement
-from unclip_jax.pipelines.arguments import check_integer
 from unclip_jax.pipelines.auto import pipeline_for
+from unclip_jax.pipelines.checks import MAX_IMAGES, check_integer, check_latent_shape
 from unclip_jax.pipelines.memory import Memory
-from unclip_jax.pipelines.pipeline import DEFAULT_MEMORY, Pipeline
-from unclip_jax.pipelines.request import check_latent_shape
+from unclip_jax.pipelines.opening import DEFAULT_MEMORY
+from unclip_jax.pipelines.pipeline import Pipeline
 from unclip_jax.progress import Progress
 from unclip_jax.sampling.guidance import Guidance
 from unclip_jax.sampling.solvers import make_solver
 
 STAGES = [
-    ("image_encoder", "encoding pictures"),
+    ("image_encoder", "encoding images"),
     ("depth_estimator", "estimating depth"),
     ("text_encoder", "encoding prompts"),
     ("unet", "sampling"),
@@ -48,7 +49,7 @@ def plan(
     height: int | None,
     width: int | None,
     batch: int,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     mesh: Mesh | None = None,
     memory: Memory = DEFAULT_MEMORY,
 ) -> list[Stage]:
@@ -62,7 +63,7 @@ def plan(
     config = family_config(checkpoint)
     pipe = pipeline_for(config).from_checkpoint(checkpoint, dtype, mesh, abstract)
     latent_shape = check_latent_shape(pipe.config, height, width)
-    batch = check_integer("batch", batch, 1, 1 << 20)
+    batch = check_integer("batch", batch, 1, MAX_IMAGES)
     return _stages(pipe, latent_shape, batch, memory.free_networks)
 
 
@@ -72,7 +73,7 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, free
     group = placement.data_size(mesh)
     rows = -(-batch // group) * group
     factor, text = config.vae.factor, config.text_encoder
-    picture = (1, factor * latent_shape[0], factor * latent_shape[1], 3)
+    image = (1, factor * latent_shape[0], factor * latent_shape[1], 3)
     weights = {
         part: {
             name: _array(spec.shape, placement.parameter_sharding(mesh, f"{part}.{name}", spec.shape), spec.dtype)
@@ -92,19 +93,19 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, free
         bar.update()
         return made
 
-    # The networks that look at a given picture, and its size.
-    looks: dict[str, tuple[str, Any, tuple[int, ...]]] = {}
+    # The networks that read a given image, and its size.
+    readers: dict[str, tuple[str, Any, tuple[int, ...]]] = {}
     if config.image_encoder is not None:
         side = config.image_encoder.image_size
-        looks["encoding pictures"] = ("image_encoder", programs.embed_images, (1, side, side, 3))
+        readers["encoding images"] = ("image_encoder", programs.embed_images, (1, side, side, 3))
     if config.depth_estimator is not None:
         side = config.depth_estimator.image_size
-        looks["estimating depth"] = ("depth_estimator", programs.estimate_depth, (1, side, side, 3))
+        readers["estimating depth"] = ("depth_estimator", programs.estimate_depth, (1, side, side, 3))
     if config.task in ("depth-to-image", "inpaint"):
-        looks["encoding"] = ("vae", programs.vae_encode, picture)
+        readers["encoding"] = ("vae", programs.vae_encode, image)
 
-    with Progress("compiling the programs", 5 + len(looks), unit="program", enabled=pipe.progress) as bar:
-        for part, program, shape in looks.values():
+    with Progress("compiling the programs", 5 + len(readers), unit="program", enabled=pipe.progress) as bar:
+        for part, program, shape in readers.values():
             count(part, program.lower(weights[part], _array(shape, one)), _array(shape, one))
         tokens = _array((1, text.context_length), one, np.int32)
         count("text_encoder", programs.embed_text.lower(weights["text_encoder"], tokens), tokens)

@@ -1,49 +1,105 @@
-"""Text to image through a prior: a prompt becomes a CLIP image embedding, of which an unCLIP checkpoint makes pictures.
+"""Text to image through a prior: a prompt becomes a CLIP image embedding, of which an unCLIP checkpoint makes images.
 
-prompt -> prior -> image embedding -> noised to a level -> class label --+
-prompt -> text encoder ----------------------------------> text states --+-> denoising loop -> VAE -> images
+prompt -> prior -> image embedding -> noised to a level -> class labels --+
+prompt -> text encoder ----------------------------------> text states ---+-> denoising loop -> VAE -> images
 
 Source: unCLIP, Ramesh et al. 2022, arXiv:2204.06125; diffusers' StableUnCLIPPipeline.
 """
 
+import dataclasses
+import functools
 import os
-from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
-from unclip_jax.pipelines import arguments as check
-from unclip_jax.pipelines.arguments import ProjectedGuidance
+from unclip_jax.checkpoints.checkpoint import Checkpoint
+from unclip_jax.checkpoints.config import CheckpointConfig, PriorCheckpointConfig
+from unclip_jax.pipelines import prior as priors
+from unclip_jax.pipelines import unclip
+from unclip_jax.pipelines.arguments import PriorArguments, StableUnCLIPArguments, UnCLIPArguments
+from unclip_jax.pipelines.checks import MAX_IMAGES, check_integer, check_prompts, count_texts, with_inputs
 from unclip_jax.pipelines.memory import Memory
-from unclip_jax.pipelines.pipeline import DEFAULT_MEMORY, PipelineOutput, StreamState
-from unclip_jax.pipelines.prior import TextToEmbeddingPrior
-from unclip_jax.pipelines.request import OutputType
-from unclip_jax.pipelines.unclip import UnCLIPPipeline
-from unclip_jax.sampling.solvers import Solver
+from unclip_jax.pipelines.opening import DEFAULT_MEMORY
+from unclip_jax.pipelines.parts import Parts
+from unclip_jax.pipelines.pipeline import Pipeline, call, stream
+from unclip_jax.pipelines.prior import PriorRequest, TextToEmbeddingPrior
+from unclip_jax.pipelines.request import Conditions, Request, Task
 
 
-class StableUnCLIPPipeline:
-    """A prior and an unCLIP checkpoint whose image embeddings are of one CLIP model.
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """unclip: what variations have, with zeros in the place of the embeddings that the prior will make."""
 
-    prior, unclip: the two pipelines, public; set `progress` on either. Raises ValueError for embeddings of two widths.
+    prior: PriorRequest
+    unclip: unclip.Inputs
+
+
+def check(prior: PriorCheckpointConfig, config: CheckpointConfig, a: StableUnCLIPArguments) -> Request[Inputs]:
+    """Checks every argument, the prior's too; touches no device. Raises ValueError."""
+    count = count_texts("prompt", a.prompt)
+    repeats = check_integer("num_images_per_prompt", a.num_images_per_prompt, 1, MAX_IMAGES)
+
+    def one_each(name: str, value: Any) -> list[str]:
+        return [text for text in check_prompts(name, value, count) for _ in range(repeats)]
+
+    # To the unCLIP checkpoint every image is one of its own, with a prompt and an embedding.
+    shared = {field.name for field in dataclasses.fields(a)} & {f.name for f in dataclasses.fields(UnCLIPArguments)}
+    own = {name: getattr(a, name) for name in shared} | {"num_images_per_prompt": 1}
+    for name in ("prompt_embeds", "negative_prompt_embeds"):
+        if own[name] is not None and len(own[name]) == count:
+            own[name] = np.repeat(np.asarray(own[name]), repeats, axis=0)
+    own |= {name: one_each(name, own[name]) for name in ("prompt", "negative_prompt")}
+    own["image_embeds"] = np.zeros((count * repeats, prior.prior.embedding_dim), np.float32)
+    request = unclip.check(config, UnCLIPArguments(**own))
+    of_prior = {name: getattr(a, name) for name in (*_PRIOR, "prompt", "num_images_per_prompt", "seed", "batch_size")}
+    inputs = Inputs(priors.check(prior, PriorArguments(**of_prior)), request.inputs)
+    return with_inputs(request, inputs)
+
+
+_PRIOR = ("prior_num_inference_steps", "prior_guidance_scale", "prior_latents", "prior_step_noise")
+
+
+def conditions(prior: TextToEmbeddingPrior, parts: Parts, request: Request[Inputs]) -> Conditions:
+    """What the denoiser is told: runs the prior."""
+    inputs = request.inputs
+    condition = dataclasses.replace(inputs.unclip.condition, image_embeds=prior.sample(inputs.prior))
+    own = dataclasses.replace(inputs.unclip, condition=condition)
+    return unclip.conditions(parts, with_inputs(request, own))
+
+
+class StableUnCLIPPipeline(Pipeline):
+    """An unCLIP checkpoint with a prior, whose image embeddings are of one CLIP model.
+
+    Attributes:
+        prior: a `TextToEmbeddingPrior`, with a `progress` of its own. All else is the unCLIP checkpoint's.
     """
 
-    def __init__(self, prior: TextToEmbeddingPrior, unclip: UnCLIPPipeline):
+    accepts = ("variations",)
+    diffusers_class = "StableUnCLIPImg2ImgPipeline"
+    __call__ = call(StableUnCLIPArguments)
+    stream = stream(StableUnCLIPArguments)
+
+    def __init__(self, prior: TextToEmbeddingPrior, unclip: unclip.UnCLIPPipeline):
         made, taken = prior.config.prior.embedding_dim, unclip.config.image_embedding_dim
         if made != taken:
             raise ValueError(
                 f"the prior makes image embeddings of width {made}, the unCLIP checkpoint takes {taken}; Karlo's prior "
                 "goes with the ViT-L checkpoint"
             )
+        super().__init__(unclip.opened)
         self.prior = prior
-        self.unclip = unclip
+        self.task = Task(
+            StableUnCLIPArguments, functools.partial(check, prior.config), functools.partial(conditions, prior)
+        )
 
     @classmethod
     def from_pretrained(
         cls,
         source: str | os.PathLike[str] | None = None,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
         mesh: Mesh | None = None,
         memory: Memory = DEFAULT_MEMORY,
         prior: str | os.PathLike[str] | None = None,
@@ -51,81 +107,34 @@ class StableUnCLIPPipeline:
     ) -> "StableUnCLIPPipeline":
         """Opens both.
 
-        source: of the unCLIP checkpoint, see `Pipeline.from_pretrained`, which has the other arguments, too. prior: see
-            `TextToEmbeddingPrior.from_pretrained`; None: `source` is a diffusers folder that holds it as well.
+        Args:
+            source: of the unCLIP checkpoint; it and the other arguments are those of `Pipeline.from_pretrained`.
+            prior: as for `TextToEmbeddingPrior.from_pretrained`. None: `source` is a diffusers folder that holds it as
+                well.
 
-        Raises FileNotFoundError when there is nothing there, ValueError for what is refused.
+        Raises:
+            FileNotFoundError: when there is nothing there.
+            ValueError: for what is refused.
         """
         one = ("variant", "revision", "subfolder") if prior is None else ()
         shared = {name: value for name, value in overrides.items() if name in (*one, "mirrors")}
         prior = source if prior is None else prior
         if prior is None:
-            raise ValueError("prior is missing: none comes with the demo model")
-        unclip = UnCLIPPipeline.from_pretrained(source, dtype, mesh, memory, **overrides)
-        return cls(TextToEmbeddingPrior.from_pretrained(prior, dtype, mesh, **shared), unclip)
+            raise ValueError("prior is required: the demo model does not include one")
+        images = unclip.UnCLIPPipeline.from_pretrained(source, dtype, mesh, memory, **overrides)
+        return cls(TextToEmbeddingPrior.from_pretrained(prior, dtype, mesh, memory, **shared), images)
 
-    def __call__(
-        self,
-        prompt: str | Sequence[str] = "",
-        negative_prompt: str | Sequence[str] = "",
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 20,
-        guidance_scale: Any = 10.0,
-        guidance_rescale: float = 0.0,
-        guidance_interval: tuple[float, float] | None = None,
-        pag_scale: float = 0.0,
-        projected_guidance: ProjectedGuidance | None = None,
-        noise_level: int = 0,
-        num_images_per_prompt: int = 1,
-        scheduler: str | Solver | None = None,
-        eta: float = 0.0,
-        seed: int = 0,
-        prior_num_inference_steps: int = 25,
-        prior_guidance_scale: float = 4.0,
-        prior_latents: Any = None,
-        prior_step_noise: Any = None,
-        latents: Any = None,
-        image_noise: Any = None,
-        step_noise: Any = None,
-        batch_size: int | None = None,
-        output_type: OutputType = "pil",
-    ) -> PipelineOutput:
-        """Makes `num_images_per_prompt` pictures of each prompt; every picture has an embedding of its own.
-
-        The prior sees the prompts alone: `negative_prompt` is of the unCLIP checkpoint. noise_level: 0..1000, of the
-        embeddings. prior_*: see `TextToEmbeddingPrior`. The other arguments and what is raised: see `Pipeline`;
-        latents, image_noise and step_noise are of B = prompts * num_images_per_prompt images.
-        """
-        return self.unclip(**self._embed({k: v for k, v in locals().items() if k != "self"}, self.unclip.check))
-
-    def stream(self, **arguments: Any) -> Generator[StreamState, None, None]:
-        """The same run as a generator, see `Pipeline.stream`; the embeddings are made when it is called."""
-        return self.unclip.stream(**self._embed(arguments, self.unclip.stream))
-
-    def _embed(self, arguments: dict[str, Any], refuse: Callable[..., Any]) -> dict[str, Any]:
-        """What the unCLIP pipeline is to be called with: its own arguments, and the prior's embeddings.
-
-        refuse: raises for what that pipeline does not take, and runs nothing.
-        """
-        own = {k: v for k, v in arguments.items() if not k.startswith("prior_")}
-        prior = {k: v for k, v in arguments.items() if k.startswith("prior_")}
-        prompt, repeats = arguments.get("prompt", ""), own.pop("num_images_per_prompt", 1)
-        count = 1 if isinstance(prompt, str) or not isinstance(prompt, Sequence) else len(prompt)
-        if count == 0:
-            raise ValueError("prompt is an empty list")
-        repeats = check.check_integer("num_images_per_prompt", repeats, 1, 1 << 20)
-        for name in ("prompt", "negative_prompt"):
-            texts = check.check_prompts(name, own.get(name, ""), count)
-            own[name] = [text for text in texts for _ in range(repeats)]
-        # Whatever the unCLIP pipeline refuses is refused before the prior runs.
-        width = self.prior.config.prior.embedding_dim
-        refuse(image_embeds=np.zeros((count * repeats, width), np.float32), **own)
-        embeds = self.prior(
-            prompt,
-            num_images_per_prompt=repeats,
-            seed=own.get("seed", 0),
-            batch_size=own.get("batch_size"),
-            **prior,
-        )
-        return {**own, "image_embeds": embeds}
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        dtype: DTypeLike | None = None,
+        mesh: Mesh | None = None,
+        memory: Memory = DEFAULT_MEMORY,
+        prior: Checkpoint | None = None,
+    ) -> "StableUnCLIPPipeline":
+        """Fills the networks of two open checkpoints, see `Pipeline.from_checkpoint`. Raises ValueError."""
+        if prior is None:
+            raise ValueError("prior is required: an open checkpoint of a text-to-embedding prior")
+        images = unclip.UnCLIPPipeline.from_checkpoint(checkpoint, dtype, mesh, memory)
+        return cls(TextToEmbeddingPrior.from_checkpoint(prior, dtype, images.mesh, memory), images)

@@ -1,72 +1,265 @@
-"""Image variations with Stable Diffusion 2.1 unCLIP: pictures and an optional prompt in, variations out.
+"""Image variations with Stable Diffusion 2.1 unCLIP: images and an optional prompt in, variations out.
 
-pictures -> CLIP embeddings -> noised to a level (and mixed) -> class label --+
-prompt   -> tokens -> text encoder ---------------------------> text states --+-> denoising loop -> VAE -> images
+images -> CLIP embeddings -> noised to a level (and mixed) -> class labels --+
+prompt -> tokens -> text encoder --------------------------> text states ----+-> denoising loop -> VAE -> images
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from unclip_jax.pipelines.arguments import ProjectedGuidance
-from unclip_jax.pipelines.image_condition import check_condition
-from unclip_jax.pipelines.pipeline import ImageInput, Pipeline, PipelineOutput
-from unclip_jax.pipelines.request import OutputType, Request, check_latent_shape, check_request
-from unclip_jax.sampling.solvers import Solver
+import jax
+import numpy as np
+
+from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.conditioning.clip_image import load_images
+from unclip_jax.distributed.mesh import Chunk
+from unclip_jax.pipelines.arguments import ImageToImageArguments, InpaintArguments, UnCLIPArguments
+from unclip_jax.pipelines.checks import (
+    MAX_IMAGES,
+    check_array,
+    check_integer,
+    check_latent_shape,
+    check_request,
+    check_solver,
+    optional_array,
+    with_inputs,
+)
+from unclip_jax.pipelines.parts import Parts, encode_image_embeds, from_noise, text_states
+from unclip_jax.pipelines.pipeline import Pipeline, call, stream
+from unclip_jax.pipelines.request import Conditions, Request, Task
+
+MAX_NOISE_LEVEL = 1000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageCondition:
+    """The images that an unCLIP checkpoint is conditioned by: one per image made, or all mixed into one condition.
+
+    Attributes:
+        count: how many there are.
+        images: (H, W, 3) uint8 each; or
+        image_embeds: (count, D).
+        noise_level: (count,) rows of the noise schedule.
+        weights: (count,) of the mix; None: no mix.
+        mix_noise_level: the level to which the mix is noised once more.
+        image_noise: (B, draws, D), one for each image of a condition, and one for a mix that is noised again.
+    """
+
+    count: int
+    images: list[np.ndarray] | None
+    image_embeds: np.ndarray | None
+    noise_level: np.ndarray
+    weights: np.ndarray | None = None
+    mix_noise_level: int | None = None
+    image_noise: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """latents: (B, h, w, 4) initial noise; None: by the images' keys."""
+
+    condition: ImageCondition
+    latents: np.ndarray | None
+
+
+def check(config: CheckpointConfig, a: UnCLIPArguments) -> Request[Inputs]:
+    """Checks every argument; touches no device. Raises ValueError, FileNotFoundError."""
+    shape, solver = check_latent_shape(config, a.height, a.width), check_solver(config, a)
+    condition = check_condition(
+        config,
+        a.image,
+        a.image_embeds,
+        a.noise_level,
+        a.image_noise,
+        a.num_images_per_prompt,
+        weights=a.image_weights,
+        mix_noise_level=a.mix_noise_level,
+    )
+    prompts = 1 if condition.weights is not None else condition.count
+    request = check_request(config, a, solver, shape, a.prompt, a.negative_prompt, prompts)
+    latents = optional_array("latents", a.latents, (request.batch, *shape))
+    return with_inputs(request, Inputs(condition, latents))
+
+
+def conditions(parts: Parts, request: Request[Inputs]) -> Conditions:
+    """What the denoiser is told."""
+    inputs = request.inputs
+    embeds, labels = image_labels(parts, inputs.condition)
+    text, negative = text_states(parts, request)
+    start = from_noise(parts, request, inputs.latents)
+    return Conditions(text, negative, start, labels, image_embeds=embeds)
 
 
 class UnCLIPPipeline(Pipeline):
-    """Makes variations of pictures."""
+    """Makes variations of images."""
 
-    tasks = ("variations",)
+    accepts = ("variations",)
     diffusers_class = "StableUnCLIPImg2ImgPipeline"
+    task = Task(UnCLIPArguments, check, conditions)
+    __call__ = call(UnCLIPArguments)
+    stream = stream(UnCLIPArguments)
 
-    def __call__(
-        self,
-        image: ImageInput | Sequence[ImageInput] | None = None,
-        prompt: str | Sequence[str] = "",
-        negative_prompt: str | Sequence[str] = "",
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 20,
-        guidance_scale: Any = 10.0,
-        guidance_rescale: float = 0.0,
-        guidance_interval: tuple[float, float] | None = None,
-        pag_scale: float = 0.0,
-        projected_guidance: ProjectedGuidance | None = None,
-        noise_level: int | Sequence[int] = 0,
-        num_images_per_prompt: int = 1,
-        scheduler: str | Solver | None = None,
-        eta: float = 0.0,
-        seed: int = 0,
-        image_embeds: Any = None,
-        prompt_embeds: Any = None,
-        negative_prompt_embeds: Any = None,
-        image_weights: Any = None,
-        mix_noise_level: int | None = None,
-        latents: Any = None,
-        image_noise: Any = None,
-        step_noise: Any = None,
-        batch_size: int | None = None,
-        output_type: OutputType = "pil",
-    ) -> PipelineOutput:
-        """Makes `num_images_per_prompt` variations of each picture, or of the mix of all.
 
-        B = pictures * num_images_per_prompt, picture-major; with `image_weights`, B = num_images_per_prompt.
+# -- the condition, for every pipeline that takes unCLIP checkpoints ---------------------------------------------------
 
-        image: PIL picture, path, address, bytes, uint8 (H, W, 3), float 0..1 (H, W, 3), or a list of them; or instead
-        image_embeds: (pictures, D) CLIP embeddings, before noising
-        height, width: in pixels, multiples of 64 (for Stable Diffusion 2); default the checkpoint's sample size
-        noise_level: 0..1000, how far the embedding is from the picture's; an int or one a picture
-        image_weights: one a picture: mix them all, sum(w e) / sum(w); mix_noise_level: noise the mix once more
-        latents: (B, H/f, W/f, 4) initial noise, standard normal for every solver
-        image_noise: (B, D) or (pictures, D), mixing (B, K, D) or (B, K + 1, D)
 
-        The other arguments and what is raised: see `Pipeline`.
-        """
-        return self._make(self._check(**{k: v for k, v in locals().items() if k != "self"}))
+def check_condition(
+    config: CheckpointConfig,
+    image: Any,
+    image_embeds: Any,
+    noise_level: Any,
+    image_noise: Any,
+    num_images_per_prompt: Any,
+    *,
+    weights: Any = None,
+    mix_noise_level: Any = None,
+    name: str = "image",
+) -> ImageCondition:
+    """The condition of a call, from the arguments of these names. name: what the argument `image` is called there.
 
-    def _check(self, **a: Any) -> Request:
-        shape = check_latent_shape(self.config, a["height"], a["width"])
-        condition = check_condition(self.config, a)
-        prompts = 1 if condition.weights is not None else condition.pictures
-        return Request(**check_request(self.config, a, shape, prompts), condition=condition)
+    Raises ValueError, FileNotFoundError.
+    """
+    width = config.image_embedding_dim
+    assert width is not None
+    if (image is None) == (image_embeds is None):
+        found = "got neither" if image is None else "not both"
+        raise ValueError(f"give one of {name} and image_embeds, {found}")
+    images, embeds = None, None
+    if image is not None:
+        images = _load(config, image, name)
+        count = len(images)
+    else:
+        embeds = check_array("image_embeds", image_embeds, (None, width))
+        count = len(embeds)
+    if count == 0:
+        raise ValueError("image_embeds has no rows")
+
+    mix_level = None
+    if weights is not None:
+        weights = check_weights(weights, count)
+        if mix_noise_level is not None:
+            mix_level = int(check_noise_levels(mix_noise_level, 1)[0])
+    elif mix_noise_level is not None:
+        raise ValueError("mix_noise_level is given without image_weights: there is no mix to noise")
+    levels = check_noise_levels(noise_level, count)
+
+    repeats = check_integer("num_images_per_prompt", num_images_per_prompt, 1, MAX_IMAGES)
+    noise = image_noise
+    if noise is not None and weights is None:
+        batch = count * repeats
+        noise = check_array("image_noise", noise, (batch, width), (count, width))
+        noise = (noise if len(noise) == batch else np.repeat(noise, repeats, axis=0))[:, None]
+    elif noise is not None:
+        noise = check_array("image_noise", noise, (repeats, count + (mix_level is not None), width))
+    return ImageCondition(
+        count=count,
+        images=images,
+        image_embeds=embeds,
+        noise_level=levels,
+        weights=weights,
+        mix_noise_level=mix_level,
+        image_noise=noise,
+    )
+
+
+def check_own_condition(
+    config: CheckpointConfig,
+    a: ImageToImageArguments | InpaintArguments,
+    images: Any,
+    prompts: int,
+    condition_image: Any = None,
+) -> ImageCondition | None:
+    """The condition of a pipeline that starts from `image`; None for other checkpoints than unCLIP's.
+
+    It is what the call gives for it alone, `condition_image` or `image_embeds`, or else the images themselves. One
+    stands for all prompts.
+
+    Raises:
+        ValueError, FileNotFoundError: also for arguments that would be ignored.
+    """
+    if config.task != "variations":
+        given = {"condition_image": condition_image, "image_embeds": a.image_embeds, "image_noise": a.image_noise}
+        ignored = [name for name, value in given.items() if value is not None]
+        ignored += ["noise_level"] if np.any(a.noise_level) else []
+        if ignored:
+            raise ValueError(f"{ignored[0]} is given, but this is not an unCLIP checkpoint")
+        return None
+    name = "image" if condition_image is None else "condition_image"
+    image: Any = None
+    embeds: Any = None
+    image, embeds = images if condition_image is None else condition_image, a.image_embeds
+    if condition_image is None and embeds is not None:
+        image = None
+    if image is not None:
+        loaded = load_images(image, name)
+        image = loaded * prompts if len(loaded) == 1 else loaded
+    elif np.shape(embeds)[:1] == (1,):
+        embeds = np.repeat(embeds, prompts, axis=0)
+    condition = check_condition(config, image, embeds, a.noise_level, a.image_noise, a.num_images_per_prompt, name=name)
+    if condition.count != prompts:
+        which = "image_embeds" if condition.images is None else name
+        raise ValueError(f"{which} has {condition.count} entries; want {prompts}, one per image, or one for all")
+    return condition
+
+
+def check_noise_levels(value: Any, images: int) -> np.ndarray:
+    """(images,) int32 rows of the noise schedule. 1000, the model card's pure noise, is its last row, 999."""
+    levels = value if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else [value] * images
+    if len(levels) != images:
+        raise ValueError(f"noise_level has {len(levels)} values; there are {images} images, want one for each")
+    checked = [check_integer("noise_level", level, 0, MAX_NOISE_LEVEL) for level in levels]
+    return np.minimum(np.asarray(checked, np.int32), MAX_NOISE_LEVEL - 1)
+
+
+def check_weights(value: Any, images: int) -> np.ndarray:
+    """(images,) finite float32 weights of any sign whose sum is not zero."""
+    weights = check_array("image_weights", value, (images,))
+    if abs(float(weights.sum())) < 1e-6 * float(np.abs(weights).sum()) or not weights.any():
+        raise ValueError(f"image_weights {weights.tolist()} sum to zero; the mix divides by their sum")
+    return weights
+
+
+def image_labels(parts: Parts, condition: ImageCondition) -> tuple[np.ndarray, Callable[[Chunk], jax.Array]]:
+    """The embeddings (count, D) of a condition, and the class labels (R, 2 D) that they become."""
+    embeds = condition.image_embeds
+    if embeds is None:
+        embeds = encode_image_embeds(parts, condition.images or [])
+    levels, weights = condition.noise_level, condition.weights
+    mix_level, noise = condition.mix_noise_level, condition.image_noise
+
+    def labels(chunk: Chunk) -> jax.Array:
+        count = len(chunk.rows)
+        if weights is None:
+            of_each, levels_of_each = embeds[chunk.prompts][:, None], levels[chunk.prompts][:, None]
+        else:
+            of_each = np.broadcast_to(embeds, (count, *embeds.shape))
+            levels_of_each = np.broadcast_to(levels, (count, condition.count))
+        return parts.programs.class_labels(
+            chunk.split(of_each),
+            chunk.split(levels_of_each),
+            None if weights is None else chunk.everywhere(weights),
+            None if mix_level is None else chunk.split(np.full(count, mix_level, np.int32)),
+            None if noise is None else chunk.of_images(noise),
+            chunk.seed,
+            chunk.indices,
+            parts.noising,
+            mixed=weights is not None,
+            width=embeds.shape[-1],
+        )
+
+    return embeds, labels
+
+
+def _load(config: CheckpointConfig, image: Any, name: str) -> list[np.ndarray]:
+    if config.image_encoder is None:
+        raise ValueError(f"{name} is given, but this checkpoint has no image encoder; want image_embeds")
+    images = load_images(image, name)
+    if config.preprocess.startswith("original"):
+        for loaded in images:
+            if min(loaded.shape[:2]) < 64:
+                raise ValueError(
+                    f"{name} is {loaded.shape[1]}x{loaded.shape[0]}; the {config.preprocess!r} preprocessing needs "
+                    "sides of at least 64 pixels"
+                )
+    return images

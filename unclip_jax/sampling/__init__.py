@@ -2,7 +2,6 @@
 
 from unclip_jax.sampling.guidance import (
     Guidance,
-    double,
     guidance_rows,
     guidance_state,
     guide,
@@ -12,6 +11,7 @@ from unclip_jax.sampling.guidance import (
 )
 from unclip_jax.sampling.loop import run_stateful_steps, run_steps, sample, start
 from unclip_jax.sampling.noise import Branch, draw, image_keys
+from unclip_jax.sampling.schedule import NoiseSchedule, add_noise, alphas_cumprod, to_x0_eps
 from unclip_jax.sampling.solvers import (
     PUBLISHED_UNCLIP_SCHEDULER,
     SCHEDULERS,
@@ -26,9 +26,11 @@ __all__ = [
     "SCHEDULERS",
     "Branch",
     "Guidance",
+    "NoiseSchedule",
     "Solver",
+    "add_noise",
+    "alphas_cumprod",
     "ddim_inversion",
-    "double",
     "draw",
     "first_step",
     "guidance_rows",
@@ -41,7 +43,7 @@ __all__ = [
     "make_solver",
     "run_stateful_steps",
     "run_steps",
-    "run_steps_with_state",
     "sample",
     "start",
+    "to_x0_eps",
 ]

@@ -1,11 +1,11 @@
-"""Guidance: what a network predicts for several rows of one image, combined into one prediction.
+"""Guidance: combining a network's predictions for several copies of one image into one prediction.
 
-Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) and what may join it: adaptive projected guidance
-(APG; Sadat et al. 2024, arXiv:2410.02416), perturbed-attention guidance (PAG; Ahn et al. 2024, arXiv:2403.17377),
-rescaling (Lin et al. 2023, arXiv:2305.08891) and a limited interval (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) and what may join it: adaptive projected guidance (APG;
+Sadat et al. 2024, arXiv:2410.02416), perturbed-attention guidance (PAG; Ahn et al. 2024, arXiv:2403.17377), rescaling
+(Lin et al. 2023, arXiv:2305.08891) and a limited interval (Kynkäänniemi et al. 2024, arXiv:2404.07724).
 
-Which of them a run has is static, a `Guidance`; how strong each is are columns of the run's grid, a value for each
-network call, traced. All arithmetic is float32 and of each image alone.
+Which of them a run uses is static, a `Guidance`. How strong each is comes from columns of the run's grid: one traced
+value for each network evaluation. All arithmetic is float32, and each image's own.
 """
 
 import dataclasses
@@ -25,22 +25,26 @@ GuidedNetwork = Callable[[jax.Array, Row, jax.Array | None], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """Which rows a network is given for each image, and how its predictions for them are combined.
+    """Which copies of each image the network is given, and how its predictions for them are combined.
 
-    unconditional: a row without the conditions; off is one row an image, and no classifier-free guidance
-    projected: the difference of the two goes through APG; needs `unconditional`
-    perturbed: a row with the conditions and with perturbed self-attention
-    rescaled: the result gets the conditional prediction's standard deviation; needs one of the two other rows
+    Each copy is a row of the network's batch. `guided` reads the strengths from columns of the grid, of shape (calls,)
+    or (calls, B):
 
-    The strengths that `guided` reads, columns of the grid of shape (calls,) or (calls, B):
+    - unconditional: guidance_scale
+    - projected: apg_eta (1 keeps the parallel part, 0 drops it), apg_threshold (above 0; inf for no bound),
+      apg_momentum (in (-1, 1); 0 for none; the paper's are negative)
+    - perturbed: pag_scale
+    - rescaled: guidance_rescale (0 to 1)
 
-        unconditional   guidance_scale
-        projected       apg_eta (1 keeps the parallel part, 0 drops it), apg_threshold (above 0, inf for none),
-                        apg_momentum (in (-1, 1); 0 for none, the paper's are negative)
-        perturbed       pag_scale
-        rescaled        guidance_rescale (0 to 1)
+    Args:
+        unconditional: Adds a row without the conditions. False: one row per image and no classifier-free guidance.
+        projected: Sends the difference of the two predictions through APG. Needs `unconditional`.
+        perturbed: Adds a row with the conditions and perturbed self-attention.
+        rescaled: Gives the result the standard deviation of the conditional prediction. Needs `unconditional` or
+            `perturbed`.
 
-    Raises ValueError for a part without what it needs.
+    Raises:
+        ValueError: A part is set without the part that it needs.
     """
 
     unconditional: bool = True
@@ -52,32 +56,41 @@ class Guidance:
         if self.projected and not self.unconditional:
             raise ValueError("Guidance: projected needs unconditional: it projects the difference to that row")
         if self.rescaled and self.rows == 1:
-            raise ValueError("Guidance: rescaled needs unconditional or perturbed: there is nothing to rescale")
+            raise ValueError("Guidance: rescaled needs unconditional or perturbed: without them nothing is rescaled")
 
     @property
     def rows(self) -> int:
-        """How many rows of the network's batch an image takes."""
+        """The number of rows that an image takes in the network's batch."""
         return 1 + self.unconditional + self.perturbed
 
 
 def interleave(*rows: jax.Array) -> jax.Array:
-    """R arrays (B, ...) -> (R B, ...): image i's rows are R i, R i + 1, ..., in the order given.
+    """Interleaves R arrays (B, ...) into one of shape (R B, ...): image i has the rows R i, R i + 1, ...
 
-    Neighbours rather than halves: with the batch split over devices, all rows of an image stay on one.
+    The rows of an image are neighbours, in the order of the arguments. With the batch split over devices, all rows of
+    an image therefore stay on one device.
+
+    Args:
+        *rows: R arrays of shape (B, ...).
+
+    Returns:
+        An array (R B, ...).
     """
     stacked = jnp.stack(rows, axis=1)
     return stacked.reshape(-1, *stacked.shape[2:])
 
 
-def double(x: jax.Array) -> jax.Array:
-    """(B, ...) -> (2 B, ...): every image's row twice, as `interleave` orders them."""
-    return interleave(x, x)
-
-
 def guidance_rows(guidance: Guidance, unconditional: jax.Array | None, conditional: jax.Array) -> jax.Array:
-    """A condition for all rows: (B, ...) -> (rows B, ...), in the order unconditional, conditional, perturbed.
+    """Builds a condition for all rows: (B, ...) -> (rows B, ...), ordered unconditional, conditional, perturbed.
 
-    unconditional is not read without that row, and may be None.
+    Args:
+        guidance: Which rows there are.
+        unconditional: (B, ...), the condition of the unconditional rows; not read without those rows, and then may be
+            None.
+        conditional: (B, ...), the condition of the other rows.
+
+    Returns:
+        An array (rows B, ...), where rows is `guidance.rows`.
     """
     rows = [conditional] * (1 + guidance.perturbed)
     if guidance.unconditional:
@@ -87,35 +100,48 @@ def guidance_rows(guidance: Guidance, unconditional: jax.Array | None, condition
 
 
 def perturbed_rows(guidance: Guidance, batch: int) -> jax.Array | None:
-    """Which of the rows are perturbed: (rows B,) bool; None where none ever is."""
+    """Marks the perturbed rows: (rows B,) bool, or None if there are none."""
     if not guidance.perturbed:
         return None
     return jnp.tile(jnp.arange(guidance.rows) == guidance.rows - 1, batch)
 
 
 def guidance_state(guidance: Guidance, latents: jax.Array) -> State:
-    """What `start` needs for `guided`: APG's running sum, zeros like latents (B, ...); () without."""
+    """The initial guidance state for `start`: zeros (B, ...) for APG's running sum, or () without APG.
+
+    Args:
+        guidance: Which parts the run uses.
+        latents: (B, ...), whose shape the sum has.
+
+    Returns:
+        float32 zeros of the latents' shape with `projected`, else ().
+    """
     return jnp.zeros(latents.shape, jnp.float32) if guidance.projected else ()
 
 
 def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> StatefulDenoise:
-    """The guided prediction, as `unclip_jax.sampling.loop.run_steps_with_state` takes it.
+    """Makes the guided prediction, in the form that `unclip_jax.sampling.loop.run_stateful_steps` takes.
 
-    network: (latents (rows B, ...), row of the grid, perturbed (rows B,) bool or None) -> predictions (rows B, ...) of
-        `prediction_type` and of any float dtype. Its conditions are of `guidance_rows`.
-    prediction_type: "epsilon", "v_prediction" or "sample"
+    With u, c and p for the predictions of the unconditional, conditional and perturbed rows:
 
-    With u, c and p for the three rows' predictions:
-
-        out = u + guidance_scale (c - u)    or, projected, see `project`
+        out = u + guidance_scale (c - u)    or, if projected, see `project`
         out = out + pag_scale (c - p)
         out = rescale(out, c, guidance_rescale)
 
-    All of it acts on predictions as the network makes them, whatever their type (which matters to `rescale` alone), but
-    APG: that is defined on x0.
+    All of this acts on predictions as the network makes them, whatever their type (which matters to `rescale` only),
+    except APG, which is defined on x0.
+
+    Args:
+        network: (latents (rows B, ...), row of the grid, perturbed (rows B,) bool or None) -> predictions (rows B, ...)
+            of `prediction_type` and of any float dtype. Its conditions come from `guidance_rows`.
+        guidance: Which rows there are and how they are combined.
+        prediction_type: "epsilon", "v_prediction" or "sample".
+
+    Returns:
+        (latents (B, ...), row of the grid, guidance state) -> prediction (B, ...) float32, next guidance state.
     """
 
-    def denoise(x: jax.Array, row: Row, memory: State) -> tuple[jax.Array, State]:
+    def denoise(x: jax.Array, row: Row, state: State) -> tuple[jax.Array, State]:
         rows = interleave(*[x] * guidance.rows)
         out = network(rows, row, perturbed_rows(guidance, x.shape[0]))
         parts = out.astype(jnp.float32).reshape(-1, guidance.rows, *out.shape[1:])
@@ -125,8 +151,8 @@ def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> 
             x0, _ = to_x0_eps(prediction_type, conditional, x, a)
             x0_unconditional, _ = to_x0_eps(prediction_type, parts[:, 0], x, a)
             strengths = (row[name] for name in ("apg_eta", "apg_threshold", "apg_momentum"))
-            update, memory = project(x0, x0_unconditional, memory, *strengths)
-            # Back by the slope instead of by the whole x0: at low noise that would lose the prediction's digits.
+            update, state = project(x0, x0_unconditional, state, *strengths)
+            # Converted back by the slope, not through the whole x0: at low noise that would lose digits.
             move = _per_image(row["guidance_scale"] - 1, out.ndim) * update
             out = conditional + _slope(prediction_type, a) * move
         elif guidance.unconditional:
@@ -135,15 +161,20 @@ def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> 
             out = out + _per_image(row["pag_scale"], out.ndim) * (conditional - parts[:, -1])
         if guidance.rescaled:
             out = rescale(out, conditional, row["guidance_rescale"])
-        return out, memory
+        return out, state
 
     return denoise
 
 
 def guide(out: jax.Array, scale: jax.Array) -> jax.Array:
-    """Extrapolates from the unconditional to the conditional prediction: u + scale (c - u).
+    """Plain classifier-free guidance, for loops of your own: u + scale (c - u).
 
-    out: (2 B, ...) as `interleave` orders it; scale: () or (B,). Returns (B, ...) float32.
+    Args:
+        out: (2 B, ...), predictions without and with the conditions, in the order of `interleave`.
+        scale: () or (B,).
+
+    Returns:
+        (B, ...) float32.
     """
     pairs = out.astype(jnp.float32).reshape(-1, 2, *out.shape[1:])
     return _extrapolate(pairs[:, 0], pairs[:, 1], scale)
@@ -152,9 +183,16 @@ def guide(out: jax.Array, scale: jax.Array) -> jax.Array:
 def rescale(out: jax.Array, conditional: jax.Array, amount: jax.Array) -> jax.Array:
     """Moves a guided prediction's standard deviation towards the conditional one's, against overexposure.
 
-    out, conditional: (B, ...); amount: phi, () or (B,), 0 for nothing to 1 for all of it. Returns (B, ...) float32:
-    phi out std(c) / std(out) + (1 - phi) out, the deviations over all axes but the first. Source: section 3.4 of
-    arXiv:2305.08891.
+    Computes phi out std(c) / std(out) + (1 - phi) out, with deviations over all axes but the first. Source: section 3.4
+    of arXiv:2305.08891.
+
+    Args:
+        out: (B, ...), the guided prediction.
+        conditional: (B, ...), the conditional prediction c.
+        amount: phi, () or (B,), from 0 (no change) to 1 (the conditional prediction's deviation).
+
+    Returns:
+        (B, ...) float32.
     """
     axes = tuple(range(1, out.ndim))
     out, conditional = out.astype(jnp.float32), conditional.astype(jnp.float32)
@@ -172,17 +210,25 @@ def project(
     threshold: jax.Array,
     momentum: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """APG's update of a conditional prediction: what takes the place of c - u in c + (scale - 1) (c - u).
-
-    conditional, unconditional: (B, ...), predictions of x0; average: the running sum so far, (B, ...), zeros at first.
-    eta, threshold, momentum: () or (B,). Returns the update and the next running sum, (B, ...) float32:
+    """APG's update of a conditional prediction: it replaces c - u in c + (scale - 1) (c - u).
 
         sum    = (c - u) + momentum sum
         d      = sum min(1, threshold / |sum|)
         update = d - (1 - eta) d_parallel        d_parallel: the part of d along c
 
-    Norms and products over all axes but the first. With eta 1, threshold inf and momentum 0 it is c - u. Source:
-    algorithm 1 of arXiv:2410.02416.
+    Norms and products are over all axes but the first. With eta 1, threshold inf and momentum 0 the update is c - u.
+    Source: algorithm 1 of arXiv:2410.02416.
+
+    Args:
+        conditional: (B, ...), prediction of x0 with the conditions, c.
+        unconditional: (B, ...), prediction of x0 without them, u.
+        average: (B, ...), the running sum so far; zeros at first.
+        eta: () or (B,).
+        threshold: () or (B,).
+        momentum: () or (B,).
+
+    Returns:
+        The update and the next running sum, (B, ...) float32 each.
     """
     axes = tuple(range(1, conditional.ndim))
     conditional = conditional.astype(jnp.float32)
@@ -198,14 +244,23 @@ def project(
 def limit_interval(
     scale: np.ndarray, alpha_cumprod: np.ndarray, interval: tuple[float, float], outside: float = 1.0
 ) -> np.ndarray:
-    """A scale for each network call that is as given within an interval of noise levels, and `outside` elsewhere.
+    """Limits a scale to an interval of noise levels: as given within it, `outside` elsewhere.
 
-    scale: () or (calls,) or (calls, B); alpha_cumprod: (calls,), a solver's column; interval: (low, high), where
-    0 <= low < high: a call is within when low < sigma <= high, sigma = sqrt((1 - a) / a) being the noise's standard
-    deviation beside a picture of full size. (0, inf) is everywhere; the paper has (0.28, 5.42) for Stable Diffusion XL.
-    outside: 1, guidance's neutral scale, or 0 for a pag_scale. Returns (calls,) or (calls, B) float32, on the host.
+    An evaluation is within the interval when low < sigma <= high. Here sigma = sqrt((1 - a) / a) is the standard
+    deviation of the noise beside an image of full size. The paper uses (0.28, 5.42) for Stable Diffusion XL; (0, inf)
+    is everywhere.
 
-    Raises ValueError for another interval.
+    Args:
+        scale: () or (calls,) or (calls, B).
+        alpha_cumprod: a, (calls,), the solver's column of that name.
+        interval: (low, high), with 0 <= low < high.
+        outside: The value elsewhere: 1, guidance's neutral scale, or 0 for a pag_scale.
+
+    Returns:
+        (calls,) or (calls, B) float32 numpy array.
+
+    Raises:
+        ValueError: The interval is not 0 <= low < high.
     """
     low, high = (float(end) for end in interval)
     if not 0 <= low < high or math.isnan(high):
@@ -229,7 +284,7 @@ def _per_image(value: jax.Array, ndim: int) -> jax.Array:
 
 
 def _slope(prediction_type: str, alpha_cumprod: jax.Array) -> jax.Array:
-    """How a prediction changes with the x0 that it stands for, x staying as it is; see `to_x0_eps`."""
+    """The derivative of a prediction with respect to the x0 that it implies, at fixed x; see `to_x0_eps`."""
     if prediction_type == "sample":
         return jnp.float32(1)
     alpha, sigma = jnp.sqrt(alpha_cumprod), jnp.sqrt(1 - alpha_cumprod)

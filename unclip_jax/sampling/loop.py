@@ -16,10 +16,13 @@ Between = Callable[[jax.Array, Row], jax.Array]
 
 
 class Carry(NamedTuple):
-    """Where a run stands.
+    """The state of a run between two steps.
 
-    latents: (B, ...) float32; state: the solver's; x0: the network's last guess of the end; guidance_state: what
-    the prediction keeps from call to call, () for nothing.
+    Attributes:
+        latents: (B, ...) float32.
+        state: The solver's state.
+        x0: (B, ...), the last prediction of the clean latents.
+        guidance_state: What the prediction keeps from one evaluation to the next; () for nothing.
     """
 
     latents: jax.Array
@@ -29,10 +32,17 @@ class Carry(NamedTuple):
 
 
 def start(solver: Solver, latents: jax.Array, clean: jax.Array | None = None, *, guidance_state: State = ()) -> Carry:
-    """A run before its first step, from pure noise or from a picture.
+    """Builds the state of a run before its first step, from pure noise or from an image.
 
-    latents: standard normal noise (B, ...). clean: (B, ...), a picture's latents, which get that noise at the level of
-    the solver's start; None: none. guidance_state: see `run_stateful_steps`.
+    Args:
+        solver: The solver that will run.
+        latents: (B, ...), standard normal noise.
+        clean: (B, ...), an image's latents, to which the noise is added at the level of the solver's start. None: pure
+            noise.
+        guidance_state: The prediction's initial state, see `run_stateful_steps`.
+
+    Returns:
+        The `Carry` to give to `run_steps` or `run_stateful_steps`.
     """
     if clean is None:
         latents = latents.astype(jnp.float32) * solver.scale
@@ -48,13 +58,22 @@ def run_steps(
     rows: Mapping[str, jax.Array],
     keys: jax.Array | None = None,
 ) -> Carry:
-    """Runs the steps of `rows`, a slice of the solver's grid, under one `lax.scan`.
+    """Runs the steps of `rows`, a slice of the solver's grid, in one `lax.scan`.
 
-    denoise: (latents, row) -> prediction of the solver's type, where row holds one call's "timestep" (float32) and
-        "index" (int32) among other scalars
-    keys: (B,), one an image, for stochastic solvers; or rows has a column "step_noise" (calls, B, ...), which wins
+    Args:
+        denoise: (latents, row) -> prediction of the solver's type. row holds the scalars of one evaluation, among them
+            "timestep" (float32) and "index" (int32).
+        solver: The solver to run.
+        carry: Where the run stands; `start` makes the first one.
+        rows: name -> (calls, ...), the rows of the grid to run. A column "step_noise" (calls, B, ...) takes precedence
+            over `keys`.
+        keys: (B,) random keys, one per image, for stochastic solvers.
 
-    Raises ValueError when a stochastic solver gets neither.
+    Returns:
+        The `Carry` after these steps.
+
+    Raises:
+        ValueError: The solver is stochastic and gets neither keys nor "step_noise".
     """
     return run_stateful_steps(lambda x, row, state: (denoise(x, row), state), solver, carry, rows, keys)
 
@@ -69,12 +88,23 @@ def run_stateful_steps(
 ) -> Carry:
     """`run_steps` for a prediction that depends on earlier ones (`unclip_jax.sampling.guidance.guided`).
 
-    denoise: (latents, row, guidance_state) -> prediction, guidance_state; the first state is what `start` was given.
-        A solver that calls the network twice a step updates it twice.
-    between: (next latents, row) -> what the next step is given in their place
+    Args:
+        denoise: (latents, row, guidance_state) -> prediction, guidance_state. The first state is the one given to
+            `start`. A solver that evaluates the network twice per step updates it twice.
+        solver: As in `run_steps`.
+        carry: As in `run_steps`.
+        rows: As in `run_steps`.
+        keys: As in `run_steps`.
+        between: (next latents, row) -> the latents that the next step starts from.
+
+    Returns:
+        The `Carry` after these steps.
+
+    Raises:
+        ValueError: The solver is stochastic and gets neither keys nor "step_noise".
     """
     if solver.stochastic and keys is None and "step_noise" not in rows:
-        raise ValueError("this solver is stochastic: give keys, one an image, or step noise")
+        raise ValueError("keys is None; this solver is stochastic: want keys, one per image, or step_noise")
 
     def body(carry: Carry, row: Row) -> tuple[Carry, None]:
         x, state, _, guidance_state = carry
@@ -99,14 +129,23 @@ def sample(
     keys: jax.Array | None = None,
     step_noise: jax.Array | None = None,
 ) -> jax.Array:
-    """Samples from pure noise to the end of the solver's grid. Pure: composes with jit, grad, vmap, pmap, shard_map.
-
-    denoise: (latents, row) -> prediction, see `run_steps`. latents: (B, ...) standard normal. For stochastic solvers,
-    keys: (B,) keys (see `unclip_jax.sampling.noise.image_keys`), or step_noise: (solver.calls, B, ...).
-    Returns (B, ...) float32.
+    """Samples from pure noise to the end of the solver's grid. Composes with jit, grad, vmap, pmap and shard_map.
 
         solver = make_solver("ddim", PUBLISHED_UNCLIP_SCHEDULER, 20)
         images = sample(lambda x, row: network(x, row["timestep"]), solver, noise, keys=keys)
+
+    Args:
+        denoise: (latents, row) -> prediction, see `run_steps`.
+        solver: The solver to run.
+        latents: (B, ...), standard normal noise.
+        keys: (B,) random keys for stochastic solvers, see `unclip_jax.sampling.noise.image_keys`.
+        step_noise: (solver.calls, B, ...), the noise of stochastic solvers, instead of keys.
+
+    Returns:
+        (B, ...) float32, the latents at the end of the grid.
+
+    Raises:
+        ValueError: The solver is stochastic and gets neither keys nor step_noise.
     """
     rows = {name: jnp.asarray(column) for name, column in solver.grid.items()}
     if step_noise is not None and solver.stochastic:

@@ -1,4 +1,4 @@
-"""Random numbers of an image: drawn by its own key, so that batch size, chunking and devices never change a picture."""
+"""Random numbers of an image, drawn by its own key: batch size, chunking and devices never change an image."""
 
 from enum import IntEnum
 
@@ -7,31 +7,54 @@ import jax.numpy as jnp
 
 
 class Branch(IntEnum):
-    """What a draw is for. Each use folds its own number into the image's key."""
+    """The uses of random numbers. Each use folds its own number into the image's key."""
 
-    IMAGE = 0  # noise on the image embedding; folds in the picture's number, too
-    LATENTS = 1  # where the sampling starts
-    STEP = 2  # noise of stochastic solvers; folds in the network call's number, too
-    POSTERIOR = 3  # of the VAE's encoding of a given picture; folds in the picture's number, too
-    LOW_RESOLUTION = 4  # on the small picture of an upscaler
-    PRIOR = 8  # whatever the prior draws: its start and steps are branches of the keys that `branch` gives
+    IMAGE = 0  # noise on the image embedding; also folds in the image's index
+    LATENTS = 1  # the initial latents
+    STEP = 2  # noise of stochastic solvers; also folds in the index of the network evaluation
+    POSTERIOR = 3  # sample of the VAE's posterior for a given image; also folds in the image's index
+    LOW_RESOLUTION = 4  # noise on an upscaler's small image
+    PRIOR = 8  # all noise of the prior: its start and its steps are branches of the keys that `branch` gives
 
 
 def image_keys(seed: jax.Array | int, indices: jax.Array) -> jax.Array:
-    """One key an image: fold_in(key(seed), index). indices: (B,) int -> (B,) keys."""
+    """Makes one random key per image: fold_in(key(seed), index).
+
+    Args:
+        seed: An integer, () if traced.
+        indices: (B,) int, the images' indices in the whole run.
+
+    Returns:
+        (B,) keys.
+    """
     root = jax.random.key(seed)
     return jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
 
 
 def branch(keys: jax.Array, name: Branch) -> jax.Array:
-    """Keys of a run within a run, whose own branches then repeat no number of the outer one's. keys: (B,) -> (B,)."""
+    """Derives the keys of a run within a run, whose random numbers repeat none of the outer run's.
+
+    Args:
+        keys: (B,) keys.
+        name: The branch to derive.
+
+    Returns:
+        (B,) keys.
+    """
     return jax.vmap(lambda key: jax.random.fold_in(key, int(name)))(keys)
 
 
 def draw(keys: jax.Array, branch: Branch, shape: tuple[int, ...], number: jax.Array | int = 0) -> jax.Array:
-    """Standard normal noise of `shape` for each of B keys: (B, *shape) float32.
+    """Draws standard normal noise of `shape` for each of B keys.
 
-    number: which of several draws of the same branch (a network call, a picture).
+    Args:
+        keys: (B,) keys.
+        branch: What the noise is for.
+        shape: The shape of one image's noise.
+        number: Distinguishes several draws of the same branch: the index of a network evaluation, or of an image.
+
+    Returns:
+        (B, *shape) float32.
     """
 
     def one(key: jax.Array) -> jax.Array:

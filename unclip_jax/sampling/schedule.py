@@ -1,4 +1,4 @@
-"""Noise schedules: how much of the picture is left at each training timestep, and what a prediction says about it.
+"""Noise schedules: how much signal is left at each training timestep, and what a prediction implies about it.
 
 Written with a = alphas_cumprod[t]: x_t = sqrt(a) x_0 + sqrt(1 - a) eps (DDPM, Ho et al. 2020, arXiv:2006.11239).
 """
@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unclip_jax.reference import Reference
+
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 BETA_SCHEDULES: tuple[BetaSchedule, ...] = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -19,16 +21,20 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 @dataclasses.dataclass(frozen=True)
 class NoiseSchedule:
-    """The betas a model was trained with, under diffusers' names and defaults.
+    """The betas that a model was trained with, under diffusers' names and defaults.
 
-    num_train_timesteps: N, 2 to a million (a broken file shall not fill the memory)
-    beta_start, beta_end: 0 < beta_start <= beta_end < 1; not read by "squaredcos_cap_v2"
-    beta_schedule: "linear"; "scaled_linear", linear in sqrt(beta), which the original repository calls "linear"; or
-        "squaredcos_cap_v2", the cosine schedule (Nichol & Dhariwal 2021, arXiv:2102.09672) with betas at most 0.999
-    trained_betas: N values in (0, 1), of which the last may be 1; they take the place of all of these
-    rescale_betas_zero_snr: shifts sqrt(alphas_cumprod) so that it ends in 0 (Lin et al. 2023, arXiv:2305.08891)
+    Args:
+        num_train_timesteps: N, 2 to a million (a broken file must not fill the memory).
+        beta_start: 0 < beta_start <= beta_end; not read by "squaredcos_cap_v2".
+        beta_end: beta_end < 1; not read by "squaredcos_cap_v2".
+        beta_schedule: "linear"; "scaled_linear", linear in sqrt(beta), which the original repository calls "linear"; or
+            "squaredcos_cap_v2", the cosine schedule (Nichol & Dhariwal 2021, arXiv:2102.09672) with betas of at most
+            0.999.
+        trained_betas: N values in (0, 1), of which the last may be 1. They replace all of the above.
+        rescale_betas_zero_snr: Shifts sqrt(alphas_cumprod) so that it ends in 0 (Lin et al. 2023, arXiv:2305.08891).
 
-    Raises ValueError for values outside these ranges.
+    Raises:
+        ValueError: A value is outside these ranges.
     """
 
     num_train_timesteps: int = 1000
@@ -57,21 +63,28 @@ class NoiseSchedule:
                 raise ValueError("trained_betas has values outside (0, 1); only the last may be 1")
 
 
-def alphas_cumprod(schedule: NoiseSchedule, reference: Literal["ldm", "diffusers"]) -> np.ndarray:
+def alphas_cumprod(schedule: NoiseSchedule, reference: Reference = Reference.DIFFUSERS) -> np.ndarray:
     """The signal's share of the variance at each training timestep: (N,) float32, falling within (0, 1).
 
     Only the last value may be 0, with `rescale_betas_zero_snr` or a last beta of 1.
 
-    reference: whose rounding; each is equal to its reference bit for bit. "ldm", the original repository: float64
-        throughout, rounded once at the end. "diffusers": float32 as torch computes it on a CPU. The two differ by up
-        to 1e-6 relative for the Stable Diffusion 2 betas and by 1e-5 at the end of the cosine schedule. (A rescaled
-        schedule follows diffusers within 1e-6 only: torch's square root rounds differently from machine to machine.)
+    Args:
+        schedule: The betas.
+        reference: Whose rounding to reproduce; each equals its reference bit for bit. "original", the original
+            repository: float64 throughout, rounded once at the end. "diffusers": float32 as torch computes it on a CPU.
+            The two differ by up to 1e-6 relative for the Stable Diffusion 2 betas and by 1e-5 at the end of the cosine
+            schedule. (A rescaled schedule follows diffusers within 1e-6 only: torch's square root rounds differently
+            from machine to machine.)
 
-    Raises ValueError for betas so small or so large that a value is not distinct from 0 or 1 in float32.
+    Returns:
+        (N,) float32 numpy array.
+
+    Raises:
+        ValueError: The betas are so small or so large that a value is not distinct from 0 or 1 in float32.
     """
-    table = _float64_table(schedule).astype(np.float32) if reference == "ldm" else _torch_table(schedule)
+    table = _float64_table(schedule).astype(np.float32) if reference == Reference.ORIGINAL else _torch_table(schedule)
     if not (table < 1).all() or not (table[:-1] > 0).all():
-        raise ValueError("noise schedule: its betas are too small or too large for float32")
+        raise ValueError("noise schedule: the betas are too small or too large for float32")
     return table
 
 
@@ -120,10 +133,19 @@ def _torch_table(schedule: NoiseSchedule) -> np.ndarray:
 
 
 def torch_linspace(start: float, end: float, count: int, dtype: type[np.floating] = np.float64) -> np.ndarray:
-    """What torch.linspace gives on a CPU, bit for bit in float32: (count,) of `dtype`, count >= 2.
+    """torch.linspace on a CPU, reproduced bit for bit in float32.
 
-    The second half is counted back from the end, and each value is one fused multiply-add: formed without rounding
-    (in float32: in float64) and rounded once. numpy.linspace does neither.
+    The second half is counted back from the end. Each value is one fused multiply-add: computed without rounding (in
+    float32: in float64) and rounded once. numpy.linspace does neither.
+
+    Args:
+        start: The first value.
+        end: The last value.
+        count: The number of values, at least 2.
+        dtype: numpy's float32 or float64.
+
+    Returns:
+        (count,) of `dtype`.
     """
     first, last = dtype(start), dtype(end)
     step = np.float64((last - first) / dtype(count - 1))
@@ -140,7 +162,13 @@ def _torch_cumprod(values: np.ndarray) -> np.ndarray:
 def add_noise(x0: jax.Array, noise: jax.Array, alpha_cumprod: jax.Array | np.ndarray) -> jax.Array:
     """Moves clean data to a noise level: sqrt(a) x0 + sqrt(1 - a) noise.
 
-    x0, noise: (B, ...); alpha_cumprod: a, () or (B,). Returns (B, ...) float32.
+    Args:
+        x0: (B, ...), clean data.
+        noise: (B, ...), standard normal.
+        alpha_cumprod: a, () or (B,).
+
+    Returns:
+        (B, ...) float32.
     """
     alpha, sigma = _signal_and_noise(alpha_cumprod, x0.ndim)
     return alpha * x0.astype(jnp.float32) + sigma * noise.astype(jnp.float32)
@@ -149,12 +177,21 @@ def add_noise(x0: jax.Array, noise: jax.Array, alpha_cumprod: jax.Array | np.nda
 def to_x0_eps(
     prediction_type: str, out: jax.Array, x: jax.Array, alpha_cumprod: jax.Array | np.ndarray
 ) -> tuple[jax.Array, jax.Array]:
-    """Turns what a network predicts into the clean data and the noise that it stands for.
+    """Converts a network's prediction into the clean data x0 and the noise eps that it implies.
 
-    prediction_type: "epsilon", the noise; "v_prediction", sqrt(a) eps - sqrt(1 - a) x0 (Salimans & Ho 2022,
-        arXiv:2202.00512); "sample", the clean data. Anything else: ValueError.
-    out, x: (B, ...), the prediction and the noisy data it was made from; alpha_cumprod: a, () or (B,).
-    Returns x0 and eps, (B, ...) float32. With a = 0 "epsilon" says nothing about x0, and x0 is not finite.
+    Args:
+        prediction_type: "epsilon", the noise; "v_prediction", sqrt(a) eps - sqrt(1 - a) x0 (Salimans & Ho 2022,
+            arXiv:2202.00512); or "sample", the clean data.
+        out: (B, ...), the prediction.
+        x: (B, ...), the noisy data that it was made from.
+        alpha_cumprod: a, () or (B,).
+
+    Returns:
+        x0 and eps, (B, ...) float32 each. With a = 0 an "epsilon" prediction does not determine x0, which is then not
+        finite.
+
+    Raises:
+        ValueError: The prediction type is unknown.
     """
     out, x = out.astype(jnp.float32), x.astype(jnp.float32)
     alpha, sigma = _signal_and_noise(alpha_cumprod, x.ndim)

@@ -1,7 +1,7 @@
-"""Denoising pictures larger than the network's memory: overlapping tiles, averaged at every call (MultiDiffusion).
+"""Denoising images larger than the network's memory: overlapping tiles, averaged at every evaluation (MultiDiffusion).
 
-Bar-Tal et al. 2023, arXiv:2302.08113. The solver goes on seeing one picture, so that neighbours agree at every noise
-level and no seam is left to hide afterwards.
+Bar-Tal et al. 2023, arXiv:2302.08113. The solver still sees one image. Neighbouring tiles therefore agree at every
+noise level, and there is no seam to hide afterwards.
 """
 
 import itertools
@@ -17,18 +17,25 @@ Denoise = Callable[[jax.Array, Row], jax.Array]
 
 
 def tiled(denoise: Denoise, tile: int, overlap: int) -> Denoise:
-    """A denoiser that runs `denoise` on tiles, one after the other, and fades each into the next.
+    """A denoiser that runs `denoise` on one tile after another and blends each into the next.
 
-    denoise: (x (B, h, w, C), row) -> (B, h, w, C'), of any size up to `tile`; whatever else it reads of the place, such
-        as an upscaler's small picture, is among the channels of x. tile: rows and columns of a tile; overlap: those
-        that neighbours share at least, at most half a tile. Where the network has levels, both are multiples of what
-        its sides divide by, and then so is every tile's corner.
+    An image that fits into one tile is denoised exactly as without tiles. Otherwise all tiles have one shape, so the
+    network is compiled once, and an evaluation needs the memory of one tile beside the image's own. In an overlap, a
+    tile has no weight in the outer quarter at its own edge: a network whose receptive field is no larger than that
+    gives the same result as without tiles.
 
-    A tile that is as large as the picture makes no difference at all. Otherwise every tile has one shape, so that the
-    network is compiled once, and a call holds beside the picture one tile's memory. In an overlap a tile counts nothing
-    in the outer quarter at its own edge: a network that looks no further than that far gives what it gives untiled.
+    Args:
+        denoise: (x (B, h, w, C), row) -> (B, h, w, C'), for any size up to `tile`. Whatever else it reads of a place,
+            such as an upscaler's small image, is among the channels of x.
+        tile: The side of a tile, in rows and columns of x.
+        overlap: The least number of rows or columns that neighbours share, at most half a tile. For a network with
+            levels, both are multiples of what its sides must be divisible by; then every tile's corner is, too.
 
-    Raises ValueError for a tile or an overlap that is none.
+    Returns:
+        A function like `denoise`, for images of any size.
+
+    Raises:
+        ValueError: The tile or the overlap is invalid.
     """
     if tile < 1:
         raise ValueError(f"tile is {tile}; want at least 1")
@@ -62,17 +69,17 @@ def tiled(denoise: Denoise, tile: int, overlap: int) -> Denoise:
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along one axis: every `tile - overlap` places, the last one flush with the end."""
+    """The first index of each tile along one axis: every `tile - overlap`, with the last tile flush with the end."""
     if length <= tile:
         return [0]
     return [*range(0, length - tile, tile - overlap), length - tile]
 
 
 def _weights(starts: list[int], size: int) -> jax.Array:
-    """(tiles, size) float32: how much each tile counts at each of its places. They sum to 1 at every place.
+    """The weight of each tile at each of its places: (tiles, size) float32. They sum to 1 at every place.
 
-    A tile comes in over the middle half of what it shares with the one before it, and what it takes the other loses.
-    Where three overlap, the differences still sum to 1, and none is negative, since later ones come in later.
+    A tile fades in over the middle half of what it shares with the one before it, whose weight falls by as much. Where
+    three overlap, the differences still sum to 1, and none is negative, since later tiles fade in later.
     """
     places = np.asarray(starts)[:, None] + np.arange(size) + 0.5  # (tiles, size)
     risen = [np.ones_like(places)]

@@ -1,1 +1,5 @@
-"""Training: objectives, optimisation, averages of weights."""
+"""Training: objectives, data, and the run of `unclip-jax train`."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,8 +1,8 @@
-"""What frozen networks say of every picture, computed once: latents' moments, embeddings, encoded captions.
+"""A cache of what frozen networks compute for every image: latents' moments, embeddings, encoded captions.
 
-A cache is a folder of safetensors files of some hundred rows each, and `cache.json`, which says what was cached of
-what. It is written part by part, so an interrupted one goes on; a row without its picture (it could not be read) is not
-in it.
+A cache is a folder of safetensors files with a few hundred examples each, and `cache.json`, which records what was
+cached from what. It is written part by part, so an interrupted one resumes. An image that could not be read is left
+out.
 """
 
 import json
@@ -32,28 +32,38 @@ def write_cache(
     facts: Mapping[str, Any],
     *,
     batch_size: int = 32,
-    part_rows: int = 256,
+    part_examples: int = 256,
     progress: bool = True,
 ) -> None:
-    """Encodes every record into a folder; parts that are there already are left alone.
+    """Encodes every record into a folder; parts that are already there are left alone.
 
-    load: a record -> its row, None for one to leave out. encode: a batch -> what is kept of it, arrays with the same
-    rows; the last batch of a part is filled up with its last row, so that encode is compiled once. facts: what the
-    cache was made of, JSON types. Raises ValueError where the folder holds a cache with other facts.
+    Args:
+        folder: The cache's folder.
+        records: What to encode.
+        load: A record -> its example; None leaves it out.
+        encode: A batch -> the arrays to keep, with the same first axis. The last batch of a part is filled up with its
+            last example, so that encode is compiled once.
+        facts: What the cache is made from, in JSON types.
+        batch_size: Examples per batch.
+        part_examples: Examples per part.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: The folder holds a cache with other facts.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {**facts, "records": len(records), "part_rows": part_rows}
+    facts = {**facts, "records": len(records), "part_examples": part_examples}
     if (folder / FACTS).exists():
         if (there := read_object(folder / FACTS)) != json.loads(json.dumps(facts)):
             odd = sorted(key for key in {*there, *facts} if there.get(key) != facts.get(key))
-            raise ValueError(f"{folder}: holds a cache of something else ({', '.join(odd)} differ); choose another")
+            raise ValueError(f"{folder}: holds another cache ({', '.join(odd)} differ); choose another folder")
     else:
         with replaced_file(folder / FACTS) as partial:
             partial.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
-    with Progress("caching", len(records), unit="picture", enabled=progress) as bar:
-        for number, first in enumerate(range(0, len(records), part_rows)):
-            chosen = records[first : first + part_rows]
+    with Progress("caching", len(records), unit="image", enabled=progress) as bar:
+        for number, first in enumerate(range(0, len(records), part_examples)):
+            chosen = records[first : first + part_examples]
             path = folder / f"part-{number:05d}.safetensors"
             if not path.exists():
                 rows = [row for record in chosen if (row := load(record)) is not None]
@@ -71,13 +81,17 @@ def _encoded(rows: list[Mapping[str, Any]], encode: Any, batch_size: int) -> dic
     return {name: np.ascontiguousarray(np.asarray(value)[: len(rows)]) for name, value in encode(batch).items()}
 
 
-class CachedRows(Sequence[dict[str, np.ndarray]]):
-    """The rows of a cache, read one by one from its files. Raises ValueError for a cache that is not whole."""
+class CachedExamples(Sequence[dict[str, np.ndarray]]):
+    """The examples of a cache, read one by one from its files.
+
+    Raises:
+        ValueError: The cache is incomplete.
+    """
 
     def __init__(self, folder: Path):
         folder = Path(folder)
         facts = read_object(folder / FACTS)
-        count = -(-facts["records"] // facts["part_rows"])
+        count = -(-facts["records"] // facts["part_examples"])
         self._files, self._places = [], []
         for number in range(count):
             path = folder / f"part-{number:05d}.safetensors"
@@ -86,7 +100,7 @@ class CachedRows(Sequence[dict[str, np.ndarray]]):
                 names = sorted(file.keys())
                 rows = file.get_slice(names[0]).get_shape()[0] if names else 0
             except (SafetensorError, OSError) as error:
-                raise ValueError(f"{path}: not a whole part of a cache: {error}") from error
+                raise ValueError(f"{path}: a broken part of a cache: {error}") from error
             self._files.append((file, names))
             self._places += [(number, row) for row in range(rows)]
 

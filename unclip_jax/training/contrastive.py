@@ -1,4 +1,4 @@
-"""What CLIP's towers are trained for: of all pairs in a batch, those that belong together are the nearest."""
+"""The training losses of CLIP's towers: of all pairs in a batch, matching ones should be nearest."""
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,18 @@ def contrastive_loss(
     logit_scale: jax.Array,
     labels: jax.Array | None = None,
 ) -> jax.Array:
-    """The mean cross-entropy of finding each one's partner among all, in both directions: (), nats.
+    """The mean cross-entropy of finding each embedding's partner among all, in both directions.
 
-    first, second: (B, D) embeddings of any length, row i of one belonging to row i of the other: of pictures and texts
-    (Radford et al. 2021, arXiv:2103.00020), or of two pictures of one thing. logit_scale: (), the logarithm of a
-    factor. labels: (B,) int; rows with equal labels belong together too, and share the target (two pictures with one
-    caption are no mistake); None where every row is a thing of its own.
+    Args:
+        first: (B, D), of any length.
+        second: (B, D), of any length; row i belongs to row i of `first`. Embeddings of images and texts (Radford et al.
+            2021, arXiv:2103.00020), or of two images of one thing.
+        logit_scale: (), the logarithm of a factor.
+        labels: (B,) int; rows with equal labels belong together, too, and share the target (two images with one caption
+            are not a mistake). None if every row is distinct.
+
+    Returns:
+        (), nats.
     """
     logits = similarity(first, second, logit_scale)
     if labels is None:
@@ -31,9 +37,15 @@ def contrastive_loss(
 
 
 def decorrelation_loss(embeddings: jax.Array) -> jax.Array:
-    """How far an embedding's features are from saying different things: (), the mean squared correlation of two.
+    """The mean squared correlation of two features: how much an embedding repeats itself.
 
-    embeddings: (B, D). Source: Barlow Twins' redundancy term (Zbontar et al. 2021, arXiv:2103.03230) of one view.
+    Source: Barlow Twins' redundancy term (Zbontar et al. 2021, arXiv:2103.03230) for one view.
+
+    Args:
+        embeddings: (B, D).
+
+    Returns:
+        ().
     """
     x = embeddings.astype(jnp.float32)
     x = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-4)
@@ -43,9 +55,15 @@ def decorrelation_loss(embeddings: jax.Array) -> jax.Array:
 
 
 def effective_rank(embeddings: jax.Array) -> jax.Array:
-    """How many directions embeddings use, (): exp of the entropy of their covariance's spectrum (Roy & Vetterli 2007).
+    """The number of directions that embeddings use.
 
-    embeddings: (N, D). Between 1 and min(N - 1, D).
+    It is exp of the entropy of their covariance's spectrum (Roy & Vetterli 2007).
+
+    Args:
+        embeddings: (N, D).
+
+    Returns:
+        (), between 1 and min(N - 1, D).
     """
     centred = embeddings.astype(jnp.float32) - embeddings.mean(axis=0)
     spectrum = jnp.square(jnp.linalg.svd(centred, compute_uv=False))

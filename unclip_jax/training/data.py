@@ -1,7 +1,7 @@
-"""Pictures to train on, from folders in Hugging Face's `imagefolder` convention, in an order that a seed fixes.
+"""Training images from folders in Hugging Face's `imagefolder` convention, in an order determined by a seed.
 
-Every host reads its own share. An iterator's place is a small mapping (`get_state`, `set_state`), which is saved with a
-run, so that one that goes on sees neither a picture twice nor one too few.
+Every host reads its own share. An iterator's state is a small mapping (`get_state`, `set_state`) that is saved with a
+run, so that a resumed run neither repeats nor skips an image.
 """
 
 import csv
@@ -22,9 +22,14 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 class Record(NamedTuple):
-    """A picture that is there by name: its file, its text ("" without), and the other columns of its metadata.
+    """An image that is not loaded yet: its file, its text ("" without), and the other columns of its metadata.
 
-    place: where in the file it begins and how long it is, with `key` its name there; None for the whole file.
+    Attributes:
+        path: The file.
+        text: The caption.
+        columns: The other metadata.
+        place: (offset, size) within the file; None for the whole file.
+        key: The image's name within the file.
     """
 
     path: Path
@@ -37,7 +42,7 @@ class Record(NamedTuple):
         return f"{self.path}: {self.key}" if self.key else str(self.path)
 
     def read(self) -> bytes:
-        """The picture as it is stored."""
+        """The image's stored bytes."""
         with self.path.open("rb") as file:
             if self.place is None:
                 return file.read()
@@ -46,7 +51,7 @@ class Record(NamedTuple):
 
 
 class Skipped:
-    """The pictures that could not be read, by name and reason; a run goes on without them and says so."""
+    """The images that could not be read, by name and reason. A run continues without them and reports them."""
 
     def __init__(self) -> None:
         self.reasons: dict[str, str] = {}
@@ -56,11 +61,21 @@ class Skipped:
 
 
 def image_folder(folder: Path) -> list[Record]:
-    """The pictures of a folder, in the order of their names, or of its metadata where there is any.
+    """The images of a folder, in the order of their names, or of its metadata if there is any.
 
-    `metadata.jsonl` or `metadata.csv` in the folder lists pictures as `file_name`, a path within it, with a `text` and
-    any other columns; without it every picture in the folder and below is taken. Raises FileNotFoundError where there
-    is no folder; ValueError, naming file and line, for metadata that is broken, repeats a picture, or points outside.
+    `metadata.jsonl` or `metadata.csv` in the folder lists images as `file_name`, a path within it, with a `text` and
+    any other columns. Without it every image in the folder and below is taken.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The images.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: The metadata is broken, repeats an image or points outside the folder. The message names file and
+            line.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -77,9 +92,9 @@ def image_folder(folder: Path) -> list[Record]:
         paths = [record.path for record in records]
         if len(set(paths)) < len(paths):
             twice = next(path for index, path in enumerate(paths) if path in paths[:index])
-            raise ValueError(f"{found[0].name}: {twice.name} is there twice")
+            raise ValueError(f"{found[0].name}: {twice.name} is listed twice")
     if not records:
-        raise ValueError(f"{folder}: holds no pictures")
+        raise ValueError(f"{folder}: holds no images")
     return records
 
 
@@ -102,7 +117,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def points_outside(name: str) -> bool:
-    """Whether a path that should lie in a folder does not."""
+    """Whether a path that should be within a folder is not."""
     return Path(name).is_absolute() or ".." in Path(name).parts
 
 
@@ -122,7 +137,15 @@ def _record(folder: Path, row: Any, where: str) -> Record:
 def select(records: Sequence[Record], **ranges: tuple[float | None, float | None]) -> list[Record]:
     """The records whose columns lie in closed ranges: `select(records, p_unsafe=(None, 0.1), aesthetic=(4.5, None))`.
 
-    None leaves an end open. Raises ValueError, naming picture and column, where a column is missing or no number.
+    Args:
+        records: The records.
+        **ranges: column -> (least, most); None leaves an end open.
+
+    Returns:
+        The records that fit.
+
+    Raises:
+        ValueError: A column is missing or is not a number. The message names image and column.
     """
 
     def fits(record: Record) -> bool:
@@ -141,19 +164,22 @@ def select(records: Sequence[Record], **ranges: tuple[float | None, float | None
 
 
 def load_rgb(record: Record) -> np.ndarray:
-    """The picture, (H, W, 3) uint8, as pipelines read it. Raises as `unclip_jax.conditioning.clip_image.load_image`."""
-    return load_image(record.read(), "picture")
+    """The image, (H, W, 3) uint8, as pipelines read it.
+
+    Raises the errors of `unclip_jax.conditioning.clip_image.load_image`.
+    """
+    return load_image(record.read(), "image")
 
 
 def stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Rows as one batch."""
+    """Examples as one batch."""
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def skipping(
     load: Callable[[T, np.random.Generator], Mapping[str, Any]], skipped: Skipped
 ) -> Callable[[T, np.random.Generator], Mapping[str, Any] | None]:
-    """`load`, but None for a picture that cannot be read, which `skipped` then names."""
+    """`load`, but None for an image that cannot be read, which is added to `skipped`."""
 
     def row(record: T, rng: np.random.Generator) -> Mapping[str, Any] | None:
         try:
@@ -176,19 +202,32 @@ def batches(
     threads: int = 4,
     skipped: Skipped | None = None,
 ) -> Any:
-    """An endless iterator of batches, each a mapping of arrays with `batch_size` rows; every pass in another order.
+    """An endless iterator of batches; every pass is in another order.
 
-    load: a record and a generator of its own for this pass -> one row, arrays and numbers of the same shape for all;
-    OSError and ValueError from it skip the record, which `skipped` then names. host, hosts: of several machines with
-    the same seed each reads its own records. threads: pictures that are read at a time; the order does not depend on
-    it. The iterator's `get_state()` is a mapping of JSON types, and `set_state` goes back to it. Raises ValueError for
-    fewer records than a host's batch.
+    The iterator's `get_state()` returns a mapping of JSON types, and `set_state` goes back to it.
+
+    Args:
+        records: What to load.
+        load: (record, its random generator for this pass) -> one example: arrays and numbers of the same shape for all.
+            OSError and ValueError from it skip the record, which is added to `skipped`.
+        batch_size: Examples per batch.
+        seed: Determines the order.
+        host: This machine's index; each machine with the same seed reads its own records.
+        hosts: The number of machines.
+        threads: The number of images read at a time. It does not affect the order.
+        skipped: Collects what could not be read.
+
+    Returns:
+        An iterator of mappings of arrays, with `batch_size` along the first axis.
+
+    Raises:
+        ValueError: There are fewer records than a host's batch.
     """
     if not 0 <= host < hosts:
-        raise ValueError(f"host is {host} of {hosts}")
+        raise ValueError(f"host is {host}; want 0 to {hosts - 1}")
     mine = len(range(host, len(records), hosts))
     if batch_size < 1 or mine < batch_size:
-        raise ValueError(f"batch_size is {batch_size}; host {host} of {hosts} has {mine} pictures")
+        raise ValueError(f"batch_size is {batch_size}; host {host} of {hosts} has only {mine} images")
     skipped = Skipped() if skipped is None else skipped
 
     load_or_skip = skipping(load, skipped)
@@ -196,7 +235,7 @@ def batches(
     def row(record: T, rng: np.random.Generator) -> Mapping[str, Any] | None:
         made = load_or_skip(record, rng)
         if made is None and len(skipped) >= len(records):
-            raise ValueError(f"no picture can be read; {record}: {skipped.reasons[str(record)]}")
+            raise ValueError(f"no image can be read; {record}: {skipped.reasons[str(record)]}")
         return made
 
     source = grain.MapDataset.source(list(records))[host::hosts]

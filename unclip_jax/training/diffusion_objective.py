@@ -1,7 +1,7 @@
-"""Training a denoiser: what a batch of pictures becomes before the UNet sees it, and each image's loss.
+"""The training objective of a denoiser: what the UNet is given for a batch of images, and each image's loss.
 
-The networks that say what a picture and a text are - VAE, towers - are frozen, so what they say can be computed once
-(`encode`, then `unclip_jax.training.cache`) or in every step; a batch holds pictures or what was computed of them.
+The networks that encode images and texts (the VAE and the towers) are frozen. Their outputs can therefore be computed
+once (`encode`, then `unclip_jax.training.cache`) or in every step; a batch holds either the images or those outputs.
 """
 
 import dataclasses
@@ -24,14 +24,21 @@ ENCODED = ("moments", "context", "image_embeds", "depth_map", "masked_moments", 
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionObjective:
-    """What a denoiser is trained for.
+    """The objective of a denoiser.
 
-    prediction_type: "epsilon", "v_prediction" or "sample". scaling_factor: the VAE's.
-    embedding_dropout: the share of images whose whole image condition is dropped, 0.25 in the original. clean_share:
-    the share of the others that is told the picture at level 0; the rest have levels 0..999 evenly, as all have in the
-    original. text_dropout: the share that is told the empty prompt, 0.1 in most runs of the model card.
-    min_snr_gamma, noise_offset: see `unclip_jax.training.objectives`; None and 0 leave them out.
-    max_low_res_level: an upscaler's small picture is noised to a level below it, 350 in the original.
+    Args:
+        prediction_type: "epsilon", "v_prediction" or "sample".
+        scaling_factor: The VAE's.
+        embedding_dropout: The share of images whose whole image condition is dropped; 0.25 in the original.
+        text_dropout: The share that gets the empty prompt; 0.1 in most runs of the model card.
+        clean_share: The share of the others whose image condition is at level 0. The rest have levels 0..999 evenly, as
+            all have in the original.
+        min_snr_gamma: See `unclip_jax.training.objectives`; None leaves it out.
+        noise_offset: See `unclip_jax.training.objectives`; 0 leaves it out.
+        max_low_res_level: An upscaler's small image is noised to a level below this; 350 in the original.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     prediction_type: str
@@ -52,27 +59,32 @@ class DiffusionObjective:
 
 
 def encode(networks: Mapping[str, Network], frozen: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What the frozen networks say of a batch: those of `ENCODED` that it has something for.
+    """Runs the frozen networks on a batch: those of `ENCODED` for which it has an input.
 
-    networks: of "vae", "text_encoder", "image_encoder" those that the batch needs; frozen: their parameters by these
-    names. batch: "picture" (B, H, W, 3) in -1..1, "tokens" (B, T) int32, "pixel_values" (B, S, S, 3) of the image
-    encoder, "mask" (B, H, W, 1) with 1 where an inpainting model repaints, "depth_picture" (B, H', W', 3) in -1..1, of
-    which the depth estimator makes the map; what is in `ENCODED` already stays.
+    Args:
+        networks: Of "vae", "text_encoder", "image_encoder" those that the batch needs.
+        frozen: Their parameters, under these names.
+        batch: "image" (B, H, W, 3) in -1..1; "tokens" (B, T) int32; "pixel_values" (B, S, S, 3) for the image encoder;
+            "mask" (B, H, W, 1) with 1 where an inpainting model repaints; "depth_image" (B, H', W', 3) in -1..1, for
+            the depth estimator. Entries of `ENCODED` are kept.
+
+    Returns:
+        The entries of `ENCODED`.
     """
     encoded = {name: value for name, value in batch.items() if name in ENCODED}
 
     def network(name: str) -> Any:
         return networks[name].merge(frozen[name])
 
-    if "picture" in batch:
+    if "image" in batch:
         vae = network("vae")
-        encoded["moments"] = vae.moments(batch["picture"])
+        encoded["moments"] = vae.moments(batch["image"])
         if "mask" in batch:
-            encoded["masked_moments"] = vae.moments(batch["picture"] * (batch["mask"] < 0.5))
+            encoded["masked_moments"] = vae.moments(batch["image"] * (batch["mask"] < 0.5))
             factor = batch["mask"].shape[1] // encoded["moments"].shape[1]
             encoded["mask"] = batch["mask"][:, ::factor, ::factor]  # to the nearest, as the original resizes masks
-    if "depth_picture" in batch:
-        depth = network("depth_estimator")(batch["depth_picture"])[..., None]
+    if "depth_image" in batch:
+        depth = network("depth_estimator")(batch["depth_image"])[..., None]
         encoded["depth_map"] = normalised_depth(resize_bicubic(depth, *encoded["moments"].shape[1:3]))
     if "tokens" in batch:
         encoded["context"] = network("text_encoder")(batch["tokens"])
@@ -82,9 +94,15 @@ def encode(networks: Mapping[str, Network], frozen: Mapping[str, Any], batch: Ma
 
 
 def normalised_depth(depth: jax.Array) -> jax.Array:
-    """Relative inverse depth of any range -> -1..1, each map by itself; a constant one becomes -1 everywhere.
+    """Stretches relative inverse depth of any range to -1..1, each map on its own.
 
-    depth: (B, h, w, 1). Source: the original's training, which adds 0.001 to the range.
+    A constant map becomes -1 everywhere. Source: the original's training, which adds 0.001 to the range.
+
+    Args:
+        depth: (B, h, w, 1).
+
+    Returns:
+        (B, h, w, 1).
     """
     least, most = (f(depth, axis=(1, 2, 3), keepdims=True) for f in (jnp.min, jnp.max))
     return 2 * (depth - least) / (most - least + 0.001) - 1
@@ -99,11 +117,21 @@ def losses(
     encoded: Mapping[str, Any],
     step: jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Each image's loss, (B,), and what a run reports of it; see `unclip_jax.training.step.Losses`.
+    """Each image's loss, (B,), and the metrics to report; see `unclip_jax.training.step.Losses`.
 
-    frozen: "alphas_cumprod" (N,), the diffusion's; "empty_context" (1, T, W), the empty prompt's states; and with an
-    image condition "noising" with `noise_image_embeddings`' "alphas_cumprod", "mean" and "std"; for an upscaler
-    "low_res_alphas_cumprod" (N'',). params: all of the UNet's. encoded: what `encode` gives.
+    Args:
+        options: The objective.
+        unet: The UNet.
+        seed: The run's seed.
+        frozen: "alphas_cumprod" (N,), the diffusion's; "empty_context" (1, T, W), the empty prompt's states; with an
+            image condition "noising", with "alphas_cumprod", "mean" and "std" as in `noise_image_embeddings`; for an
+            upscaler "low_res_alphas_cumprod" (N'',).
+        params: All of the UNet's parameters.
+        encoded: From `encode`.
+        step: The step's number.
+
+    Returns:
+        Losses (B,), and metrics by name.
     """
     moments = encoded["moments"]
     embeds = encoded.get("image_embeds")
@@ -150,7 +178,7 @@ def losses(
 
 
 def _levels(levels: jax.Array, clean_share: float) -> jax.Array:
-    """Even levels 0..999 with a share of them moved to 0, the others still even over the whole range."""
+    """Even levels 0..999 with a share of them moved to 0; the others remain even over the whole range."""
     if not clean_share:
         return levels
     first = round(1000 * clean_share)

@@ -1,9 +1,9 @@
-"""A checkpoint made ready to be trained by denoising, whatever part of it is trained: for the tasks of `tasks.py`."""
+"""A checkpoint prepared for training by denoising, whichever part of it is trained: for the tasks of `tasks.py`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,34 +20,37 @@ from unclip_jax.models.unet import UNet
 from unclip_jax.sampling.schedule import NoiseSchedule, alphas_cumprod
 from unclip_jax.sampling.solvers import make_solver
 from unclip_jax.training import diffusion_objective
-from unclip_jax.training.cache import CachedRows, write_cache
+from unclip_jax.training.cache import CachedExamples, write_cache
 from unclip_jax.training.data import Record, Skipped, skipping, stacked
 from unclip_jax.training.initial import initial_network
 from unclip_jax.training.samples import grid, sample_latents
 from unclip_jax.training.settings import TrainSettings
 from unclip_jax.training.setup import (
     Load,
+    examples_of,
     mesh_of,
-    rows_of,
     run,
     training_records,
     validation_records,
 )
 from unclip_jax.training.step import TrainState
-from unclip_jax.training.transforms import RowLoader
+from unclip_jax.training.transforms import ExampleLoader
 
 INPUT_CHANNELS = {"inpaint": 9, "depth-to-image": 5}
 
-# (frozen with "unet", what is trained) -> the networks' parameters that are not the frozen ones.
+# (frozen parameters with "unet", trained parameters) -> the parameters of the networks that are not frozen.
 Combine = Callable[[Mapping[str, Any], Any], Mapping[str, Any]]
 
 
 class DiffusionTrainer:
-    """The networks of a checkpoint on their devices, and what a run needs beside them.
+    """The networks of a checkpoint on their devices, and everything else that a run needs.
 
-    config: the checkpoint's as it will be after the training. unet: in float32 where it is trained itself, else in the
-    settings' dtype. networks and frozen: of the others, see `unclip_jax.training.diffusion_objective`. load: a record
-    -> its row.
+    Attributes:
+        config: The checkpoint's, as it will be after training.
+        unet: In float32 if it is trained itself, else in the settings' dtype.
+        networks: The others, see `unclip_jax.training.diffusion_objective`.
+        frozen: Their parameters.
+        load: A record -> its example.
     """
 
     def __init__(self, settings: TrainSettings, checkpoint: Checkpoint, progress: bool):
@@ -60,13 +63,13 @@ class DiffusionTrainer:
         if objective.becomes is not None:
             if config.task != "text-to-image":
                 raise ValueError(
-                    f"objective.becomes wants a text-to-image checkpoint; {checkpoint.source}: {config.task}"
+                    f"objective.becomes needs a text-to-image checkpoint; {checkpoint.source} is {config.task}"
                 )
             wider = dataclasses.replace(config.unet, in_channels=INPUT_CHANNELS[objective.becomes])
             self.unet = widened(self.unet, abstract_network(UNet, wider, dtype, self.stored, remat=settings.remat))
             config = dataclasses.replace(config, unet=wider)
         if config.task == "depth-to-image" and "depth_estimator" not in filled:
-            raise ValueError(f"{checkpoint.source}: has no depth estimator; objective.depth_model says whose to use")
+            raise ValueError(f"{checkpoint.source} has no depth estimator; give objective.depth_model")
 
         diffusion = dict(config.scheduler_config)
         self.options = diffusion_objective.DiffusionObjective(
@@ -82,15 +85,16 @@ class DiffusionTrainer:
         diffusion["prediction_type"] = self.options.prediction_type
         if objective.zero_snr:
             if self.options.prediction_type != "v_prediction":
-                raise ValueError("objective.zero_snr wants prediction_type v_prediction: noise alone says nothing else")
+                raise ValueError(
+                    "objective.zero_snr needs prediction_type v_prediction: pure noise determines no other"
+                )
             diffusion |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         self.config = dataclasses.replace(config, scheduler_config=diffusion)
 
-        reference: Literal["ldm", "diffusers"] = "ldm" if config.dialect == "original" else "diffusers"
         self.frozen: dict[str, Any] = {name: network.params for name, network in filled.items()}
-        self.frozen["alphas_cumprod"] = alphas_cumprod(_schedule(diffusion), reference)
+        self.frozen["alphas_cumprod"] = alphas_cumprod(_schedule(diffusion), config.reference)
         if config.image_noising is not None:
-            table = alphas_cumprod(config.image_noising, reference)
+            table = alphas_cumprod(config.image_noising, config.reference)
             if config.image_encoder is None:
                 self.frozen["low_res_alphas_cumprod"] = table
             else:
@@ -99,7 +103,7 @@ class DiffusionTrainer:
         empty = {"tokens": jnp.asarray(checkpoint.tokenizer([""]))}
         self.frozen["empty_context"] = diffusion_objective.encode(self.networks, self.frozen, empty)["context"]
         self.side = self._side()
-        self.load: Load = self._row_loader(checkpoint)
+        self.load: Load = self._example_loader(checkpoint)
 
     @property
     def stored(self) -> Any:
@@ -108,7 +112,7 @@ class DiffusionTrainer:
     def _load_networks(
         self, checkpoint: Checkpoint, config: CheckpointConfig, dtype: Any
     ) -> tuple[Network, dict[str, Network]]:
-        """The UNet and the others; a UNet that begins from random weights is not read."""
+        """The UNet and the other networks; a UNet that begins from random weights is not read."""
         s = self.settings
         parts = {name: getattr(config, name, None) for name in NETWORKS if name != "unet"}
         self.networks = {
@@ -133,16 +137,16 @@ class DiffusionTrainer:
         return unet, filled
 
     def _side(self) -> int:
-        """Of the training pictures, in pixels."""
+        """The side of the training images, in pixels."""
         unet, factor = self.config.unet, self.config.vae.factor
         side = self.settings.data.resolution or unet.sample_size * factor
         if side < 1 or side % (factor * unet.size_multiple):
             raise ValueError(f"data.resolution is {side}; want a multiple of {factor * unet.size_multiple}")
         return side
 
-    def _row_loader(self, checkpoint: Checkpoint) -> RowLoader:
+    def _example_loader(self, checkpoint: Checkpoint) -> ExampleLoader:
         config, data, vision = self.config, self.settings.data, self.config.image_encoder
-        return RowLoader(
+        return ExampleLoader(
             self.side,
             data.crop,
             data.flip,
@@ -154,18 +158,27 @@ class DiffusionTrainer:
         )
 
     def train(self, trained: Mapping[str, Any], fixed: Mapping[str, Any], combine: Combine) -> TrainState:
-        """Runs to the end. trained: what is; fixed: the UNet's parameters that are not."""
+        """Trains to the end.
+
+        Args:
+            trained: The parameters to train.
+            fixed: The UNet's other parameters.
+            combine: (frozen parameters with "unet", trained parameters) -> the parameters of the networks.
+
+        Returns:
+            The last state.
+        """
         settings, networks, options, unet = self.settings, self.networks, self.options, self.unet
         frozen = {**self.frozen, "unet": {name: value.astype(settings.dtype) for name, value in fixed.items()}}
         encode = jax.jit(lambda frozen, batch: diffusion_objective.encode(networks, frozen, batch))
 
         records = training_records(settings.data)
         checked = validation_records(settings.data)
-        shown = rows_of((checked or records)[: settings.samples.images], self.load, settings.seed)
-        held_out = rows_of(checked, self.load, settings.seed)
+        shown = examples_of((checked or records)[: settings.samples.images], self.load, settings.seed)
+        held_out = examples_of(checked, self.load, settings.seed)
         rows, load = self._cached(records, encode) if settings.data.cache is not None else (records, self.load)
         if settings.data.cache is not None:
-            shown, held_out = (self._encoded_rows(each, encode) for each in (shown, held_out))
+            shown, held_out = (self._encoded_examples(each, encode) for each in (shown, held_out))
             for name in ("image_encoder", "text_encoder", "depth_estimator"):  # they have said all that is wanted
                 frozen.pop(name, None)
 
@@ -197,8 +210,8 @@ class DiffusionTrainer:
             samples=self._sampler(frozen, combine, stacked(shown)) if settings.run.sample_every else None,
         )
 
-    def _cached(self, records: list[Record], encode: Any) -> tuple[CachedRows, Load]:
-        """What the frozen networks say of every picture, from the cache, which is written where it is not there."""
+    def _cached(self, records: list[Record], encode: Any) -> tuple[CachedExamples, Load]:
+        """The frozen networks' outputs for every image, from the cache, which is written first if it is not there."""
         settings = self.settings
         folder = Path(settings.data.cache or "")
         skipped = Skipped()
@@ -214,22 +227,22 @@ class DiffusionTrainer:
             progress=self.progress,
         )
         if skipped:
-            print(f"{len(skipped)} pictures could not be read and are not in the cache: {min(skipped.reasons)} …")
-        rows = CachedRows(folder)
+            print(f"{len(skipped)} images could not be read and are not in the cache: {min(skipped.reasons)} …")
+        rows = CachedExamples(folder)
         return rows, lambda row, rng: row
 
-    def _encoded_rows(self, rows: list[Mapping[str, Any]], encode: Any) -> list[Mapping[str, Any]]:
+    def _encoded_examples(self, rows: list[Mapping[str, Any]], encode: Any) -> list[Mapping[str, Any]]:
         encoded = [encode(self.frozen, stacked([row])) for row in rows]
         return [{name: np.asarray(value)[0] for name, value in row.items()} for row in encoded]
 
     def _sampler(self, frozen: Any, combine: Combine, batch: Any) -> Callable[[TrainState], Image.Image]:
-        """A grid: the pictures themselves, and below them what the denoiser makes of their conditions."""
+        """A grid: the images themselves, and below them what the denoiser generates from their conditions."""
         s, scaling = self.settings.samples, self.config.vae.scaling_factor
         solver = make_solver("ddim", self.config.scheduler_config, s.steps)
         scale = jnp.float32(s.guidance_scale)
 
         @jax.jit
-        def pictures(frozen: Any, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        def images(frozen: Any, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
             weights = {**frozen, **combine(frozen, params)}
             encoded = diffusion_objective.encode(self.networks, weights, batch)
             made = sample_latents(
@@ -241,13 +254,24 @@ class DiffusionTrainer:
 
         def samples(state: TrainState) -> Image.Image:
             assert state.average is not None
-            return grid([np.asarray(row) for row in pictures(frozen, state.average.params, batch)])
+            return grid([np.asarray(row) for row in images(frozen, state.average.params, batch)])
 
         return samples
 
 
 def widened(base: Network, wider: Network) -> Network:
-    """A UNet with more input channels than `base`: their weights are zeros, so that it begins as what `base` is."""
+    """A UNet with more input channels than `base`. Their weights are zero, so that it starts out equal to `base`.
+
+    Args:
+        base: The UNet with fewer channels.
+        wider: The structure of the result.
+
+    Returns:
+        The wider UNet.
+
+    Raises:
+        ValueError: `wider` does not read more channels.
+    """
     params = dict(base.params)
     kernel, wanted = params["conv_in.kernel"], wider.params["conv_in.kernel"].shape
     missing = wanted[2] - kernel.shape[2]

@@ -1,4 +1,4 @@
-"""The weights that a network begins with where there is no checkpoint to begin from."""
+"""The initial weights of a network that does not start from a checkpoint."""
 
 import re
 from typing import Any
@@ -15,11 +15,18 @@ _ZERO = re.compile(r"(?!.*\.ff\.)(.*\.)?(conv2|proj_out|conv_out)\.(kernel|bias)
 
 
 def initial_network(cls: Any, config: Any, seed: int, **options: Any) -> Network:
-    """`cls(config)` with random float32 weights of this seed.
+    """`cls(config)` with random float32 weights.
 
     A UNet's residual branches end in zeros, as the original's do.
 
-    options: what `cls` takes beside, such as `remat`.
+    Args:
+        cls: The network's class.
+        config: Its configuration.
+        seed: Determines the weights.
+        **options: Other arguments of `cls`, such as `remat`.
+
+    Returns:
+        The network.
     """
     network = abstract_network(cls, config, **options)
     _, state = nnx.split(cls(config, rngs=nnx.Rngs(seed)))

@@ -1,7 +1,7 @@
-"""What an inpainting model learns to fill: random masks by LaMa's strategy (Suvorov et al. 2022, arXiv:2109.07161).
+"""Random masks for training an inpainting model, by LaMa's strategy (Suvorov et al. 2022, arXiv:2109.07161).
 
-Polygonal chains drawn with a thick pen, or a few boxes; some masks are everything, so that the model can also paint a
-picture from nothing (a quarter in the inpainting model's own training, its `p_drop`).
+A mask is polygonal chains drawn with a thick pen, or a few boxes. Some masks cover everything, so that the model also
+learns to paint an image from nothing (a quarter in the inpainting model's own training, its `p_drop`).
 """
 
 import numpy as np
@@ -12,10 +12,19 @@ MARGIN = 10  # pixels of 256 that boxes keep from the border
 
 
 def random_mask(rng: np.random.Generator, height: int, width: int, whole_share: float = WHOLE_SHARE) -> np.ndarray:
-    """A mask, (height, width, 1) float32: 1 where the model paints, 0 where the picture is kept.
+    """A random mask. Sizes of strokes and boxes are LaMa's for 256 pixels, scaled.
 
-    whole_share: of masks that are 1 everywhere. Sizes of strokes and boxes are LaMa's for 256 pixels, scaled. Raises
-    ValueError for a share outside [0, 1].
+    Args:
+        rng: The random generator.
+        height: Of the mask.
+        width: Of the mask.
+        whole_share: The share of masks that are 1 everywhere.
+
+    Returns:
+        (height, width, 1) float32: 1 where the model paints, 0 where the image is kept.
+
+    Raises:
+        ValueError: The share is outside [0, 1].
     """
     if not 0 <= whole_share <= 1:
         raise ValueError(f"whole_share is {whole_share}; want a share between 0 and 1")
@@ -28,7 +37,7 @@ def random_mask(rng: np.random.Generator, height: int, width: int, whole_share: 
 
 
 def _strokes(draw: ImageDraw.ImageDraw, rng: np.random.Generator, height: int, width: int) -> None:
-    """One to five chains of one to five lines, up to 200 pixels of 256 long and 100 wide, ends round."""
+    """One to five chains of one to five lines with round ends, up to 200 pixels of 256 long and 100 wide."""
     unit = max(height, width) / 256
     for _ in range(rng.integers(1, 6)):
         x, y = float(rng.integers(0, width)), float(rng.integers(0, height))
@@ -45,7 +54,7 @@ def _strokes(draw: ImageDraw.ImageDraw, rng: np.random.Generator, height: int, w
 
 
 def _boxes(draw: ImageDraw.ImageDraw, rng: np.random.Generator, height: int, width: int) -> None:
-    """One to three boxes of 30 to 150 pixels of 256 a side."""
+    """One to three boxes with sides of 30 to 150 pixels of 256."""
     unit = min(height, width) / 256
     margin = round(unit * MARGIN)
     for _ in range(rng.integers(1, 4)):

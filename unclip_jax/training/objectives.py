@@ -1,4 +1,4 @@
-"""What a denoiser is trained for: pure losses of explicit arrays, every random number an argument.
+"""Training losses of a denoiser: pure functions of explicit arrays, with every random number an argument.
 
 Written with a = alphas_cumprod[t] and the signal-to-noise ratio a / (1 - a).
 """
@@ -16,11 +16,20 @@ Denoiser = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Arr
 
 
 def prediction_target(prediction_type: str, x0: jax.Array, noise: jax.Array, alpha_cumprod: jax.Array) -> jax.Array:
-    """What a network of this prediction type should say of `add_noise(x0, noise, alpha_cumprod)`.
+    """What a network of this prediction type should predict for `add_noise(x0, noise, alpha_cumprod)`.
 
-    x0, noise: (B, ...); alpha_cumprod: (B,). Returns (B, ...) float32: the noise for "epsilon"; sqrt(a) noise -
-    sqrt(1 - a) x0 for "v_prediction" (Salimans & Ho 2022, arXiv:2202.00512); x0 for "sample". Raises ValueError for
-    anything else.
+    Args:
+        prediction_type: "epsilon", "v_prediction" or "sample".
+        x0: (B, ...).
+        noise: (B, ...).
+        alpha_cumprod: (B,).
+
+    Returns:
+        (B, ...) float32: the noise for "epsilon"; sqrt(a) noise - sqrt(1 - a) x0 for "v_prediction" (Salimans & Ho
+        2022, arXiv:2202.00512); x0 for "sample".
+
+    Raises:
+        ValueError: The prediction type is unknown.
     """
     if prediction_type == "epsilon":
         return noise.astype(jnp.float32)
@@ -32,10 +41,20 @@ def prediction_target(prediction_type: str, x0: jax.Array, noise: jax.Array, alp
 
 
 def min_snr_weights(prediction_type: str, alpha_cumprod: jax.Array, gamma: float = 5.0) -> jax.Array:
-    """Weights that keep easy timesteps from ruling the loss (Hang et al. 2023, arXiv:2303.09556): (B,) float32.
+    """Weights that keep easy timesteps from dominating the loss (Hang et al. 2023, arXiv:2303.09556).
 
-    min(SNR, gamma) times what turns this prediction's error into one of x0. alpha_cumprod: (B,), in [0, 1). gamma: > 0,
-    5 in the paper. Raises ValueError for another prediction type, and for gamma that is not positive.
+    They are min(SNR, gamma) times the factor that converts this prediction's error to one of x0.
+
+    Args:
+        prediction_type: As in `prediction_target`.
+        alpha_cumprod: (B,), in [0, 1).
+        gamma: Above 0; 5 in the paper.
+
+    Returns:
+        (B,) float32.
+
+    Raises:
+        ValueError: The prediction type is unknown, or gamma is not positive.
     """
     if not gamma > 0:
         raise ValueError(f"min_snr_gamma is {gamma}; want a positive number")
@@ -53,10 +72,15 @@ def min_snr_weights(prediction_type: str, alpha_cumprod: jax.Array, gamma: float
 
 
 def offset_noise(noise: jax.Array, offset: jax.Array, strength: float) -> jax.Array:
-    """Noise that moves whole channels, so that the network learns pictures darker and brighter than the average.
+    """Noise that shifts whole channels, so that the network learns images darker and brighter than the average.
 
-    noise: (B, H, W, C) and offset: (B, C), both standard normal; strength: 0 for none, 0.1 where it was proposed
-    (N. Guttenberg, "Diffusion with offset noise", 2023).
+    Args:
+        noise: (B, H, W, C), standard normal.
+        offset: (B, C), standard normal.
+        strength: 0 for none; 0.1 where it was proposed (N. Guttenberg, "Diffusion with offset noise", 2023).
+
+    Returns:
+        (B, H, W, C).
     """
     return noise + strength * offset[:, None, None, :]
 
@@ -71,10 +95,20 @@ def image_conditioning(
     mean: jax.Array,
     std: jax.Array,
 ) -> jax.Array:
-    """unCLIP's class labels in training, (B, 2 D): noised to a level drawn for each image, and dropped for some.
+    """unCLIP's class labels in training: noised to a random level for each image, and dropped for some.
 
-    image_embeds, noise: (B, D); levels: (B,) int in 0..999; keep: (B,) bool, False drops all of an image's condition,
-    its level too (a quarter of them in the original, `embedding_dropout`). The rest as `noise_image_embeddings`.
+    Args:
+        image_embeds: (B, D).
+        levels: (B,) int in 0..999.
+        noise: (B, D).
+        keep: (B,) bool. False drops all of an image's condition, its level included (a quarter of them in the original,
+            `embedding_dropout`).
+        alphas_cumprod: As in `noise_image_embeddings`.
+        mean: As in `noise_image_embeddings`.
+        std: As in `noise_image_embeddings`.
+
+    Returns:
+        (B, 2 D).
     """
     labels = noise_image_embeddings(image_embeds, levels, noise, alphas_cumprod=alphas_cumprod, mean=mean, std=std)
     return jnp.where(keep[:, None], labels, 0.0)
@@ -93,12 +127,26 @@ def denoising_losses(
     min_snr_gamma: float | None = None,
     added_channels: jax.Array | None = None,
 ) -> jax.Array:
-    """Each image's loss, (B,) float32: the mean squared error of the prediction, weighted if asked for.
+    """Each image's loss: the mean squared error of the prediction, weighted if `min_snr_gamma` is set.
 
-    x0, noise: (B, H, W, C), scaled latents; timesteps: (B,) int; context: (B, S, D); class_labels: as the UNet takes
-    them. alphas_cumprod: (N,), `unclip_jax.sampling.schedule.alphas_cumprod`. added_channels: (B, H, W, C'), what the
-    network sees beside the noisy latents (depth, mask and masked latents, a small picture). Source: the original's
-    `LatentDiffusion.p_losses`, whose mean over images this is without weights.
+    Source: the original's `LatentDiffusion.p_losses`, which is the mean of these over images without weights.
+
+    Args:
+        denoise: (noisy latents with any added channels, timesteps, context, class labels) -> prediction; a `UNet` is
+            one.
+        x0: (B, H, W, C), scaled latents.
+        noise: (B, H, W, C).
+        timesteps: (B,) int.
+        context: (B, S, D).
+        class_labels: As the UNet takes them.
+        alphas_cumprod: (N,), from `unclip_jax.sampling.schedule.alphas_cumprod`.
+        prediction_type: As in `prediction_target`.
+        min_snr_gamma: As gamma in `min_snr_weights`; None for no weights.
+        added_channels: (B, H, W, C'), what the network reads beside the noisy latents (depth, mask and masked latents,
+            a small image).
+
+    Returns:
+        (B,) float32.
     """
     share = jnp.asarray(alphas_cumprod)[timesteps]
     x = add_noise(x0, noise, share)

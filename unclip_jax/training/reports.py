@@ -1,4 +1,4 @@
-"""Where a run's numbers go beside its own `metrics.jsonl`: TensorBoard and Weights & Biases, if they are installed."""
+"""Where metrics go beside a run's own `metrics.jsonl`: TensorBoard and Weights & Biases, if they are installed."""
 
 import atexit
 from collections.abc import Mapping
@@ -9,7 +9,11 @@ from unclip_jax.training.run import Report
 
 
 def tensorboard(folder: Path) -> Report:
-    """Writes event files into a folder. Raises ModuleNotFoundError, saying what to install, without tensorboardX."""
+    """Writes event files to a folder.
+
+    Raises:
+        ModuleNotFoundError: tensorboardX is missing. The message says what to install.
+    """
     try:
         from tensorboardX import SummaryWriter
     except ModuleNotFoundError as error:
@@ -25,7 +29,11 @@ def tensorboard(folder: Path) -> Report:
 
 
 def wandb(project: str, **settings: Any) -> Report:
-    """Sends to a project of Weights & Biases; settings go to `wandb.init`. Raises ModuleNotFoundError without wandb."""
+    """Sends metrics to a project of Weights & Biases; settings are passed to `wandb.init`.
+
+    Raises:
+        ModuleNotFoundError: wandb is missing.
+    """
     try:
         import wandb as service
     except ModuleNotFoundError as error:

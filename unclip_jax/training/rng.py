@@ -1,4 +1,4 @@
-"""The random numbers of a training step: drawn for each image by its own key, whatever batch or device it is in."""
+"""The random numbers of a training step, drawn for each image by its own key, whatever its batch or device."""
 
 from enum import IntEnum
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import jax
 
 
 class _Purpose(IntEnum):
-    """What a draw is for; each folds its own number into the image's key."""
+    """The uses of random numbers; each folds its own number into the image's key."""
 
     TIMESTEP = 0
     NOISE = 1
@@ -24,14 +24,17 @@ class _Purpose(IntEnum):
 class Draws(NamedTuple):
     """One step's random numbers for B images.
 
-    timesteps: (B,) int32 in [0, N)
-    noise: (B, h, w, C), of the diffusion
-    posterior_noise: (B, h, w, C), for latents that are drawn from what the VAE's encoder says; masked_noise: the same,
-        of the picture without what an inpainting model repaints
-    low_res_noise: (B, h, w, 3), of an upscaler's small picture
-    offset: (B, C), see `unclip_jax.training.objectives.offset_noise`
-    levels: (B,) int32 in [0, N'), and embedding_noise: (B, D), of the image embedding
-    keep_image, keep_text: (B,) bool, False where the image's condition, or its text, is dropped
+    Attributes:
+        timesteps: (B,) int32 in [0, N).
+        noise: (B, h, w, C), of the diffusion.
+        posterior_noise: (B, h, w, C), for sampling latents from the VAE's posterior.
+        masked_noise: The same, for the image without what an inpainting model repaints.
+        low_res_noise: (B, h, w, 3), for an upscaler's small image.
+        offset: (B, C), see `unclip_jax.training.objectives.offset_noise`.
+        levels: (B,) int32 in [0, N'), of the image embedding.
+        embedding_noise: (B, D), of the image embedding.
+        keep_image: (B,) bool, False if the image condition is dropped.
+        keep_text: (B,) bool, False if the text is dropped.
     """
 
     timesteps: jax.Array
@@ -47,8 +50,16 @@ class Draws(NamedTuple):
 
 
 def step_keys(seed: jax.Array | int, step: jax.Array | int, indices: jax.Array) -> jax.Array:
-    """One key an image of a step: fold_in(fold_in(key(seed), step), index). indices: (B,) int, places in the batch of
-    all devices together -> (B,) keys."""
+    """One key per image for a step: fold_in(fold_in(key(seed), step), index).
+
+    Args:
+        seed: The run's seed.
+        step: The step's number.
+        indices: (B,) int, positions in the batch of all devices together.
+
+    Returns:
+        (B,) keys.
+    """
     root = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
 
@@ -63,11 +74,22 @@ def draw_step(
     embedding_dropout: float = 0.25,
     text_dropout: float = 0.0,
 ) -> Draws:
-    """Everything that a denoising step draws, for B keys.
+    """Everything random in a denoising step, for B keys.
 
-    latent_shape: (h, w, C). embedding_width: D, 0 without image conditioning. train_timesteps: N; noise_levels: N'.
-    embedding_dropout, text_dropout: shares in [0, 1] of images that lose that condition; the original's is 0.25 of the
-    whole image condition. Raises ValueError for shares outside.
+    Args:
+        keys: (B,) keys.
+        latent_shape: (h, w, C).
+        embedding_width: D; 0 without image conditioning.
+        train_timesteps: N.
+        noise_levels: N'.
+        embedding_dropout: The share in [0, 1] of images that lose their whole image condition; 0.25 in the original.
+        text_dropout: The share in [0, 1] of images that lose their text.
+
+    Returns:
+        The random numbers.
+
+    Raises:
+        ValueError: A share is out of range.
     """
     for name, share in (("embedding_dropout", embedding_dropout), ("text_dropout", text_dropout)):
         if not 0 <= share <= 1:

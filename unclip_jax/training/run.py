@@ -1,6 +1,7 @@
-"""A run of training: from its last checkpoint to its last step, with everything that a user sees on the way.
+"""A training run, from its last checkpoint to its last step, with everything that a user sees on the way.
 
-In the run's folder: `checkpoints/` (orbax; the last and the best), `metrics.jsonl` (one line a report), `samples/`.
+The run's folder holds `checkpoints/` (orbax; the last and the best), `metrics.jsonl` (one line per report) and
+`samples/`.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ Report = Callable[[int, Mapping[str, float]], None]
 
 
 class Data(Protocol):
-    """Endless batches whose place is a mapping of JSON types, such as `unclip_jax.training.data.batches` gives."""
+    """Endless batches whose state is a mapping of JSON types, as from `unclip_jax.training.data.batches`."""
 
     def __next__(self) -> Any: ...
     def get_state(self) -> Any: ...
@@ -39,11 +40,18 @@ class Data(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """How long a run is and what it leaves behind.
+    """The length of a run, and what it writes.
 
-    total_steps: where it ends. save_every: steps between checkpoints, each of them validated before. report_every:
-    steps between lines of metrics. sample_every: steps between pictures, None for none. ema_decay: of the averages.
-    shard_parameters: whether every device holds its part of the weights and of the optimiser's state, or all of them.
+    Args:
+        total_steps: The last step.
+        save_every: Steps between checkpoints; each is validated first.
+        report_every: Steps between lines of metrics.
+        sample_every: Steps between images; None for none.
+        ema_decay: The EMA's highest decay.
+        shard_parameters: Whether every device holds only its part of the weights and of the optimiser's state.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     total_steps: int
@@ -76,16 +84,32 @@ def train(
     reports: Sequence[Report] = (),
     progress: bool = True,
 ) -> TrainState:
-    """Trains from the folder's last checkpoint, or from `state` where there is none; returns the last state.
+    """Trains from the folder's last checkpoint, or from `state` if there is none.
 
-    losses: a `jax.tree_util.Partial` whose arguments are frozen weights keeps them out of the compiled program. data:
-    mappings of arrays whose first axis is this host's part of the batch. validate: its "loss" says which checkpoint is
-    the best. A run that was killed and starts again makes the same weights bit for bit as one that was not, on the same
-    devices. What comes after the last checkpoint in `metrics.jsonl` is then written anew.
+    A run that is killed and restarted reaches the same weights, bit for bit, as an uninterrupted one on the same
+    devices. Lines in `metrics.jsonl` after the last checkpoint are then rewritten.
 
-    Raises FloatingPointError, naming the step, for a loss or a gradient that is not finite: the last good state is
-    saved then, and is the newest checkpoint. OSError or ValueError where a checkpoint cannot be written; the one before
-    is as it was.
+    Args:
+        losses: See `unclip_jax.training.step`. A `jax.tree_util.Partial` whose arguments are frozen weights keeps them
+            out of the compiled program.
+        optimizer: The optimiser.
+        state: The initial state.
+        data: Mappings of arrays whose first axis is this host's part of the batch.
+        folder: The run's folder.
+        options: The length of the run, and what it writes.
+        mesh: The devices.
+        validate: Its "loss" decides which checkpoint is the best.
+        samples: Draws the images.
+        reports: Other receivers of the metrics.
+        progress: Show a progress bar.
+
+    Returns:
+        The last state.
+
+    Raises:
+        FloatingPointError: A loss or a gradient is not finite. The message names the step. The last good state is then
+            saved and is the newest checkpoint.
+        OSError: A checkpoint cannot be written; the one before is intact. May also be a ValueError.
     """
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +171,7 @@ def train(
 
 
 class _Step(NamedTuple):
-    """A step that has been started: its number, where the data were before it, and what it will have reported."""
+    """A started step: its number, the data's state before it, and its metrics to come."""
 
     number: int
     place: Any
@@ -158,7 +182,7 @@ class _Step(NamedTuple):
 
 
 class _Meter:
-    """How fast it goes, and how long the devices waited for data."""
+    """The speed, and how long the devices waited for data."""
 
     def __init__(self) -> None:
         self.restart()
@@ -185,7 +209,7 @@ class _Meter:
 
 
 class _MetricsFile:
-    """Lines of JSON, one a report; what a killed run wrote after its last checkpoint is cut off."""
+    """Lines of JSON, one per report; what a killed run wrote after its last checkpoint is cut off."""
 
     def __init__(self, path: Path, step: int):
         self.path = path
@@ -202,7 +226,7 @@ class _MetricsFile:
 
 
 def _checkpoints(folder: Path) -> ocp.CheckpointManager:
-    """The last checkpoint and the best are kept; a newer one is complete before an older one goes."""
+    """Keeps the last checkpoint and the best; a newer one is complete before an older one is deleted."""
     kept = ocp.checkpoint_managers.AnyPreservationPolicy(
         [
             ocp.checkpoint_managers.LatestN(1),
@@ -232,12 +256,12 @@ def _restore(manager: ocp.CheckpointManager, step: int, state: TrainState, data:
 
 
 def _global(mesh: Mesh, rows: Any) -> jax.Array:
-    """This host's rows as its part of the batch of all."""
+    """This host's examples as its part of the global batch."""
     return jax.make_array_from_process_local_data(batch_sharding(mesh), np.asarray(rows))
 
 
 def _on_mesh(leaf: Any, mesh: Mesh) -> jax.Array:
-    """Frozen weights stay where they were put; what is on one device only, or on none, goes to all."""
+    """Frozen weights stay where they are; what is on one device only, or on none, goes to all."""
     placed = isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(mesh.devices.flat)
     return leaf if placed else jax.device_put(leaf, replicated(mesh))
 
@@ -247,7 +271,7 @@ def _mean(metrics: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:
 
 
 def _line(seen: Mapping[str, float], steps_left: int) -> str:
-    """What the progress line says beside its bar."""
+    """What the progress line shows beside its bar."""
     parts = [f"loss {seen['loss']:.4f}", f"{seen['images_per_second']:.1f} images/s"]
     if "validation_loss" in seen:
         parts.append(f"validation {seen['validation_loss']:.4f}")
@@ -257,8 +281,8 @@ def _line(seen: Mapping[str, float], steps_left: int) -> str:
     return ", ".join([*parts, f"{left} left"])
 
 
-def _save_image(picture: Image.Image, path: Path) -> None:
+def _save_image(image: Image.Image, path: Path) -> None:
     if jax.process_index() == 0:
         path.parent.mkdir(exist_ok=True)
         with replaced_file(path) as partial:
-            picture.save(partial, "PNG")
+            image.save(partial, "PNG")

@@ -27,13 +27,24 @@ Task = Literal["denoise", "lora", "textual-inversion", "autoencoder", "clip"]
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    """Where pictures come from: `image_folder`, or `tars` (webdataset), one of them.
+    """The source of images: either `image_folder` or `tars` (webdataset).
 
-    filters: column -> [least, most], each a number or null, of the metadata, such as {p_unsafe: [null, 0.1]}; "width"
-    and "height" among the columns leave out what is too small. cache: a folder for what the frozen networks say of
-    every picture, which is written there before the first step, if it is not there yet; pictures are then neither
-    mirrored nor moved. resolution: of the training pictures, null for the checkpoint's own. crop: of what is not
-    square. validation_folder: pictures of which the loss is measured at every checkpoint.
+    Args:
+        image_folder: A folder of images.
+        tars: webdataset's tar files.
+        filters: column -> [least, most] of the metadata, each a number or null, such as {p_unsafe: [null, 0.1]}. The
+            columns "width" and "height" exclude images that are too small.
+        cache: A folder for the frozen networks' outputs for every image, written before the first step if it is not
+            there. Images are then neither mirrored nor moved.
+        resolution: Of the training images; null for the checkpoint's own.
+        crop: How images that are not square are cut.
+        flip: Mirror half of the images, at random.
+        threads: The number of images read at a time.
+        validation_folder: Images whose loss is measured at every checkpoint.
+        validation_images: How many of them.
+
+    Raises:
+        ValueError: The settings contradict each other.
     """
 
     image_folder: str | None = None
@@ -49,13 +60,15 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         if (self.image_folder is None) == (self.tars is None):
-            raise ValueError("data: give image_folder or tars, one of them")
+            raise ValueError("data: want either image_folder or tars")
         for column, limits in self.filters.items():
             fits = isinstance(limits, list | tuple) and len(limits) == 2
             if not fits or not all(x is None or isinstance(x, int | float) for x in limits):
                 raise ValueError(f"data.filters: {column} is {limits!r}; want [least, most], numbers or null")
         if self.cache is not None and (self.flip or self.crop == "random"):
-            raise ValueError("data.cache: what is cached cannot be mirrored or moved: no flip, and crop: center")
+            raise ValueError(
+                "data.cache is set; want flip: false and crop: center, since cached images stay as they are"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +87,22 @@ class OptimizerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveSettings:
-    """What a denoiser learns; see `unclip_jax.training.diffusion_objective.Denoising`.
+    """What a denoiser learns; see `unclip_jax.training.diffusion_objective.DiffusionObjective`.
 
-    prediction_type: null for the checkpoint's. becomes: another task than the checkpoint's, for which the UNet's input
-    gets channels whose weights begin as zeros. zero_snr: whether the betas are rescaled so that the last timestep is
-    pure noise (v_prediction only). trainable: a pattern of the UNet's parameters that are trained; the others are
-    frozen, and the optimiser holds nothing of them. depth_model: a checkpoint whose depth estimator makes the depth
-    maps, where the one to train has none.
+    Args:
+        prediction_type: null for the checkpoint's.
+        becomes: Another task than the checkpoint's; the UNet's input gets channels whose weights start at zero.
+        embedding_dropout: See `DiffusionObjective`.
+        text_dropout: See `DiffusionObjective`.
+        clean_share: See `DiffusionObjective`.
+        min_snr_gamma: See `DiffusionObjective`.
+        noise_offset: See `DiffusionObjective`.
+        zero_snr: Rescale the betas so that the last timestep is pure noise (v_prediction only).
+        whole_mask_share: See `unclip_jax.training.masks.random_mask`.
+        depth_model: A checkpoint whose depth estimator makes the depth maps, if the trained one has none.
+        max_low_res_level: See `DiffusionObjective`.
+        trainable: A pattern of the UNet's trained parameters. The others are frozen, and the optimiser holds nothing
+            for them.
     """
 
     prediction_type: str | None = None
@@ -108,15 +130,19 @@ class LoraSettings:
 
 @dataclasses.dataclass(frozen=True)
 class InversionSettings:
-    """A new word: what is written in prompts, the word whose vectors it begins as, and how many vectors it is.
+    """A textual inversion embedding.
 
-    templates: captions of the pictures, with {} for the word; a picture's own text is not read.
+    Args:
+        placeholder: The word to write in prompts.
+        initial_word: The word whose vectors it starts from.
+        vectors: The number of its vectors.
+        templates: Captions of the images, with {} for the word; an image's own text is not read.
     """
 
     placeholder: str = "<thing>"
     initial_word: str = "thing"
     vectors: int = 1
-    templates: tuple[str, ...] = ("a photo of {}", "a picture of {}", "a close-up of {}", "one {}", "{}")
+    templates: tuple[str, ...] = ("a photo of {}", "an image of {}", "a close-up of {}", "one {}", "{}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,14 +161,14 @@ class AutoencoderSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ClipSettings:
-    """What belongs together: "image-text" a picture and its text; "image-image" pictures of one text."""
+    """Which examples form pairs: "image-text", an image and its text; "image-image", images with the same text."""
 
     pairs: Literal["image-text", "image-image"] = "image-text"
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleSettings:
-    """Grids of pictures every `run.sample_every` steps: of the first validation pictures (or the training's)."""
+    """Grids of images every `run.sample_every` steps, for the first validation images (or training images)."""
 
     images: int = 4
     steps: int = 20
@@ -151,12 +177,33 @@ class SampleSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """A run. dtype: of computation; weights that are trained are float32 always. remat: less memory, more time.
-    random_start: what is trained begins from random weights; the checkpoint says how large it is.
+    """A training run.
 
-    batch_size: of all devices together. stages: mappings of settings that take the place of those above, one after
-    the other, each from the weights of the one before: as the model card's runs went from 256 to 512 to 768 pixels.
-    reports: "tensorboard", "wandb:PROJECT". devices: how many, null for all.
+    Args:
+        task: What to train.
+        model: The checkpoint to start from.
+        out: The run's folder.
+        data: The images.
+        run: The length of the run, and what it writes.
+        batch_size: Of all devices together.
+        seed: Determines everything random.
+        dtype: Of computation; trained weights are always float32.
+        remat: Less memory, more time.
+        devices: How many; null for all.
+        random_start: What is trained starts from random weights; the checkpoint only gives the sizes.
+        optimizer: AdamW's settings.
+        objective: What a denoiser learns.
+        lora: The adapter.
+        inversion: The textual inversion embedding.
+        autoencoder: The VAE's losses.
+        clip: CLIP's pairs.
+        samples: Grids of images.
+        reports: "tensorboard", "wandb:PROJECT".
+        stages: Mappings of settings that override those above, one after the other, each starting from the weights of
+            the one before, as the model card's runs went from 256 to 512 to 768 pixels.
+
+    Raises:
+        ValueError: A setting is out of range.
     """
 
     task: Task
@@ -182,13 +229,13 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or not 0 <= self.seed < 2**32:
-            raise ValueError(f"batch_size {self.batch_size}, seed {self.seed}: want at least 1, and 0 to 2**32 - 1")
+            raise ValueError(f"batch_size is {self.batch_size}, seed {self.seed}; want at least 1, and 0 to 2**32 - 1")
         for report in self.reports:
             if report != "tensorboard" and not report.startswith("wandb:"):
-                raise ValueError(f"reports: {report!r}; accepted: tensorboard, wandb:PROJECT")
+                raise ValueError(f"reports has {report!r}; accepted: tensorboard, wandb:PROJECT")
 
     def each_stage(self) -> list["TrainSettings"]:
-        """The runs that this one consists of, in order, each in a folder of its own; itself without stages."""
+        """The stages of this run, in order, each with a folder of its own; the run itself if it has none."""
         if not self.stages:
             return [self]
         whole = dataclasses.asdict(self) | {"stages": ()}
@@ -199,9 +246,18 @@ class TrainSettings:
 
 
 def read_settings(path: Path, overrides: Sequence[str] = ()) -> TrainSettings:
-    """Settings from a YAML file, with overrides such as "optimizer.learning_rate=1e-5".
+    """Reads settings from a YAML file, with overrides such as "optimizer.learning_rate=1e-5".
 
-    Raises FileNotFoundError; ValueError, naming the setting, for what is unknown, missing, or of another type.
+    Args:
+        path: The file.
+        overrides: KEY=VALUE each.
+
+    Returns:
+        The settings.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A setting is unknown, missing, or of another type. The message names it.
     """
     path = Path(path)
     if not path.is_file():
@@ -211,11 +267,11 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> TrainSettings:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{path.name}: want settings by name")
+        raise ValueError(f"{path.name} is not a mapping of settings")
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or not name:
-            raise ValueError(f"--set {override!r}: want KEY=VALUE")
+            raise ValueError(f"--set is {override!r}; want KEY=VALUE")
         nested: Any = _number(yaml.safe_load(text))
         for key in reversed(name.split(".")):
             nested = {key: nested}
@@ -243,7 +299,7 @@ def _numbers(data: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 takes 1e-4 for a string; we do not."""
+    """A number that YAML 1.1 reads as a string, such as 1e-4."""
     if isinstance(value, str):
         try:
             return float(value) if "e" in value.lower() else value

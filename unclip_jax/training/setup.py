@@ -1,4 +1,4 @@
-"""What every task sets up by its settings: pictures, devices, the run, and the checkpoint that comes of it."""
+"""What every task sets up from its settings: images, devices, the run, and the resulting checkpoint."""
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +21,16 @@ from unclip_jax.training.settings import DataSettings, TrainSettings
 from unclip_jax.training.step import Losses, TrainState, start_training
 from unclip_jax.training.webdataset import tar_samples
 
-# (record, its generator) -> what a batch has of it.
+# (record, its random generator) -> its example.
 Load = Callable[[Any, np.random.Generator], Mapping[str, Any]]
 
 
 def training_records(data: DataSettings) -> list[Record]:
-    """The pictures that the settings name, those left that pass the filters. Raises ValueError where none is."""
+    """The images that the settings name and that pass the filters.
+
+    Raises:
+        ValueError: No image passes.
+    """
     found = (
         image_folder(Path(data.image_folder))
         if data.image_folder is not None
@@ -34,24 +38,28 @@ def training_records(data: DataSettings) -> list[Record]:
     )
     chosen = select(found, **{column: tuple(limits) for column, limits in data.filters.items()})
     if not chosen:
-        raise ValueError(f"data.filters: none of {len(found)} pictures passes")
+        raise ValueError(f"data.filters: none of {len(found)} images passes them")
     return chosen
 
 
 def validation_records(data: DataSettings) -> list[Record]:
-    """As many pictures as the settings want of the validation folder, none without one."""
+    """The images of the validation folder, as many as the settings ask for; none without a folder."""
     return (
         [] if data.validation_folder is None else image_folder(Path(data.validation_folder))[: data.validation_images]
     )
 
 
-def rows_of(records: Sequence[Record], load: Load, seed: int) -> list[Mapping[str, Any]]:
-    """The rows of some pictures, the same every time."""
+def examples_of(records: Sequence[Record], load: Load, seed: int) -> list[Mapping[str, Any]]:
+    """The examples of some images, the same every time."""
     return [load(record, np.random.default_rng([seed, number])) for number, record in enumerate(records)]
 
 
 def mesh_of(settings: TrainSettings) -> Mesh:
-    """The devices of a run. Raises ValueError for more than there are, and a batch that they cannot share evenly."""
+    """The devices of a run.
+
+    Raises:
+        ValueError: There are fewer devices, or they cannot share the batch evenly.
+    """
     devices = jax.devices()
     count = len(devices) if settings.devices is None else settings.devices
     if not 1 <= count <= len(devices):
@@ -71,7 +79,7 @@ def run(
     progress: bool,
     **hooks: Any,
 ) -> TrainState:
-    """Trains to the end by the settings; says which pictures were skipped. hooks: `validate` and `samples`."""
+    """Trains to the end by the settings, and reports skipped images. hooks: `validate` and `samples`."""
     o, folder = settings.optimizer, Path(settings.out)
     rate = learning_rate(o.learning_rate, o.warmup_steps, o.decay, settings.run.total_steps // o.accumulate)
     optimizer = adamw(
@@ -108,7 +116,7 @@ def run(
     )
     if skipped:
         (folder / "skipped.txt").write_text("".join(f"{n}: {r}\n" for n, r in skipped.reasons.items()), "utf-8")
-        print(f"{len(skipped)} pictures could not be read and were skipped: {folder / 'skipped.txt'}")
+        print(f"{len(skipped)} images could not be read and were skipped: {folder / 'skipped.txt'}")
     return state
 
 
@@ -122,7 +130,7 @@ def _report(name: str, folder: Path) -> Report:
 
 
 def averages(state: TrainState) -> dict[str, np.ndarray]:
-    """The averaged weights of a run, on the host."""
+    """The EMA weights of a run, on the host."""
     assert state.average is not None
     return jax.device_get(state.average.params)
 
@@ -133,7 +141,7 @@ def save_checkpoint(
     networks: Mapping[str, Mapping[str, Any]],
     destination: Path,
 ) -> None:
-    """Writes a checkpoint with these networks' weights in the place of the base's; not over one that is there."""
+    """Writes a checkpoint in which these networks' weights replace the base's. Does not overwrite."""
     if destination.exists():
         return
     new = {

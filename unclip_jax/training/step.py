@@ -1,4 +1,4 @@
-"""One step of training, compiled: gradients, the optimiser's move, the averages; and the state that it moves."""
+"""One compiled training step (gradients, optimiser, EMA), and the state that it updates."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,10 +14,13 @@ Losses = Callable[[Any, Any, jax.Array], tuple[jax.Array, Mapping[str, jax.Array
 
 
 class TrainState(NamedTuple):
-    """What a run goes on from: everything that a step changes, and nothing else.
+    """What a run resumes from: everything that a step changes, and nothing else.
 
-    step: (), int32, steps done. params: the trainable weights, float32. opt_state: the optimiser's. average: of the
-    weights, or None.
+    Attributes:
+        step: (), int32, steps done.
+        params: The trainable weights, float32.
+        opt_state: The optimiser's state.
+        average: The weights' EMA, or None.
     """
 
     step: jax.Array
@@ -27,7 +30,16 @@ class TrainState(NamedTuple):
 
 
 def start_training(params: Any, optimizer: optax.GradientTransformation, *, average: bool = True) -> TrainState:
-    """The state before the first step. params: float32 masters; frozen weights are no part of it."""
+    """The state before the first step.
+
+    Args:
+        params: Trainable weights, float32 masters; frozen weights are not part of the state.
+        optimizer: The optimiser.
+        average: Keep an EMA.
+
+    Returns:
+        The state.
+    """
     return TrainState(jnp.int32(0), params, optimizer.init(params), init_ema(params) if average else None)
 
 
@@ -40,12 +52,22 @@ def train_step(
     ema_decay: float = 0.9999,
     expected_step: jax.Array | int | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Moves the state by one batch; compile it with `jax.jit`, the state donated.
+    """Updates the state by one batch; compile it with `jax.jit`, with the state donated.
 
-    losses: given the step's number, so that random numbers can come from (seed, step, place in the batch). Returns the
-    new state, and "loss", "grad_norm" and what `losses` reports. Where loss or gradient is not finite, the state comes
-    back as it was, so that whoever stops there still has the last good one. expected_step: a state at another step
-    comes back as it was, too: so a loop that looks at its losses late still stops at the first that is not finite.
+    If the loss or the gradient is not finite, the state is returned unchanged, so that a caller who stops there still
+    has the last good one.
+
+    Args:
+        losses: Gets the step's number, so that random numbers can depend on (seed, step, position in the batch).
+        optimizer: The optimiser.
+        state: The state.
+        batch: The batch.
+        ema_decay: The EMA's highest decay.
+        expected_step: A state at another step is returned unchanged, too. A loop that checks its losses late therefore
+            still stops at the first that is not finite.
+
+    Returns:
+        The new state, and "loss", "grad_norm" and the metrics of `losses`.
     """
 
     def mean(params: Any) -> tuple[jax.Array, Mapping[str, jax.Array]]:

@@ -1,7 +1,7 @@
-"""Runs by their settings: what `unclip-jax train` does. Each task opens a checkpoint, trains, and writes the result.
+"""The tasks of `unclip-jax train`: each opens a checkpoint, trains, and writes the result.
 
-The result is in the run's folder: `model/`, a converted checkpoint with the averaged weights; or the adapter or the
-learnt word, in the files that diffusers reads.
+The result is in the run's folder: `model/`, a converted checkpoint with the EMA weights; or the adapter or the textual
+inversion embedding, in the files that diffusers reads.
 """
 
 import dataclasses
@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convert.export.lora import save_lora
-from convert.export.textual_inversion import save_textual_inversion
 from unclip_jax.adapters.textual_inversion import with_placeholder
+from unclip_jax.checkpoints import foreign
 from unclip_jax.checkpoints.checkpoint import family_config
 from unclip_jax.checkpoints.config import ClipConfig
 from unclip_jax.checkpoints.loading import load_networks
@@ -37,8 +36,8 @@ from unclip_jax.training.rng import draw_step, step_keys
 from unclip_jax.training.settings import Task, TrainSettings
 from unclip_jax.training.setup import (
     averages,
+    examples_of,
     mesh_of,
-    rows_of,
     run,
     save_checkpoint,
     training_records,
@@ -46,18 +45,28 @@ from unclip_jax.training.setup import (
 )
 from unclip_jax.training.step import TrainState
 from unclip_jax.training.textual_inversion import expand, initial_rows, with_rows
-from unclip_jax.training.transforms import RowLoader, square
+from unclip_jax.training.transforms import ExampleLoader, square
 from unclip_jax.training.vae_losses import autoencoding_losses, clip_distance, psnr
 
 LARGEST_LOGIT_SCALE = np.log(100.0)  # where CLIP's own training stops it
 
 
 def run_training(settings: TrainSettings, progress: bool = True) -> Path:
-    """Everything that the settings ask for, stage by stage; returns what was made last.
+    """Does everything that the settings ask for, stage by stage.
 
-    A run that was interrupted goes on where it was; one that is through is left as it is. Raises ValueError for
-    settings that do not fit the checkpoint or the data, FileNotFoundError for what is not there, and what
-    `unclip_jax.training.run.train` raises.
+    An interrupted run resumes where it stopped; a finished one is left as it is.
+
+    Args:
+        settings: The settings.
+        progress: Show progress bars.
+
+    Returns:
+        The path of the last result.
+
+    Raises:
+        ValueError: The settings do not fit the checkpoint or the data.
+        FileNotFoundError: A file is missing.
+        FloatingPointError: As in `unclip_jax.training.run.train`, like its other errors.
     """
     use_compilation_cache()
     made: Path | None = None
@@ -77,7 +86,7 @@ def denoise(settings: TrainSettings, progress: bool) -> Path:
         pattern = re.compile(settings.objective.trainable)
         trained = {name: value for name, value in setup.unet.params.items() if pattern.fullmatch(name)}
         if not trained:
-            raise ValueError(f"objective.trainable {settings.objective.trainable!r}: the UNet has no such parameter")
+            raise ValueError(f"objective.trainable is {settings.objective.trainable!r}; the UNet has no such parameter")
         fixed = {name: value for name, value in setup.unet.params.items() if name not in trained}
         state = setup.train(trained, fixed, lambda frozen, params: {"unet": {**frozen["unet"], **params}})
         networks = {"unet": {**fixed, **averages(state)}}
@@ -89,6 +98,7 @@ def denoise(settings: TrainSettings, progress: bool) -> Path:
 
 def lora(settings: TrainSettings, progress: bool) -> Path:
     """Trains an adapter of the UNet."""
+    foreign.require_convert()  # which writes it: not after hours
     options = settings.lora
     with open_checkpoint(settings.model) as checkpoint:
         setup = DiffusionTrainer(settings, checkpoint, progress)
@@ -96,14 +106,15 @@ def lora(settings: TrainSettings, progress: bool) -> Path:
         state = setup.train(
             adapter, setup.unet.params, lambda frozen, params: {"unet": merge_lora(frozen["unet"], params)}
         )
-        return save_lora(setup.config, as_lora(averages(state), "unet"), Path(settings.out))
+        return foreign.save_lora(setup.config, as_lora(averages(state), "unet"), Path(settings.out))
 
 
 def textual_inversion(settings: TrainSettings, progress: bool) -> Path:
-    """Trains the vectors of a new word."""
+    """Trains a textual inversion embedding."""
+    foreign.require_convert()
     word = settings.inversion
     if settings.data.cache is not None:
-        raise ValueError("data.cache: the text encoder's states change with the word; leave it out")
+        raise ValueError("data.cache is set; leave it out: the text encoder's states change with the embedding")
     with open_checkpoint(settings.model) as checkpoint:
         tokenizer, _ = with_placeholder(checkpoint.tokenizer, word.placeholder, word.vectors)
         setup = DiffusionTrainer(settings, checkpoint, progress)
@@ -118,11 +129,11 @@ def textual_inversion(settings: TrainSettings, progress: bool) -> Path:
             setup.unet.params,
             lambda frozen, params: {"text_encoder": with_rows(frozen["text_encoder"], params["rows"])},
         )
-        return save_textual_inversion(word.placeholder, averages(state)["rows"], Path(settings.out))
+        return foreign.save_textual_inversion(word.placeholder, averages(state)["rows"], Path(settings.out))
 
 
 def autoencoder(settings: TrainSettings, progress: bool) -> Path:
-    """Trains the VAE, both halves."""
+    """Trains the VAE's encoder and decoder."""
     options, made = settings.autoencoder, Path(settings.out) / "model"
     mesh = mesh_of(settings)
     with open_checkpoint(settings.model) as checkpoint:
@@ -131,18 +142,18 @@ def autoencoder(settings: TrainSettings, progress: bool) -> Path:
         side = settings.data.resolution or config.unet.sample_size * config.vae.factor
         if side < 1 or side % config.vae.factor:
             raise ValueError(f"data.resolution is {side}; want a multiple of {config.vae.factor}")
-        load = RowLoader(side, settings.data.crop, settings.data.flip)
+        load = ExampleLoader(side, settings.data.crop, settings.data.flip)
         judge, seeing = _judge(settings, mesh, progress)
 
         def losses(seeing: Any, params: Any, batch: Any, step: jax.Array) -> Any:
             model = network.merge(params)
-            posterior = model.encode(batch["picture"])
-            keys = step_keys(settings.seed, step, jnp.arange(len(batch["picture"])))
+            posterior = model.encode(batch["image"])
+            keys = step_keys(settings.seed, step, jnp.arange(len(batch["image"])))
             noise = draw_step(keys, posterior.mean.shape[1:]).posterior_noise
             decoded = model.decode(posterior.sample(noise))
             each = autoencoding_losses(
                 decoded,
-                batch["picture"],
+                batch["image"],
                 posterior,
                 kl_weight=options.kl_weight,
                 gradient_weight=options.gradient_weight,
@@ -150,19 +161,19 @@ def autoencoder(settings: TrainSettings, progress: bool) -> Path:
                 perceptual=None if judge is None else clip_distance(judge.merge(seeing)),
                 perceptual_weight=options.perceptual_weight,
             )
-            return each, {"psnr": psnr(decoded, batch["picture"]).mean()}
+            return each, {"psnr": psnr(decoded, batch["image"]).mean()}
 
-        held_out = rows_of(validation_records(settings.data), load, settings.seed)
+        held_out = examples_of(validation_records(settings.data), load, settings.seed)
 
         @jax.jit
-        def quality(params: Any, picture: jax.Array) -> jax.Array:
+        def quality(params: Any, image: jax.Array) -> jax.Array:
             model = network.merge(params)
-            return psnr(jnp.clip(model.decode(model.encode(picture).mean), -1, 1), picture)[0]
+            return psnr(jnp.clip(model.decode(model.encode(image).mean), -1, 1), image)[0]
 
         def validate(state: TrainState) -> dict[str, float]:
             assert state.average is not None
-            pictures = [stacked([row])["picture"] for row in held_out]
-            values = [float(quality(state.average.params, picture)) for picture in pictures]
+            images = [stacked([row])["image"] for row in held_out]
+            values = [float(quality(state.average.params, image)) for image in images]
             return {"loss": -float(np.mean(values)), "psnr": float(np.mean(values))}
 
         state = run(
@@ -180,12 +191,12 @@ def autoencoder(settings: TrainSettings, progress: bool) -> Path:
 
 
 def clip(settings: TrainSettings, progress: bool) -> Path:
-    """Trains both towers of a CLIP model on its own; or, on pairs of pictures, the vision tower alone."""
+    """Trains both towers of a CLIP model on its own or, with pairs of images, the vision tower alone."""
     made, mesh, options = Path(settings.out) / "model", mesh_of(settings), settings.clip
     with open_checkpoint(settings.model) as checkpoint:
         config = checkpoint.config
         if not isinstance(config, ClipConfig):
-            raise ValueError(f"model {settings.model}: task clip wants a CLIP model on its own")
+            raise ValueError(f"model is {settings.model}; task clip needs a CLIP model on its own")
         vision = _network(checkpoint, VisionEncoder, "image_encoder", config.image_encoder, settings, mesh, progress)
         text = _network(checkpoint, TextEncoder, "text_encoder", config.text_encoder, settings, mesh, progress)
         params = {f"image_encoder.{name}": value for name, value in vision.params.items()}
@@ -200,9 +211,9 @@ def clip(settings: TrainSettings, progress: bool) -> Path:
             mates[record.text].append(record)
 
         def pixels(record: Record, rng: np.random.Generator) -> np.ndarray:
-            picture = square(load_rgb(record), side, data.crop, rng)
-            picture = picture[:, ::-1] if data.flip and rng.random() < 0.5 else picture
-            return preprocess(np.ascontiguousarray(picture), "diffusers", side)
+            image = square(load_rgb(record), side, data.crop, rng)
+            image = image[:, ::-1] if data.flip and rng.random() < 0.5 else image
+            return preprocess(np.ascontiguousarray(image), "diffusers", side)
 
         def load(record: Record, rng: np.random.Generator) -> dict[str, Any]:
             row = {"pixel_values": pixels(record, rng), "label": np.uint32(zlib.crc32(record.text.encode()))}
@@ -232,7 +243,7 @@ def clip(settings: TrainSettings, progress: bool) -> Path:
 def _network(
     checkpoint: Any, cls: Any, name: str, config: Any, settings: TrainSettings, mesh: Any, progress: bool
 ) -> Network:
-    """A network to train: float32, computing in the settings' dtype; from the checkpoint or from random weights."""
+    """A network to train: float32, computing in the settings' dtype, from the checkpoint or from random weights."""
     options = {"dtype": jnp.dtype(settings.dtype), "param_dtype": jnp.float32}
     if settings.random_start:
         return initial_network(cls, config, settings.seed, **options)
@@ -241,7 +252,7 @@ def _network(
 
 
 def _judge(settings: TrainSettings, mesh: Any, progress: bool) -> tuple[Network | None, Any]:
-    """The image encoder whose eyes an autoencoder is trained for, and its weights; None without."""
+    """The image encoder of the autoencoder's perceptual loss, and its weights; None without one."""
     source = settings.autoencoder.perceptual_model
     if source is None:
         return None, {}

@@ -1,6 +1,6 @@
-"""New words for a text encoder, learnt from pictures (Gal et al. 2022, arXiv:2208.01618); everything else stays.
+"""Training textual inversion embeddings for a text encoder (Gal et al. 2022, arXiv:2208.01618); all else is frozen.
 
-A word is a placeholder such as "<my-cat>" and one or more vectors; its tokens are those of
+An embedding is a placeholder word such as "<my-cat>" and one or more vectors; its tokens are those of
 `unclip_jax.adapters.textual_inversion`.
 """
 
@@ -20,7 +20,7 @@ def expand(prompt: str, placeholder: str, vectors: int) -> str:
 
 
 def with_rows(params: Mapping[str, Any], rows: jax.Array) -> dict[str, Any]:
-    """A text encoder's parameters with rows (n, width) after its vocabulary's: of the ids that `with_placeholder` gave.
+    """A text encoder's parameters with rows (n, width) after its vocabulary's, for the ids from `with_placeholder`.
 
     Pure, so that a loss of the result has gradients with respect to the rows alone.
     """
@@ -29,8 +29,12 @@ def with_rows(params: Mapping[str, Any], rows: jax.Array) -> dict[str, Any]:
 
 
 def initial_rows(params: Mapping[str, Any], ids: Sequence[int], vectors: int) -> jax.Array:
-    """What to begin from: the vectors of an existing word's tokens, repeated as often as there are vectors."""
+    """The initial vectors: those of an existing word's tokens, repeated as often as needed.
+
+    Raises:
+        ValueError: The word has no tokens.
+    """
     table = np.asarray(params[EMBEDDING], np.float32)
     if not ids:
-        raise ValueError("initial word: has no tokens; want a word that the tokenizer knows")
+        raise ValueError("initial word has no tokens; want a word that the tokenizer knows")
     return jnp.asarray(table[[ids[index % len(ids)] for index in range(vectors)]])

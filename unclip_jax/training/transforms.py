@@ -1,4 +1,4 @@
-"""From a picture file to what a batch has of it: cropped, mirrored, preprocessed for each network that looks at it."""
+"""From an image file to an example: cropped, mirrored, and preprocessed for each network that reads it."""
 
 import dataclasses
 from typing import Any, Literal
@@ -6,70 +6,80 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from unclip_jax.conditioning.clip_image import Dialect, preprocess
+from unclip_jax.conditioning.clip_image import Preprocess, preprocess
 from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.training.data import Record, load_rgb
 from unclip_jax.training.masks import random_mask
 
-DEPTH_SIDE = 384  # what the depth estimator sees of a square picture
+DEPTH_SIDE = 384  # what the depth estimator sees of a square image
 
 
 @dataclasses.dataclass(frozen=True)
-class RowLoader:
-    """What a batch has of each record; see `unclip_jax.training.diffusion_objective.encode` for the names.
+class ExampleLoader:
+    """Loads the example of a record; see `unclip_jax.training.diffusion_objective.encode` for the names.
 
-    resolution: of "picture". tokenizer: of "tokens", None for none. vision: the image encoder's size and
-    preprocessing, of "pixel_values". whole_mask_share: of "mask", None for no masks. low_res_factor: by how much
-    "low_res" is smaller. depth: whether there is a "depth_picture".
+    Args:
+        resolution: Of "image".
+        crop: How images that are not square are cut.
+        flip: Mirror half of the images, at random.
+        tokenizer: Makes "tokens"; None for none.
+        vision: The image encoder's size and preprocessing, for "pixel_values"; None for none.
+        whole_mask_share: Of "mask"; None for no masks.
+        low_res_factor: How much smaller "low_res" is; None for none.
+        depth: Whether there is a "depth_image".
     """
 
     resolution: int
     crop: Literal["center", "random"] = "center"
     flip: bool = False
     tokenizer: Tokenizer | None = None
-    vision: tuple[int, Dialect] | None = None
+    vision: tuple[int, Preprocess] | None = None
     whole_mask_share: float | None = None
     low_res_factor: int | None = None
     depth: bool = False
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
-        """Raises ValueError or OSError for a picture that cannot be read."""
-        picture = square(load_rgb(record), self.resolution, self.crop, rng)
+        """Loads the example of a record.
+
+        Raises:
+            ValueError: The image cannot be read. May also be an OSError.
+        """
+        image = square(load_rgb(record), self.resolution, self.crop, rng)
         if self.flip and rng.random() < 0.5:
-            picture = picture[:, ::-1]
-        row: dict[str, Any] = {"picture": to_unit(picture)}
+            image = image[:, ::-1]
+        row: dict[str, Any] = {"image": to_unit(image)}
         if self.tokenizer is not None:
             row["tokens"] = self.tokenizer([record.text])[0]
         if self.vision is not None:
-            size, dialect = self.vision
-            row["pixel_values"] = preprocess(np.ascontiguousarray(picture), dialect, size)
+            size, mode = self.vision
+            row["pixel_values"] = preprocess(np.ascontiguousarray(image), mode, size)
         if self.whole_mask_share is not None:
             row["mask"] = random_mask(rng, self.resolution, self.resolution, self.whole_mask_share)
         if self.low_res_factor is not None:
-            row["low_res"] = to_unit(_resized(picture, self.resolution // self.low_res_factor))
+            row["low_res"] = to_unit(_resized(image, self.resolution // self.low_res_factor))
         if self.depth:
-            row["depth_picture"] = to_unit(_resized(picture, DEPTH_SIDE))
+            row["depth_image"] = to_unit(_resized(image, DEPTH_SIDE))
         return row
 
 
-def square(picture: np.ndarray, side: int, crop: Literal["center", "random"], rng: np.random.Generator) -> np.ndarray:
-    """A square of a picture: its shorter side resized (bicubic, with antialiasing), the longer one cut.
+def square(image: np.ndarray, side: int, crop: Literal["center", "random"], rng: np.random.Generator) -> np.ndarray:
+    """A square of an image: the shorter side resized (bicubic, with antialiasing), the longer one cut.
 
-    picture: (H, W, 3) uint8 -> (side, side, 3) uint8.
+    image: (H, W, 3) uint8 -> (side, side, 3) uint8.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     scale = side / min(height, width)
     height, width = max(round(height * scale), side), max(round(width * scale), side)
-    resized = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+    resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
     shares = rng.random(2) if crop == "random" else (0.5, 0.5)
     top, left = (round(share * (length - side)) for share, length in zip(shares, (height, width), strict=True))
     return resized[top : top + side, left : left + side]
 
 
-def to_unit(picture: np.ndarray) -> np.ndarray:
+def to_unit(image: np.ndarray) -> np.ndarray:
     """uint8 -> float32 in -1..1."""
-    return picture.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def _resized(picture: np.ndarray, side: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((side, side), Image.Resampling.BICUBIC))
+def _resized(image: np.ndarray, side: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((side, side), Image.Resampling.BICUBIC))

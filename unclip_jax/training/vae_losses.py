@@ -1,4 +1,4 @@
-"""What an autoencoder is trained for: pictures back as they were, from latents near a normal distribution."""
+"""The training losses of an autoencoder: reconstruction, and latents near a standard normal distribution."""
 
 from collections.abc import Callable
 
@@ -14,13 +14,16 @@ Perceptual = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def kl_divergence(posterior: Posterior) -> jax.Array:
-    """From the standard normal, of each picture, summed over its latents: (B,) float32, nats (arXiv:1312.6114)."""
+    """The divergence of each image's posterior from the standard normal, summed over latents: (B,) float32, nats.
+
+    Source: arXiv:1312.6114.
+    """
     terms = jnp.square(posterior.mean) + jnp.exp(posterior.logvar) - 1.0 - posterior.logvar
     return 0.5 * terms.sum(axis=(1, 2, 3))
 
 
 def gradient_difference(made: jax.Array, wanted: jax.Array) -> jax.Array:
-    """How much the differences of neighbouring pixels differ, (B,): what is lost when a picture is blurred.
+    """The difference of the differences of neighbouring pixels, (B,): what blurring loses.
 
     made, wanted: (B, H, W, C). Source: Mathieu et al. 2016, arXiv:1511.05440, with the differences' sign kept.
     """
@@ -41,11 +44,20 @@ def autoencoding_losses(
     perceptual: Perceptual | None = None,
     perceptual_weight: float = 1.0,
 ) -> jax.Array:
-    """Each picture's loss, (B,) float32: mean absolute error and what is weighted beside it.
+    """Each image's loss: mean absolute error, and the weighted terms beside it.
 
-    made, wanted: (B, H, W, C) in -1..1, of a decoding and the picture. kl_weight: of the divergence per latent number,
-    so that it means the same at every size. gradient_weight: of `gradient_difference`; squared_weight: of the mean
-    squared error. perceptual: (made, wanted) -> (B,), such as a distance of features that a network sees.
+    Args:
+        made: (B, H, W, C) in -1..1, the decoded image.
+        wanted: (B, H, W, C) in -1..1, the image.
+        posterior: The encoder's.
+        kl_weight: Of the divergence per latent number, so that it means the same at every size.
+        gradient_weight: Of `gradient_difference`.
+        squared_weight: Of the mean squared error.
+        perceptual: (made, wanted) -> (B,), such as a distance of a network's features.
+        perceptual_weight: Of that distance.
+
+    Returns:
+        (B,) float32.
     """
     error = made.astype(jnp.float32) - wanted.astype(jnp.float32)
     losses = jnp.abs(error).mean(axis=(1, 2, 3))
@@ -60,14 +72,14 @@ def autoencoding_losses(
 
 
 def clip_distance(vision: VisionEncoder) -> Perceptual:
-    """A perceptual term: half the squared distance of two pictures' CLIP embeddings of unit length, 0 to 2.
+    """A perceptual term: half the squared distance of two images' normalised CLIP embeddings, 0 to 2.
 
-    It says of a picture as a whole what it shows, not which texture it has; weigh it lightly.
+    It measures what an image shows as a whole, not its texture; weight it lightly.
     """
     size = vision.config.image_size
 
-    def embed(pictures: jax.Array) -> jax.Array:
-        pixels = resize_bilinear(pictures.astype(jnp.float32) / 2 + 0.5, size, size, align_corners=False)
+    def embed(images: jax.Array) -> jax.Array:
+        pixels = resize_bilinear(images.astype(jnp.float32) / 2 + 0.5, size, size, align_corners=False)
         seen = vision((pixels - CLIP_MEAN) / CLIP_STD).astype(jnp.float32)
         return seen / jnp.linalg.norm(seen, axis=-1, keepdims=True)
 
@@ -75,6 +87,6 @@ def clip_distance(vision: VisionEncoder) -> Perceptual:
 
 
 def psnr(made: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Peak signal-to-noise ratio of each picture in decibels, (B,), for values in -1..1 (a peak of 2)."""
+    """Peak signal-to-noise ratio of each image in decibels, (B,), for values in -1..1 (a peak of 2)."""
     squared = jnp.square(made.astype(jnp.float32) - wanted.astype(jnp.float32)).mean(axis=(1, 2, 3))
     return 10.0 * jnp.log10(4.0 / jnp.maximum(squared, 1e-12))

@@ -1,4 +1,4 @@
-"""Pictures in webdataset's tar files: members of one name but for its suffix are one sample, `0001.jpg` and `0001.txt`.
+"""Images in webdataset's tar files: members of one name but for its suffix are one sample, `0001.jpg` and `0001.txt`.
 
 Only the tars' headers are read at first, so that samples can be shuffled over all tars and read one by one.
 """
@@ -15,11 +15,21 @@ MAX_TEXT_BYTES = 1 << 20
 
 
 def tar_samples(paths: Sequence[Path]) -> list[Record]:
-    """The samples of tars, in their order: a picture, the text of `.txt` or of the "text" or "caption" in `.json`, and
-    the other entries of `.json` as columns.
+    """The samples of tar files, in their order.
 
-    Samples without a picture are left out. Raises FileNotFoundError for a tar that is not there; ValueError, naming it,
-    for one that is broken, compressed (its members cannot be found without unpacking all), or without any picture.
+    A sample is an image, the text of `.txt` or of "text" or "caption" in `.json`, and the other entries of `.json` as
+    columns. Samples without an image are left out.
+
+    Args:
+        paths: The tar files.
+
+    Returns:
+        The images.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A tar is broken, compressed (its members cannot be found without unpacking all), or holds no image.
+            The message names it.
     """
     return [record for path in paths for record in _samples(Path(path))]
 
@@ -43,19 +53,19 @@ def _samples(path: Path) -> list[Record]:
         raise ValueError(f"{path.name}: not an uncompressed tar: {error}") from error
     records = [record for record in found if record is not None]
     if not records:
-        raise ValueError(f"{path.name}: holds no pictures")
+        raise ValueError(f"{path.name}: holds no images")
     return records
 
 
 def _record(path: Path, file: Any, key: str, parts: dict[str, tarfile.TarInfo]) -> Record | None:
-    picture = next((parts[suffix] for suffix in SUFFIXES if suffix in parts), None)
-    if picture is None:
+    image = next((parts[suffix] for suffix in SUFFIXES if suffix in parts), None)
+    if image is None:
         return None
 
     def read(suffix: str) -> str:
         member = parts[suffix]
         if member.size > MAX_TEXT_BYTES:
-            raise ValueError(f"{path.name}: {member.name} is of {member.size} bytes; want at most {MAX_TEXT_BYTES}")
+            raise ValueError(f"{path.name}: {member.name} has {member.size} bytes; want at most {MAX_TEXT_BYTES}")
         file.seek(member.offset_data)
         try:
             return file.read(member.size).decode("utf-8")
@@ -74,4 +84,4 @@ def _record(path: Path, file: Any, key: str, parts: dict[str, tarfile.TarInfo]) 
     if not isinstance(given, str):
         raise ValueError(f"{path.name}: {parts['.json'].name}: text is {given!r:.80}; want a string")
     rest = {name: value for name, value in columns.items() if name not in ("text", "caption")}
-    return Record(path, given.strip(), rest, (picture.offset_data, picture.size), key.removeprefix("/"))
+    return Record(path, given.strip(), rest, (image.offset_data, image.size), key.removeprefix("/"))

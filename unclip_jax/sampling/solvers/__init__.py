@@ -1,4 +1,4 @@
-"""Solvers of the diffusion process, as pure step functions over a precomputed grid."""
+"""Solvers of the diffusion process: pure step functions over a precomputed grid."""
 
 from unclip_jax.sampling.solvers.consistency import lcm, tcd
 from unclip_jax.sampling.solvers.ddim import ddim, ddim_inversion
@@ -12,6 +12,7 @@ from unclip_jax.sampling.solvers.pndm import pndm
 from unclip_jax.sampling.solvers.registry import (
     PUBLISHED_UNCLIP_SCHEDULER,
     SCHEDULERS,
+    choose_solver,
     describes,
     first_step,
     make_solver,
@@ -27,6 +28,7 @@ __all__ = [
     "Row",
     "Solver",
     "State",
+    "choose_solver",
     "ddim",
     "ddim_inversion",
     "ddpm",

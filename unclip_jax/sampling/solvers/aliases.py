@@ -1,13 +1,12 @@
-"""Solvers by the names of other programs: diffusers' classes, AUTOMATIC1111's, ComfyUI's and k-diffusion's samplers.
+"""Solvers by other programs' names: diffusers' classes, and the samplers of AUTOMATIC1111, ComfyUI and k-diffusion.
 
-None of them is accepted. They are known so that a refusal can say what the same solver is called here.
+None of these names is accepted. They are listed so that an error can give the name that the same solver has here.
 """
 
 import re
 from collections.abc import Collection
 
-# A name without its spaces, signs, capitals and what is always there ("sample_", "k_", "Scheduler") -> the same solver
-# here.
+# A normalised name (no spaces, signs or capitals, no "sample_", "k_" or "Scheduler") -> the same solver here.
 SAME = {
     "ddim": "ddim",
     "ddimparallel": "ddim",
@@ -42,7 +41,7 @@ SAME = {
     "lcm": "lcm",
     "tcd": "tcd",
 }
-# Solvers that are not here -> the nearest that is; None where nothing is near, for other kinds of models.
+# Solvers that are not here -> the nearest one that is; None for solvers of other kinds of models.
 NEAREST = {
     "ddimcfgpp": "ddim",
     "ddiminverse": None,
@@ -83,7 +82,7 @@ NEAREST = {
     "sasolverpece": "dpm++2m-sde",
     "cmstochasticiterative": "lcm",
 }
-# The schedules that other programs name apart, or last -> the last part of a name here; None: no part is needed.
+# Schedules, which other programs name separately or last -> the last part of a name here; None: no part is needed.
 SPACING = {
     "karras": "karras",
     "ka": "karras",
@@ -112,20 +111,25 @@ NO_SPACING = (
     "polyexponential",
     "turbo",
 )
-# What AUTOMATIC1111 takes when its schedule is "Automatic".
+# The schedules of AUTOMATIC1111's "Automatic".
 AUTOMATIC = {"dpm++2m": "karras", "dpm++2m-sde": "exponential", "dpm2": "karras", "dpm2-a": "karras"}
 
 
 def advice(name: str, accepted: Collection[str]) -> str | None:
-    """What a refusal of another program's `name` says; None where nobody has a solver of that name.
+    """The hint in an error about another program's solver `name`; None if no program has a solver of that name.
 
-    accepted: the names here.
+    Args:
+        name: What was given as the solver's name.
+        accepted: The names that are accepted here.
+
+    Returns:
+        The hint, with a space at its end, or None.
     """
     text = re.sub(r"^(sample|k)[ _-]|^Flax|(sampler|schedule type|scheduler):|_gpu\b", "", name.strip(), flags=re.I)
     plain = re.sub(r"[^a-z0-9]", "", re.sub(r"scheduler\b", "", text.lower().replace("+", "p")))
     base, schedule = _split(plain)
     if base is None:
-        # What diffusers has for other models is near nothing here, least of all what looks like it.
+        # diffusers' schedulers for other models have no near solver here, however similar the name.
         return "there is no such solver here; " if name.endswith("Scheduler") else None
     same = SAME.get(base)
     ours = same or NEAREST[base]
@@ -141,7 +145,7 @@ def advice(name: str, accepted: Collection[str]) -> str | None:
 
 
 def _split(plain: str) -> tuple[str | None, str]:
-    """A solver's name and a schedule's, or nothing, in a squashed name."""
+    """The solver's name and the schedule's in a normalised name; None where there is no such solver."""
     known = SAME.keys() | NEAREST.keys()
     if plain in known:
         return plain, ""

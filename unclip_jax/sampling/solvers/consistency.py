@@ -13,8 +13,8 @@ from unclip_jax.sampling.solvers import linear
 from unclip_jax.sampling.solvers.settings import (
     SCHEDULE_DEFAULTS,
     THRESHOLDING_DEFAULTS,
-    check_begin,
     check_eta,
+    check_start_step,
     check_steps,
     noise_schedule,
     read_settings,
@@ -35,23 +35,31 @@ SIGMA_DATA = 0.5
 
 
 def lcm(config: Mapping[str, Any], num_inference_steps: int, start_step: int = 0) -> Solver:
-    """Multistep consistency sampling: the end is guessed and noised again to the next level.
+    """Multistep consistency sampling: x0 is predicted and noised again to the next level.
 
-    config: a diffusers scheduler_config.json (LCMScheduler). num_inference_steps: network calls, 1 to
-    original_inference_steps (50), of whose timesteps they are a part. start_step: how many steps are left out. Raises
-    ValueError.
+    Args:
+        config: A diffusers scheduler_config.json (LCMScheduler).
+        num_inference_steps: Network evaluations, 1 to original_inference_steps (50). Their timesteps are a subset of
+            those.
+        start_step: The number of steps to leave out.
+
+    Returns:
+        The solver; it is stochastic.
+
+    Raises:
+        ValueError: A setting or a number is out of range.
     """
     settings = read_settings(config, LCM)
     timesteps, table = _timesteps(settings, num_inference_steps, "lcm")
     there = np.append(table[timesteps[1:]], np.float32(1)).astype(np.float64)
-    # How much of x the consistency function keeps, and how much of the network's x0 it takes.
+    # The consistency function's weights of x and of the network's x0.
     scaled = timesteps * float(settings["timestep_scaling"])
     skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
     out = scaled / np.sqrt(scaled**2 + SIGMA_DATA**2)
     grid = make_grid(
         timesteps,
         table[timesteps],
-        check_begin(start_step, len(timesteps)),
+        check_start_step(start_step, len(timesteps)),
         x=np.sqrt(there) * skip,
         x0=np.sqrt(there) * out,
         noise=np.sqrt(1 - there),
@@ -61,10 +69,20 @@ def lcm(config: Mapping[str, Any], num_inference_steps: int, start_step: int = 0
 
 
 def tcd(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, start_step: int = 0) -> Solver:
-    """Trajectory consistency sampling: a DDIM step to below the next noise level, and noise up to it.
+    """Trajectory consistency sampling: a DDIM step to below the next noise level, then noise up to it.
 
-    config: a diffusers scheduler_config.json (TCDScheduler). eta: the paper's gamma, from 0 (nothing below, no noise)
-    to 1 (down to the end each time). num_inference_steps, start_step: as of `lcm`. Raises ValueError.
+    Args:
+        config: A diffusers scheduler_config.json (TCDScheduler).
+        num_inference_steps: As in `lcm`.
+        eta: The paper's gamma, from 0 (a step to the next level itself, without noise) to 1 (a step to the clean end,
+            each time).
+        start_step: As in `lcm`.
+
+    Returns:
+        The solver; it is stochastic.
+
+    Raises:
+        ValueError: A setting or a number is out of range.
     """
     settings = read_settings(config, TCD)
     timesteps, table = _timesteps(settings, num_inference_steps, "tcd")
@@ -74,7 +92,7 @@ def tcd(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, s
     grid = make_grid(
         timesteps,
         table[timesteps],
-        check_begin(start_step, len(timesteps)),
+        check_start_step(start_step, len(timesteps)),
         x0=np.sqrt(there),
         eps=np.sqrt(there / under * (1 - under)),
         noise=np.sqrt(1 - there / under),
@@ -83,8 +101,8 @@ def tcd(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, s
 
 
 def _timesteps(settings: Mapping[str, Any], num_inference_steps: int, solver: str) -> tuple[np.ndarray, np.ndarray]:
-    """Timesteps, falling, out of those of the distillation, and alphas_cumprod."""
-    table = alphas_cumprod(noise_schedule(settings), "diffusers")
+    """The timesteps, falling, chosen from those of the distillation, and alphas_cumprod."""
+    table = alphas_cumprod(noise_schedule(settings))
     most = settings["original_inference_steps"]
     if not 1 <= most <= len(table):
         raise ValueError(f"scheduler config: original_inference_steps is {most}; want 1 to {len(table)}")

@@ -10,8 +10,8 @@ from unclip_jax.sampling.solvers import linear
 from unclip_jax.sampling.solvers.settings import (
     SCHEDULE_DEFAULTS,
     THRESHOLDING_DEFAULTS,
-    check_begin,
     check_eta,
+    check_start_step,
     check_steps,
     noise_schedule,
     read_settings,
@@ -34,16 +34,26 @@ DEFAULTS = {
 
 
 def ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, start_step: int = 0) -> Solver:
-    """DDIM with `num_inference_steps` network calls, 1 to the number of training timesteps.
+    """DDIM with `num_inference_steps` network evaluations, 1 to the number of training timesteps.
 
-    config: a diffusers scheduler_config.json; eta: 0 (deterministic) to 1 (as noisy as DDPM). The solver takes noise
-    at every step whatever eta is, so that changing eta compiles nothing. start_step: how many steps are left out.
+    A step from timestep t aims at t - N // num_inference_steps. With "trailing" and "linspace" spacing that is not
+    quite the next timestep. Coefficients are computed in float32 in diffusers' order.
 
-    A step from timestep t aims at t - N // num_inference_steps, which with "trailing" and "linspace" spacing is not
-    quite the next timestep. Coefficients are computed in float32 in diffusers' order. Raises ValueError.
+    Args:
+        config: A diffusers scheduler_config.json.
+        num_inference_steps: Network evaluations.
+        eta: 0 (deterministic) to 1 (as noisy as DDPM). The solver takes noise at every step whatever eta is, so
+            changing eta does not recompile.
+        start_step: The number of steps to leave out.
+
+    Returns:
+        The solver; it is stochastic.
+
+    Raises:
+        ValueError: A setting or a number is out of range.
     """
     settings = read_settings(config, DEFAULTS)
-    table = alphas_cumprod(noise_schedule(settings), "diffusers")
+    table = alphas_cumprod(noise_schedule(settings))
     count, eta = check_steps(num_inference_steps, len(table)), check_eta(eta)
     timesteps = spaced_timesteps(settings, count)
     target = timesteps - len(table) // count
@@ -52,20 +62,32 @@ def ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, 
     if settings["prediction_type"] == "epsilon" and not here.all():
         raise ValueError("scheduler config: prediction_type 'epsilon' cannot start from a zero signal-to-noise ratio")
     sigma = np.float32(eta) * np.sqrt((1 - there) / (1 - here) * (1 - here / there))
-    grid = make_grid(timesteps, here, check_begin(start_step, count), **ddim_columns(there, sigma), **limits(settings))
+    grid = make_grid(
+        timesteps, here, check_start_step(start_step, count), **ddim_columns(there, sigma), **limits(settings)
+    )
     return linear.table(grid, settings["prediction_type"], stochastic=True)
 
 
 def ddim_inversion(config: Mapping[str, Any], num_inference_steps: int) -> Solver:
-    """DDIM backwards, from a picture's latents to the noise that DDIM makes them of: `num_inference_steps` calls.
+    """DDIM backwards, from an image's latents to the noise from which DDIM makes them.
 
-    config: a diffusers scheduler_config.json, whose scheduler's place diffusers' DDIMInverseScheduler takes: read by
-    `swapped`, so that x0 is not limited. The timesteps are those of `ddim`, rising, "leading" or "trailing". In each
-    call x is one stride of noise below the timestep that the network is told. `sample` with this solver takes the
-    latents for the noise; `ddim` with the same config brings them back, the better the more steps. Raises ValueError.
+    `sample` with this solver takes the latents in place of the noise. `ddim` with the same config brings them back, the
+    better the more steps. In each evaluation x is one stride of noise below the timestep that the network is given.
+
+    Args:
+        config: A diffusers scheduler_config.json. Read by `swapped`, as for diffusers' DDIMInverseScheduler in the
+            place of its scheduler: x0 is not limited. The timesteps are those of `ddim`, rising, with "leading" or
+            "trailing" spacing.
+        num_inference_steps: Network evaluations, 1 to the number of training timesteps.
+
+    Returns:
+        The solver; it is deterministic.
+
+    Raises:
+        ValueError: A setting or a number is out of range.
     """
     settings = read_settings(swapped(config), DEFAULTS, {"timestep_spacing": ("leading", "trailing")})
-    table = alphas_cumprod(noise_schedule(settings), "diffusers")
+    table = alphas_cumprod(noise_schedule(settings))
     count = check_steps(num_inference_steps, len(table))
     timesteps = spaced_timesteps(settings, count)[::-1]
     source = timesteps - len(table) // count
@@ -78,5 +100,5 @@ def ddim_inversion(config: Mapping[str, Any], num_inference_steps: int) -> Solve
 
 
 def ddim_columns(there: np.ndarray, sigma: np.ndarray) -> dict[str, np.ndarray]:
-    """Weights of a step to alphas_cumprod `there` with noise of standard deviation `sigma`, each (calls,)."""
+    """The weights of a step to alphas_cumprod `there` with noise of standard deviation `sigma`, each (calls,)."""
     return {"x0": np.sqrt(there), "eps": np.sqrt(np.maximum(1 - there - sigma**2, 0)), "noise": sigma}

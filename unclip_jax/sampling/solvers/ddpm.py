@@ -10,7 +10,7 @@ from unclip_jax.sampling.solvers import linear
 from unclip_jax.sampling.solvers.settings import (
     SCHEDULE_DEFAULTS,
     THRESHOLDING_DEFAULTS,
-    check_begin,
+    check_start_step,
     check_steps,
     noise_schedule,
     read_settings,
@@ -34,13 +34,21 @@ CHOICES = {"variance_type": ("fixed_small", "fixed_small_log", "fixed_large")}
 
 
 def ddpm(config: Mapping[str, Any], num_inference_steps: int, start_step: int = 0) -> Solver:
-    """DDPM with `num_inference_steps` network calls, 1 to the number of training timesteps; noise at every step.
+    """DDPM with `num_inference_steps` network evaluations, 1 to the number of training timesteps; noise at every step.
 
-    config: a diffusers scheduler_config.json (DDPMScheduler); models that predict their variance are refused.
-    start_step: how many steps are left out. Raises ValueError.
+    Args:
+        config: A diffusers scheduler_config.json (DDPMScheduler). Models that predict their variance are refused.
+        num_inference_steps: Network evaluations.
+        start_step: The number of steps to leave out.
+
+    Returns:
+        The solver; it is stochastic.
+
+    Raises:
+        ValueError: A setting or a number is out of range.
     """
     settings = read_settings(config, DEFAULTS, CHOICES)
-    table = alphas_cumprod(noise_schedule(settings), "diffusers")
+    table = alphas_cumprod(noise_schedule(settings))
     timesteps = spaced_timesteps(settings, check_steps(num_inference_steps, len(table)))
     here = table[timesteps].astype(np.float64)
     there = np.append(here[1:], 1.0)
@@ -51,7 +59,7 @@ def ddpm(config: Mapping[str, Any], num_inference_steps: int, start_step: int = 
     grid = make_grid(
         timesteps,
         here,
-        check_begin(start_step, len(timesteps)),
+        check_start_step(start_step, len(timesteps)),
         x=np.sqrt(share) * (1 - there) / (1 - here),
         x0=np.sqrt(there) * (1 - share) / (1 - here),
         noise=np.where(timesteps > 0, np.sqrt(np.maximum(variance, 1e-20)), 0),

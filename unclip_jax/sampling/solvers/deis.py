@@ -7,7 +7,7 @@ import numpy as np
 
 from unclip_jax.sampling.solvers import linear
 from unclip_jax.sampling.solvers.log_snr import CHOICES, DEFAULTS, levels, warm_up
-from unclip_jax.sampling.solvers.settings import check_begin, read_settings
+from unclip_jax.sampling.solvers.settings import check_start_step, read_settings
 from unclip_jax.sampling.solvers.sigmas import Spacing
 from unclip_jax.sampling.solvers.solver import Solver, make_grid
 
@@ -24,17 +24,27 @@ DEIS_CHOICES = {
 def deis(
     config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, start_step: int = 0
 ) -> Solver:
-    """DEIS: the noise that the network sees, as a polynomial in log(sigma / alpha), integrated over sigma / alpha.
+    """DEIS: the noise in x as a polynomial in log(sigma / alpha), integrated over sigma / alpha.
 
-    config: a diffusers scheduler_config.json; its solver_order (1, 2 or 3) is honoured, of which one less is the number
-    of noises remembered. It ends at the lowest noise level, not at none. spacing: see `log_snr.levels`. start_step: how
-    many steps are left out. num_inference_steps: network calls, 1 to the number of training timesteps. Raises
-    ValueError.
+    It ends at the lowest noise level, not at zero noise.
+
+    Args:
+        config: A diffusers scheduler_config.json. Its solver_order (1, 2 or 3) is honoured; one prediction fewer is
+            remembered.
+        num_inference_steps: Network evaluations, 1 to the number of training timesteps.
+        spacing: See `log_snr.levels`.
+        start_step: The number of steps to leave out.
+
+    Returns:
+        The solver; it is deterministic.
+
+    Raises:
+        ValueError: A setting or a number is out of range.
     """
     settings = read_settings(config, DEIS, DEIS_CHOICES)
     most = settings["solver_order"]
     timesteps, alpha, sigma = levels(settings, num_inference_steps, spacing, "deis")
-    calls, start_step = len(timesteps), check_begin(start_step, len(timesteps))
+    calls, start_step = len(timesteps), check_start_step(start_step, len(timesteps))
     orders = warm_up(most, calls, start_step)
     if settings["lower_order_final"] and calls < 15:
         orders[-2:] = np.minimum(orders[-2:], (2, 1)[-len(orders) :])
@@ -48,9 +58,16 @@ def deis(
 
 
 def noise_weights(rho: np.ndarray, step: int, order: int, most: int) -> np.ndarray:
-    """Weights of the last `order` noises in the integral of their polynomial over rho in one step: (most,).
+    """The weights of the last `order` noises in the integral of their polynomial over rho in one step.
 
-    rho: (steps + 1,), falling. Noises at one and the same level count as one.
+    Args:
+        rho: (steps + 1,), falling. Noises at the same level count as one.
+        step: The index of the step.
+        order: The number of noises.
+        most: The length of the result.
+
+    Returns:
+        (most,), newest first.
     """
     nodes, used = [0.0], [0]  # log(rho) above the step's start
     for back in range(1, order):

@@ -1,7 +1,7 @@
 """DPM-Solver and DPM-Solver++ as diffusers' DPMSolverMultistepScheduler and DPMSolverSinglestepScheduler run them.
 
-Lu et al. 2022 (arXiv:2206.00927 and arXiv:2211.01095). The second integrates the network's x0 over the logarithm of the
-signal-to-noise ratio, the first its noise; their "sde" forms draw noise at every step.
+Lu et al. 2022 (arXiv:2206.00927 and arXiv:2211.01095). DPM-Solver++ integrates the predicted x0 over the logarithm of
+the signal-to-noise ratio, DPM-Solver the predicted noise. Their "sde" forms draw noise at every step.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import numpy as np
 
 from unclip_jax.sampling.solvers import linear
 from unclip_jax.sampling.solvers.log_snr import CHOICES, DEFAULTS, half_log_snr, levels, warm_up
-from unclip_jax.sampling.solvers.settings import check_begin, read_settings
+from unclip_jax.sampling.solvers.settings import check_start_step, read_settings
 from unclip_jax.sampling.solvers.sigmas import Spacing
 from unclip_jax.sampling.solvers.solver import Solver, make_grid
 from unclip_jax.sampling.solvers.thresholding import threshold_columns
@@ -35,7 +35,7 @@ MULTISTEP = {
 }
 DPM_CHOICES = {
     **CHOICES,
-    # The last is DEIS's, which diffusers takes for "dpmsolver++", so that its files load here.
+    # The last is DEIS's, which diffusers reads as "dpmsolver++" so that its files load.
     "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver", "deis"),
     # The last three are DEIS's and UniPC's: diffusers takes them for "midpoint".
     "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),
@@ -50,15 +50,24 @@ def dpmpp_2m(
     start_step: int = 0,
     sde: bool = False,
 ) -> Solver:
-    """DPM-Solver++, multistep, with `num_inference_steps` network calls, 1 to the number of training timesteps.
+    """DPM-Solver++, multistep, with `num_inference_steps` network evaluations.
 
-    config: a diffusers scheduler_config.json; its solver_order (1, 2 or 3) is honoured, of which one less is the number
-    of predictions remembered, and of its algorithm_type whether it is DPM-Solver or DPM-Solver++. spacing: see
-    `log_snr.levels`, whatever `use_karras_sigmas` and the like say. start_step: how many steps are left out. sde:
-    whether the "sde" form is meant, whatever algorithm_type says.
+    Two steps at the same noise level, which rounding produces for some large counts, count as one (diffusers divides by
+    zero there).
 
-    Two steps at the same noise level, which rounding makes of some large counts, count as one (diffusers divides by
-    zero there). Raises ValueError.
+    Args:
+        config: A diffusers scheduler_config.json. Its solver_order (1, 2 or 3) is honoured; one prediction fewer is
+            remembered. Its algorithm_type chooses between DPM-Solver and DPM-Solver++.
+        num_inference_steps: Network evaluations, 1 to the number of training timesteps.
+        spacing: See `log_snr.levels`. It takes precedence over `use_karras_sigmas` and similar settings.
+        start_step: The number of steps to leave out.
+        sde: Use the "sde" form, whatever algorithm_type says.
+
+    Returns:
+        The solver; its "sde" forms are stochastic.
+
+    Raises:
+        ValueError: A setting or a number is out of range.
     """
     name = "dpm++2m-sde" if sde else "dpm++2m"
     settings = read_settings(config, MULTISTEP, DPM_CHOICES)
@@ -66,7 +75,7 @@ def dpmpp_2m(
     if algorithm == "sde-dpmsolver" and settings["solver_order"] == 3:
         raise ValueError("scheduler config: solver_order is 3; with algorithm_type 'sde-dpmsolver' want 1 or 2")
     timesteps, alpha, sigma = levels(settings, num_inference_steps, spacing, name)
-    calls, start_step = len(timesteps), check_begin(start_step, len(timesteps))
+    calls, start_step = len(timesteps), check_start_step(start_step, len(timesteps))
     orders = warm_up(settings["solver_order"], calls, start_step)
     few = settings["lower_order_final"] and calls < 15
     if few:
@@ -82,18 +91,29 @@ def dpmpp_2m(
 def dpmpp_2s(
     config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, start_step: int = 0
 ) -> Solver:
-    """DPM-Solver++, single-step: steps of second order (or third) are made of as many calls, the first of lower order.
+    """DPM-Solver++, single-step: a step of second (or third) order takes two (or three) evaluations.
 
-    config: a diffusers scheduler_config.json (DPMSolverSinglestepScheduler); its solver_order is honoured, of which one
-    less is the number of predictions remembered; "sde" forms are refused. num_inference_steps: network calls, 1 to
-    the number of training timesteps. spacing, start_step: as in `dpmpp_2m`. Raises ValueError.
+    The first evaluations of a step are of lower order.
+
+    Args:
+        config: A diffusers scheduler_config.json (DPMSolverSinglestepScheduler). Its solver_order is honoured; one
+            prediction fewer is remembered. "sde" forms are refused.
+        num_inference_steps: Network evaluations, 1 to the number of training timesteps.
+        spacing: As in `dpmpp_2m`.
+        start_step: As in `dpmpp_2m`.
+
+    Returns:
+        The solver; it is deterministic.
+
+    Raises:
+        ValueError: A setting or a number is out of range.
     """
     choices = {**DPM_CHOICES, "algorithm_type": ("dpmsolver++", "dpmsolver", "deis")}
     settings = read_settings(config, SINGLESTEP, choices)
     settings |= {"timestep_spacing": "linspace", "steps_offset": 0}
     algorithm = _algorithm(settings, sde=False)
     timesteps, alpha, sigma = levels(settings, num_inference_steps, spacing, "dpm++2s")
-    calls, start_step = len(timesteps), check_begin(start_step, len(timesteps))
+    calls, start_step = len(timesteps), check_start_step(start_step, len(timesteps))
     orders = _singlestep_orders(settings, calls, start_step)
     heun, most = settings["solver_type"] == "heun", settings["solver_order"]
     columns = singlestep_columns(alpha, sigma, orders, most, heun, algorithm)
@@ -116,7 +136,7 @@ def _algorithm(settings: Mapping[str, Any], sde: bool) -> Algorithm:
 
 
 def _singlestep_orders(settings: Mapping[str, Any], calls: int, start_step: int) -> np.ndarray:
-    """The order of each call, counting up to solver_order and again; lower where it would not end with a whole step."""
+    """The order of each evaluation, counting up to solver_order repeatedly; a last step is never incomplete."""
     order, to_zero = settings["solver_order"], settings["final_sigmas_type"] == "zero"
     orders = np.arange(calls) % order + 1
     if (settings["lower_order_final"] or to_zero) and orders[-1] == order > 1:
@@ -136,7 +156,7 @@ class Integrals(NamedTuple):
 
 
 def integrals(algorithm: Algorithm, alpha: float, sigma: float, h: float) -> Integrals:
-    """Of exponential integration over a step of width h that ends at signal alpha and noise sigma, as diffusers has."""
+    """Exponential integration over a step of width h that ends at signal alpha and noise sigma, as in diffusers."""
     if algorithm.endswith("++"):
         sde = algorithm.startswith("sde")
         width = 2 * h if sde else h
@@ -162,11 +182,18 @@ def multistep_columns(
     heun: bool = False,
     algorithm: Algorithm = "dpmsolver++",
 ) -> dict[str, np.ndarray]:
-    """Weights of x, of noise and of the last predictions, newest first, in each step: (calls,) float64 each.
+    """The weights of x, of the noise and of the last predictions, newest first, in each step.
 
-    alpha, sigma: signal and noise at both ends of all steps, (calls + 1,); sigma falls and may end in 0. orders: 1, 2
-    or 3, (calls,); most: the highest that may be. heun: which second-order formula, the paper's (B.1 in DPM-Solver) or
-    the midpoint's.
+    Args:
+        alpha: (calls + 1,), the signal at both ends of all steps.
+        sigma: (calls + 1,), the noise there; it falls and may end in 0.
+        orders: (calls,), 1, 2 or 3.
+        most: The highest order.
+        heun: Use the paper's second-order formula (B.1 in DPM-Solver), else the midpoint's.
+        algorithm: Which of the two solvers, and whether in its "sde" form.
+
+    Returns:
+        Columns of the grid, (calls,) float64 each.
     """
     steps = np.diff(half_log_snr(alpha, sigma))
     weights = np.zeros((len(orders), 3))
@@ -201,9 +228,10 @@ def singlestep_columns(
     heun: bool = False,
     algorithm: Algorithm = "dpmsolver++",
 ) -> dict[str, np.ndarray]:
-    """Weights as of `multistep_columns`; a call of order n goes from where call n - 1 before it started.
+    """Weights as in `multistep_columns`; an evaluation of order n steps from where evaluation n - 1 before it started.
 
-    There x was x / shrinkage less what the calls since have added, so that no x need be kept. most: the highest order.
+    There x was x / shrinkage less what the evaluations since have added, so no x needs to be kept. most: the highest
+    order.
     """
     lambdas = half_log_snr(alpha, sigma)
     scale = sigma if algorithm.endswith("++") else alpha
@@ -244,13 +272,13 @@ def _slope(newer: int, older: int, h: float, distance: float) -> np.ndarray:
 
 
 def _shrinkage(algorithm: Algorithm, alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """What is left of x in a step."""
+    """The factor by which a step multiplies x."""
     scale = sigma if algorithm.endswith("++") else alpha
     return scale[1:] / scale[:-1]
 
 
 def _history(algorithm: Algorithm, weights: np.ndarray, most: int) -> dict[str, np.ndarray]:
-    """Columns of the `most` last predictions, of which each but the last is kept."""
+    """The columns of the `most` last predictions; each but the oldest is kept for the next step."""
     kind = "x0" if algorithm.endswith("++") else "eps"
     names = (kind, "memory", "memory_2")[:most]
     keep = {f"keep_{kind}": np.ones(len(weights))} if most > 1 else {}

@@ -1,18 +1,20 @@
-"""The samplers of the original Stable Diffusion 2 repository, with its step counts and its timesteps."""
+"""The samplers of the original Stable Diffusion 2 repository ("the original"), with its step counts and timesteps."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import NoiseSchedule, alphas_cumprod, torch_linspace
 from unclip_jax.sampling.solvers import dpmpp, linear
 from unclip_jax.sampling.solvers.ddim import ddim_columns
 from unclip_jax.sampling.solvers.pndm import ADAMS
 from unclip_jax.sampling.solvers.settings import (
     SCHEDULE_DEFAULTS,
-    check_begin,
     check_eta,
+    check_start_step,
     check_steps,
     noise_schedule,
     read_settings,
@@ -26,40 +28,59 @@ CHOICES = {"prediction_type": ("epsilon", "v_prediction"), "rescale_betas_zero_s
 def ldm_ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float = 0.0, start_step: int = 0) -> Solver:
     """The original's DDIM: timesteps 1, 1 + c, ... below N + 1 with c = N // num_inference_steps, from the highest.
 
-    config: a diffusers scheduler_config.json, of which only the betas and prediction_type are read; eta: 0 to 1. When
-    num_inference_steps does not divide N there may be more network calls than steps (30 -> 31, 75 -> 77). Counts
-    whose grid would reach timestep N, where the original stops with an index error (3, 9, 27, 36, 37, 101 to 111, 251
-    to 333 and 501 to 1000 of 1000), are refused with the nearest accepted ones. The last step ends at timestep 0's
-    noise level, not at none. The solver takes noise at every step, as the original draws it. start_step: how many calls
-    are left out; as in the original's img2img the picture is then noised to the level of the last one of those. Raises
-    ValueError.
+    The last step ends at timestep 0's noise level, not at zero noise. The solver takes noise at every step, as the
+    original draws it.
+
+    Args:
+        config: A diffusers scheduler_config.json, of which only the betas and prediction_type are read.
+        num_inference_steps: Steps. If the number does not divide N there may be more network evaluations than steps (30
+            -> 31, 75 -> 77). Counts whose grid would reach timestep N, where the original stops with an index error (3,
+            9, 27, 36, 37, 101 to 111, 251 to 333 and 501 to 1000 of 1000), are refused with the nearest accepted ones.
+        eta: 0 to 1.
+        start_step: The number of evaluations to leave out. As in the original's img2img, the image is then noised to
+            the level of the last one left out.
+
+    Returns:
+        The solver; it is stochastic.
+
+    Raises:
+        ValueError: A setting or a number is out of range.
     """
     settings = read_settings(config, DEFAULTS, CHOICES)
-    table = alphas_cumprod(noise_schedule(settings), "ldm")
+    table = alphas_cumprod(noise_schedule(settings), Reference.ORIGINAL)
     eta, timesteps = check_eta(eta), _checked_timesteps(num_inference_steps, len(table), "ldm-ddim")
-    start_step = check_begin(start_step, len(timesteps))
+    start_step = check_start_step(start_step, len(timesteps))
     # float64 arithmetic on the float32 table, as in the original
     here = table[timesteps].astype(np.float64)
     there = table[np.append(timesteps[1:], 0)].astype(np.float64)
     sigma = eta * np.sqrt((1 - there) / (1 - here) * (1 - here / there))
     grid = make_grid(timesteps, here, start_step, **ddim_columns(there, sigma))
     start = here[start_step - 1] if start_step else 0.0
-    return linear.table(grid, settings["prediction_type"], stochastic=True, start_alpha_cumprod=start)
+    return _original(linear.table(grid, settings["prediction_type"], stochastic=True, start_alpha_cumprod=start))
 
 
 def ldm_plms(config: Mapping[str, Any], num_inference_steps: int, start_step: int = 0) -> Solver:
     """The original's PLMS, for models that predict noise: Adams-Bashforth over noises on the grid of `ldm_ddim`.
 
-    config: a diffusers scheduler_config.json, of which only the betas and prediction_type are read. The first step
-    takes two network calls, so there is one call more than "ldm-ddim" has; its counts are the same. Three noises are
-    remembered. A v-model is refused (the original takes its output for noise), and so is a start part-way, which the
-    original does not have. Raises ValueError.
+    The first step takes two network evaluations: one more in all than "ldm-ddim" has. Three noises are remembered.
+
+    Args:
+        config: A diffusers scheduler_config.json, of which only the betas and prediction_type are read. A v-prediction
+            model is refused: the original would take its output for noise.
+        num_inference_steps: The same counts as in `ldm_ddim`.
+        start_step: Must be 0: the original cannot start part-way.
+
+    Returns:
+        The solver; it is deterministic.
+
+    Raises:
+        ValueError: A setting or a number is out of range.
     """
     if config.get("prediction_type") == "v_prediction":
         raise ValueError("'ldm-plms' works with models that predict epsilon only; this one has 'v_prediction'")
     settings = read_settings(config, DEFAULTS, {**CHOICES, "prediction_type": ("epsilon",)})
     _refuse_start_step(start_step, "ldm-plms")
-    table = alphas_cumprod(noise_schedule(settings), "ldm")
+    table = alphas_cumprod(noise_schedule(settings), Reference.ORIGINAL)
     timesteps = _checked_timesteps(num_inference_steps, len(table), "ldm-plms")
     here = table[timesteps].astype(np.float64)
     there = table[np.append(timesteps[1:], 0)].astype(np.float64)
@@ -81,7 +102,11 @@ def ldm_plms(config: Mapping[str, Any], num_inference_steps: int, start_step: in
         keep_eps=~keep_old,
         keep_memory=keep_old,
     )
-    return linear.table(grid, settings["prediction_type"], remembers=3)
+    return _original(linear.table(grid, settings["prediction_type"], remembers=3))
+
+
+def _original(solver: Solver) -> Solver:
+    return dataclasses.replace(solver, reference=Reference.ORIGINAL)
 
 
 def _refuse_start_step(start_step: int, solver: str) -> None:
@@ -113,13 +138,22 @@ def _nearest_counts(count: int, train: int) -> str:
 
 
 def ldm_dpm(config: Mapping[str, Any], num_inference_steps: int, start_step: int = 0) -> Solver:
-    """The original's DPM-Solver++ (2M): `num_inference_steps` network calls, 2 to N, at fractional timesteps.
+    """The original's DPM-Solver++ (2M): `num_inference_steps` network evaluations, 2 to N, at fractional timesteps.
 
-    config: a diffusers scheduler_config.json, of which only the betas and prediction_type are read. Times are spaced
-    evenly from 1 to 1 / N, where sampling ends without a last denoising; the noise level between training timesteps
-    is interpolated linearly in log(alpha). Steps are of second order but for the first, and for the last when there
-    are fewer than 15. One prediction is remembered. A start part-way is refused: the original has none. Raises
-    ValueError.
+    Times are spaced evenly from 1 to 1 / N, where sampling ends without a last denoising step. The noise level between
+    training timesteps is interpolated linearly in log(alpha). Steps are of second order except the first, and except
+    the last when there are fewer than 15. One prediction is remembered.
+
+    Args:
+        config: A diffusers scheduler_config.json, of which only the betas and prediction_type are read.
+        num_inference_steps: Network evaluations, 2 to N.
+        start_step: Must be 0: the original cannot start part-way.
+
+    Returns:
+        The solver; it is deterministic.
+
+    Raises:
+        ValueError: A setting or a number is out of range.
     """
     settings = read_settings(config, DEFAULTS, CHOICES)
     _refuse_start_step(start_step, "ldm-dpm")
@@ -131,16 +165,16 @@ def ldm_dpm(config: Mapping[str, Any], num_inference_steps: int, start_step: int
     orders[0] = 1
     if count < 15:
         orders[-1] = 1
-    # The network is told (t - 1 / N) * 1000, in float32.
+    # The network is given (t - 1 / N) * 1000, in float32.
     timesteps = (times - np.float32(1 / schedule.num_train_timesteps)) * np.float32(1000)
     columns = dpmpp.multistep_columns(np.exp(log_alpha), sigma, orders, most=2)
     grid = make_grid(timesteps[:-1], np.exp(2 * log_alpha[:-1]), **columns)
-    return linear.table(grid, settings["prediction_type"], remembers=1)
+    return _original(linear.table(grid, settings["prediction_type"], remembers=1))
 
 
 def continuous_grid(schedule: NoiseSchedule, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Times from 1 to 1 / N, float32, and log(alpha) at each of them, float64: (count + 1,) each."""
     train = schedule.num_train_timesteps
     times = torch_linspace(1, 1 / train, count + 1, np.float32)
-    log_alphas = 0.5 * np.log(alphas_cumprod(schedule, "ldm").astype(np.float64))
+    log_alphas = 0.5 * np.log(alphas_cumprod(schedule, Reference.ORIGINAL).astype(np.float64))
     return times, np.interp(times, torch_linspace(0, 1, train + 1, np.float32)[1:], log_alphas)

@@ -1,11 +1,11 @@
-"""The step of every solver whose next x is a weighted sum, the weights being its grid: all but PNDM.
+"""The step of every solver whose next x is a weighted sum, with the grid as the weights: all solvers but PNDM.
 
-A solver of this kind is a table. In each call
+In each evaluation, over the values that have a column:
 
-    next x      = sum over what there is of row[name] * value
-    next memory = sum over what there is of row["keep_" + name] * value, before what was kept earlier
+    next x      = sum of row[name] * value
+    next memory = sum of row["keep_" + name] * value, placed before what was kept earlier
 
-where a value is "x", "x0" and "eps" (what the network says of it), "noise", or "memory", "memory_2", ..., newest first.
+A value is "x", "x0" or "eps" (both from the network's output), "noise", or "memory", "memory_2", ..., newest first.
 Columns that a solver does not have cost nothing.
 """
 
@@ -34,7 +34,16 @@ def table(
 ) -> Solver:
     """The solver whose weights are `grid`, and which keeps `remembers` arrays.
 
-    start_alpha_cumprod: None for the first call's noise level; scale: None for 1. See `Solver`.
+    Args:
+        grid: The columns, (calls,) each, from `solver.make_grid`.
+        prediction_type: See `Solver`.
+        stochastic: See `Solver`.
+        remembers: The number of arrays to keep.
+        scale: See `Solver`; None for 1.
+        start_alpha_cumprod: See `Solver`; None for the noise level of the first evaluation.
+
+    Returns:
+        The solver.
     """
     start = grid["alpha_cumprod"][0] if start_alpha_cumprod is None else start_alpha_cumprod
     return Solver(
@@ -57,7 +66,13 @@ def remember(count: int) -> Init:
 def step(
     prediction_type: str, state: Memory, x: jax.Array, out: jax.Array, row: Row, noise: jax.Array | None
 ) -> tuple[jax.Array, Memory]:
-    """One step. See `Solver.step`. x0 is clamped to +-row["clip"] or dynamically thresholded where the row has that."""
+    """One step, see `Solver.step`.
+
+    x0 is clamped to +-row["clip"] or dynamically thresholded if the row has those columns.
+
+    Raises:
+        ValueError: The solver is stochastic and noise is None.
+    """
     x0, eps = to_x0_eps(prediction_type, out, x, row["alpha_cumprod"])
     if "clip" in row:
         x0 = jnp.clip(x0, -row["clip"], row["clip"])

@@ -1,6 +1,6 @@
 """Noise levels of the solvers that integrate over the logarithm of the signal-to-noise ratio, as diffusers spaces them.
 
-DPM-Solver's family, UniPC and DEIS: their x is what the network sees, sqrt(a) x0 + sqrt(1 - a) eps.
+These are DPM-Solver's family, UniPC and DEIS. Their x is what the network sees, sqrt(a) x0 + sqrt(1 - a) eps.
 """
 
 from collections.abc import Mapping
@@ -41,14 +41,22 @@ def levels(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The timesteps of `num_inference_steps` steps, and signal and noise at both ends of each.
 
-    settings: read with `DEFAULTS` or more. spacing: over the whole schedule, as in `sigmas.noise_levels`; "lu" is
-    evenly in the logarithm, like "exponential", but the network is told the nearest timestep rather than the one
-    below. None: as `timestep_spacing` says. solver: the name in messages.
+    Args:
+        settings: Read with `DEFAULTS` or more.
+        num_inference_steps: The number of steps.
+        spacing: Over the whole schedule, as in `sigmas.noise_levels`. "lu" is even in the logarithm, like
+            "exponential", but the network is given the nearest timestep rather than the one below. None: as
+            `timestep_spacing` says.
+        solver: The name for error messages.
 
-    Returns timesteps (steps,) int64, alpha and sigma (steps + 1,) float64; sigma falls and ends in 0 where
-    final_sigmas_type is "zero", and at the lowest level otherwise. Raises ValueError.
+    Returns:
+        Timesteps (steps,) int64, alpha and sigma (steps + 1,) float64. sigma falls; it ends in 0 if final_sigmas_type
+        is "zero", and at the lowest level otherwise.
+
+    Raises:
+        ValueError: A setting or a number is out of range.
     """
-    table = alphas_cumprod(noise_schedule(settings), "diffusers")
+    table = alphas_cumprod(noise_schedule(settings))
     if settings.get("rescale_betas_zero_snr"):
         table[-1] = 2**-24  # diffusers' choice, the least float16: sigma is 4096 there and not infinite
     if not table.all():
@@ -71,18 +79,18 @@ def levels(
 
 
 def half_log_snr(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """log(alpha / sigma), infinite where there is no noise."""
+    """log(alpha / sigma); infinite where there is no noise."""
     with np.errstate(divide="ignore"):
         return np.log(alpha) - np.log(sigma)
 
 
 def warm_up(order: int, calls: int, start_step: int) -> np.ndarray:
-    """The highest order that the history of each call allows, 1 at call `start_step`: (calls,) int."""
+    """The highest order that the history allows at each evaluation, 1 at number `start_step`: (calls,) int."""
     return np.clip(np.arange(calls) - start_step + 1, 1, order)
 
 
 def _timesteps(table: np.ndarray, settings: Mapping[str, Any], count: int) -> np.ndarray:
-    """The spaced timesteps, falling; unlike DDIM's they leave out the end of the grid, where the noise is gone."""
+    """The spaced timesteps, falling; unlike DDIM's they leave out the noiseless end of the grid."""
     clipped = 0.5 * (np.log(table) - np.log1p(-table)) < settings.get("lambda_min_clipped", -np.inf)
     last = len(table) - int(np.count_nonzero(clipped))
     if settings["timestep_spacing"] == "linspace":

@@ -1,4 +1,4 @@
-"""PNDM (Liu et al. 2022, arXiv:2202.09778) as diffusers' PNDMScheduler runs it: the published unCLIP's own solver."""
+"""PNDM (Liu et al. 2022, arXiv:2202.09778) as diffusers' PNDMScheduler runs it: the solver of the published unCLIP."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from unclip_jax.sampling.schedule import alphas_cumprod, to_x0_eps
 from unclip_jax.sampling.solvers.settings import (
     SCHEDULE_DEFAULTS,
-    check_begin,
+    check_start_step,
     check_steps,
     noise_schedule,
     read_settings,
@@ -39,26 +39,34 @@ RUNGE_KUTTA = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 def pndm(config: Mapping[str, Any], num_inference_steps: int, start_step: int = 0) -> Solver:
     """PNDM: a linear multistep method of fourth order over the network's outputs.
 
-    config: a diffusers scheduler_config.json. With skip_prk_steps (PLMS; every Stable Diffusion has it) the first
-    step is made twice, the second time with the mean of two outputs: num_inference_steps + 1 network calls, but one
-    call for one step. Without it the first three steps are Runge-Kutta's, four calls each: num_inference_steps + 9
-    calls, at least 4 steps. Outputs are combined as they come and only then converted, v-predictions too.
+    Outputs are combined as they come and converted afterwards, v-predictions too.
 
-    start_step: how many network calls are left out. As in diffusers the calls that are left are counted from the first
-    of them. With skip_prk_steps the first two make one step, whichever they are: from the third call on, the network is
-    then told timesteps one step below the noise level of its x (but with start_step 1, where the repeated timestep
-    comes first). Without it the first twelve are Runge-Kutta's, and x is taken for what it would be at the first
-    timesteps of all, whatever its noise level is.
+    With skip_prk_steps (PLMS, as in every Stable Diffusion) the first step is made twice, the second time with the mean
+    of two outputs: num_inference_steps + 1 network evaluations, but one evaluation for one step. Without it the first
+    three steps are Runge-Kutta's, of four evaluations each: num_inference_steps + 9 evaluations and at least 4 steps.
 
-    Raises ValueError.
+    Args:
+        config: A diffusers scheduler_config.json.
+        num_inference_steps: Steps, 1 (without skip_prk_steps: 4) to the number of training timesteps.
+        start_step: The number of evaluations to leave out. As in diffusers, the remaining ones are counted from the
+            first of them. With skip_prk_steps the first two make one step, whichever they are: from the third on, the
+            network is given timesteps one step below the noise level of its x (except with start_step 1, where the
+            repeated timestep comes first). Without it the first twelve are Runge-Kutta's, and x is treated as if it
+            were at the first timesteps of the schedule, whatever its noise level is.
+
+    Returns:
+        The solver; it is deterministic.
+
+    Raises:
+        ValueError: A setting or a number is out of range.
     """
     settings = read_settings(config, DEFAULTS, {"prediction_type": ("epsilon", "v_prediction")})
-    table = alphas_cumprod(noise_schedule(settings), "diffusers")
+    table = alphas_cumprod(noise_schedule(settings))
     least = 1 if settings["skip_prk_steps"] else 4
     count = check_steps(num_inference_steps, len(table), least, "'pndm' with skip_prk_steps false" if least > 1 else "")
     stride = len(table) // count
     falling = spaced_timesteps(settings, count)
-    start_step = check_begin(start_step, count)
+    start_step = check_start_step(start_step, count)
     if settings["skip_prk_steps"]:
         timesteps, source, target, columns = _multistep_calls(falling, stride, start_step)
     else:
@@ -88,7 +96,7 @@ Calls = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]
 
 
 def _multistep_calls(falling: np.ndarray, stride: int, start_step: int) -> Calls:
-    """For each call the timestep, where its step starts and ends, and the weights."""
+    """For each evaluation: its timestep, where its step starts and ends, and the weights."""
     timesteps = np.insert(falling, 1, falling[1:2])[start_step:]
     source, target = timesteps.copy(), timesteps - stride
     columns = _columns(len(timesteps))
@@ -145,7 +153,7 @@ def init(x: jax.Array) -> tuple[jax.Array, ...]:
 def step(
     prediction_type: str, state: tuple[jax.Array, ...], x: jax.Array, out: jax.Array, row: Row, noise: jax.Array | None
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """One network call's part of a PNDM step (formula 9 of the paper). See `Solver.step`."""
+    """One evaluation's part of a PNDM step (formula 9 of the paper). See `Solver.step`."""
     x, out = x.astype(jnp.float32), out.astype(jnp.float32)
     saved, total, newest, middle, oldest = state
     start = jnp.where(row["restart"] > 0, saved, x)

@@ -1,10 +1,14 @@
-"""Solvers by name."""
+"""Solvers by name, and the start of a run that begins with an image."""
 
+import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from numbers import Real
 from typing import Any
+
+import jax
+import numpy as np
 
 from unclip_jax.sampling.solvers import aliases
 from unclip_jax.sampling.solvers.consistency import lcm, tcd
@@ -19,7 +23,7 @@ from unclip_jax.sampling.solvers.pndm import pndm
 from unclip_jax.sampling.solvers.second_order import dpm2, heun
 from unclip_jax.sampling.solvers.settings import check_eta, check_steps, swapped
 from unclip_jax.sampling.solvers.sigmas import SPACINGS
-from unclip_jax.sampling.solvers.solver import Solver
+from unclip_jax.sampling.solvers.solver import Recipe, Solver
 from unclip_jax.sampling.solvers.unipc import unipc
 
 # What stabilityai/stable-diffusion-2-1-unclip publishes; original files behave like it under diffusers' solver names.
@@ -103,24 +107,37 @@ def make_solver(
 ) -> Solver:
     """The solver called `name` for a model with the diffusers scheduler_config.json `config`.
 
-    name: one of `SCHEDULERS`. "ldm-*" are the original repository's procedures, which read only the betas and
-    prediction_type; the others are diffusers', which take the place of the scheduler that `config` describes: they read
-    it as `from_config` does (what the file says counts, what it leaves out is the new class's default, keys of other
-    classes are ignored), but never clip or threshold x0, whatever it says or leaves out. A last part "karras",
-    "exponential", "beta" or "lu" spaces the noise levels so, and "sgm-uniform" makes `timestep_spacing` "trailing", as
-    that spacing of other programs is called here; without it they are as `timestep_spacing` says, whatever
-    `use_karras_sigmas` and the like are. num_inference_steps: 1 to the number of training timesteps ("lcm" and "tcd":
-    original_inference_steps). eta: 0 to 1, read by "ddim", "tcd" and "ldm-ddim" and, as in diffusers, ignored by the
-    others. start_step: how many steps are left out at the start, for runs that start from a picture (see `first_step`);
-    multistep solvers have no history there. All steps are counted as if none were left out: a step is the same step
-    whatever `start_step` is. own: the solver is the one that `config` describes, and x0 is limited where the file, or
-    the class's default, has it so.
+    Names that begin with "ldm-" are the original repository's procedures, which read only the betas and
+    prediction_type. The others are diffusers'. They take the place of the scheduler that `config` describes and read it
+    as `from_config` does: what the file says counts, what it omits takes the new class's default, keys of other classes
+    are ignored. They never clip or threshold x0, whatever the file says or omits.
 
-    Raises ValueError, before anything is computed, for what is unknown, out of range or not supported.
+    The last part of a name chooses the spacing of the noise levels: "karras", "exponential", "beta", "lu", or
+    "sgm-uniform", which is `timestep_spacing` "trailing" under the name of other programs. Without it they are spaced
+    as `timestep_spacing` says, whatever `use_karras_sigmas` and similar settings are.
+
+    Args:
+        name: One of `SCHEDULERS`.
+        config: The contents of a diffusers scheduler_config.json.
+        num_inference_steps: 1 to the number of training timesteps ("lcm" and "tcd": to original_inference_steps).
+        eta: 0 to 1. Read by "ddim", "tcd" and "ldm-ddim" and, as in diffusers, ignored by the others.
+        start_step: The number of steps to leave out at the start, for runs that start from an image (see `first_step`).
+            Multistep solvers have no history there. Steps are counted as if none were left out: a step is the same step
+            whatever `start_step` is.
+        own: The solver is the one that `config` describes; x0 is then limited as the file, or the class's default,
+            says.
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: A name, setting or number is unknown, out of range or not supported. Raised before anything is
+            computed.
     """
     base, spacing = _parts(name)
     options: dict[str, Any] = {"start_step": start_step}
     eta = check_eta(eta)
+    recipe = Recipe(name, config, num_inference_steps, eta, start_step, own)
     config = config if own else swapped(config)
     if base in _TAKE_ETA:
         options["eta"] = eta
@@ -128,25 +145,133 @@ def make_solver(
         config = {**config, "timestep_spacing": "trailing"}
     elif spacing:
         options["spacing"] = spacing
-    return _BUILDERS[base](config, num_inference_steps, **options)
+    return dataclasses.replace(_BUILDERS[base](config, num_inference_steps, **options), recipe=recipe)
+
+
+def choose_solver(
+    scheduler: str | Solver | None,
+    own: str,
+    config: Mapping[str, Any],
+    num_inference_steps: int,
+    eta: float = 0.0,
+    strength: float | None = None,
+    *,
+    depth: bool = False,
+    given: Collection[str] = ("num_inference_steps", "eta", "strength"),
+) -> Solver:
+    """The solver for a pipeline's call.
+
+    Args:
+        scheduler: A name of `SCHEDULERS`, a `Solver`, or None for the checkpoint's own.
+        own: The name of the checkpoint's own.
+        config: The checkpoint's diffusers scheduler_config.json.
+        num_inference_steps: As in `make_solver`.
+        eta: As in `make_solver`.
+        strength: For a run that starts from an image, see `first_step`; None for a run from pure noise. A `Solver` of
+            all steps is cut to that share of them.
+        depth: As in `first_step`.
+        given: Which of the arguments num_inference_steps, eta and strength come from the caller rather than from
+            defaults.
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: As in `make_solver` and `first_step`; or the scheduler has another type, or a `Solver` cannot honour
+            an argument.
+    """
+    if isinstance(scheduler, Solver):
+        _refuse_other_settings(scheduler, num_inference_steps, eta, given)
+        return scheduler if strength is None else _cut(scheduler, strength, depth, "strength" in given)
+    if scheduler is not None and not isinstance(scheduler, str):
+        raise ValueError(f"scheduler is {scheduler!r}; want None, a name or a Solver")
+    name = own if scheduler is None else scheduler
+    train = config.get("num_train_timesteps", 1000)
+    start_step = 0 if strength is None else first_step(name, num_inference_steps, strength, train, depth)
+    described = scheduler is None and describes(config, name)
+    return make_solver(name, config, num_inference_steps, eta, start_step, own=described)
+
+
+def _refuse_other_settings(solver: Solver, num_inference_steps: int, eta: float, given: Collection[str]) -> None:
+    recipe = solver.recipe
+    steps = int(solver.steps[-1]) + 1 if recipe is None else recipe.num_inference_steps
+    if "num_inference_steps" in given and num_inference_steps != steps:
+        raise ValueError(
+            f"num_inference_steps is {num_inference_steps}, but scheduler is a Solver of {steps}; want none"
+        )
+    if "eta" in given and eta != (0 if recipe is None else recipe.eta):
+        raise ValueError(f"eta is {eta}, but scheduler is a Solver, which has its own; want none")
+
+
+def _cut(solver: Solver, strength: float, depth: bool, given: bool) -> Solver:
+    """A solver without the first steps, for a run that starts from an image."""
+    recipe = solver.recipe
+    if recipe is not None and recipe.start_step == 0:
+        train = recipe.config.get("num_train_timesteps", 1000)
+        start_step = first_step(recipe.name, recipe.num_inference_steps, strength, train, depth)
+        again = (recipe.name, recipe.config, recipe.num_inference_steps, recipe.eta, start_step)
+        return make_solver(*again, own=recipe.own)
+    if recipe is not None:
+        if given:
+            raise ValueError(
+                f"strength is {strength}, but scheduler is a Solver that leaves out {recipe.start_step} steps already; "
+                "want a Solver of all steps, or no strength"
+            )
+        return solver
+    steps = int(solver.steps[-1]) + 1
+    made = min(int(steps * check_strength(strength)), steps)
+    if made == steps:
+        return solver
+    if made < 1:
+        raise ValueError(f"strength is {strength}, which leaves none of the Solver's {steps} steps; want more")
+    if jax.tree.leaves(jax.eval_shape(solver.init, jax.ShapeDtypeStruct((1, 1, 1, 1), np.float32))):
+        raise ValueError(
+            f"strength is {strength}, but scheduler is a Solver of your own that remembers earlier steps; want one of "
+            "make_solver, or strength 1"
+        )
+    kept = solver.steps >= steps - made
+    grid = {name: np.asarray(column)[kept] for name, column in solver.grid.items()}
+    grid["index"] = np.arange(len(grid["index"]), dtype=np.int32)
+    return dataclasses.replace(solver, grid=grid, start_alpha_cumprod=grid["alpha_cumprod"][0])
+
+
+def check_strength(strength: float) -> float:
+    """Checks a strength: a number above 0, at most 1.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not isinstance(strength, Real) or isinstance(strength, bool) or not 0 < strength <= 1:
+        raise ValueError(f"strength is {strength!r:.80}; want a number above 0, to 1")
+    return float(strength)
 
 
 def first_step(name: str, num_inference_steps: int, strength: float, train: int = 1000, depth: bool = False) -> int:
-    """The `start_step` of `make_solver` for a run that starts from a picture, noised by `strength`.
+    """The `start_step` of `make_solver` for a run that starts from an image, noised by `strength`.
 
-    strength: above 0 to 1. diffusers' solvers make the last int(num_inference_steps * strength) steps. "ldm-ddim" makes
-    as many, and noises the picture to the level before those, which at strength 1 does not exist unless `train`, the
-    number of training timesteps, is no multiple of num_inference_steps. depth: the rule of the original's depth demo,
-    for "ldm-ddim" alone: one step less at strength 1, where that starts from pure noise.
+    diffusers' solvers make the last int(num_inference_steps * strength) steps. "ldm-ddim" makes as many, and noises the
+    image to the level before those. At strength 1 that level does not exist, unless `train` is not a multiple of
+    num_inference_steps.
 
-    Raises ValueError for what is out of range, for a strength that leaves no step, and for solvers of the original
-    that cannot start part-way.
+    Args:
+        name: One of `SCHEDULERS`.
+        num_inference_steps: Steps of the whole schedule.
+        strength: Above 0, at most 1.
+        train: The number of training timesteps.
+        depth: Use the rule of the original's depth demo, for "ldm-ddim" only: one step less, and pure noise at strength
+            1.
+
+    Returns:
+        The number of steps to leave out.
+
+    Raises:
+        ValueError: A number is out of range, the strength leaves no step, or the solver is one of the original's that
+            cannot start part-way.
     """
     base, _ = _parts(name)
     if base in ("ldm-dpm", "ldm-plms"):
-        raise ValueError(f"scheduler {name!r} cannot start from a picture in the original; want 'ldm-ddim' or another")
-    if not isinstance(strength, Real) or isinstance(strength, bool) or not 0 < strength <= 1:
-        raise ValueError(f"strength is {strength!r:.80}; want a number above 0, to 1")
+        raise ValueError(f"scheduler {name!r} cannot start from an image in the original; want 'ldm-ddim' or another")
+    check_strength(strength)
     count = check_steps(num_inference_steps, train)
     made = min(int(count * strength), count)
     # The original's grid may have more steps than were asked for.
@@ -167,7 +292,11 @@ def first_step(name: str, num_inference_steps: int, strength: float, train: int 
 
 
 def _parts(name: str) -> tuple[str, str | None]:
-    """Base and spacing of a name. Raises ValueError for an unknown one, with what it is called here, or the nearest."""
+    """Splits a name into base and spacing.
+
+    Raises:
+        ValueError: The name is unknown. The message gives its name here, or the nearest solver.
+    """
     if name not in SCHEDULERS:
         advice = aliases.advice(str(name), SCHEDULERS)
         if advice is None:
@@ -178,15 +307,23 @@ def _parts(name: str) -> tuple[str, str | None]:
 
 
 def describes(config: Mapping[str, Any], name: str) -> bool:
-    """Whether `config` is the file of the solver called `name`, and not of one whose place it takes."""
+    """Whether `config` is the file of the solver called `name` itself, rather than of one that it replaces."""
     return config.get("_class_name") in (*_CLASSES,) and scheduler_name(config) == name
 
 
 def scheduler_name(config: Mapping[str, Any]) -> str:
     """Our name for the scheduler that a diffusers scheduler_config.json describes, by its `_class_name`.
 
-    Its `algorithm_type` and `use_karras_sigmas` and the like choose the form. Raises ValueError for a class that we do
-    not have.
+    Its `algorithm_type`, `use_karras_sigmas` and similar settings choose the form.
+
+    Args:
+        config: The contents of the file.
+
+    Returns:
+        One of `SCHEDULERS`.
+
+    Raises:
+        ValueError: The class is not supported.
     """
     kind = config.get("_class_name")
     if not isinstance(kind, str) or kind not in _CLASSES:

@@ -1,7 +1,8 @@
 """Reading a diffusers `scheduler_config.json` the way diffusers does.
 
-Of a scheduler's own file the keys that are there count, and absent ones are the class's default; for one that takes its
-place see `swapped`. Keys which the class does not have are ignored. What we cannot honour is refused by name.
+For a scheduler's own file, the keys that it has count, and missing ones take the class's default. For a scheduler that
+replaces another, see `swapped`. Keys that the class does not have are ignored. Settings that we do not support are
+refused by name.
 """
 
 import math
@@ -30,7 +31,7 @@ THRESHOLDING_DEFAULTS: dict[str, Any] = {
 # diffusers' mark in the settings of a scheduler: the keys whose values are not the file's, but the class's default, or
 # what a pipeline has put there since.
 DEFAULTED = "_use_default_values"
-LARGEST_INTEGER = 1_000_000  # keeps a broken file from asking for tables that fill the memory
+LARGEST_INTEGER = 1_000_000  # keeps a broken file from filling the memory with tables
 CHOICES: dict[str, tuple[Any, ...]] = {
     "beta_schedule": BETA_SCHEDULES,
     "prediction_type": PREDICTION_TYPES,
@@ -43,8 +44,17 @@ def read_settings(
 ) -> dict[str, Any]:
     """The values of the keys in `defaults`, each from `config` or else the default.
 
-    A value must be of its default's type (an integer passes for a float) and, for the keys of `choices` and `CHOICES`,
-    one of those listed. Raises ValueError that names the key.
+    Args:
+        config: The contents of a scheduler_config.json.
+        defaults: The keys to read with the class's defaults. A value must have its default's type (an integer passes
+            for a float).
+        choices: The accepted values of some keys, in addition to `CHOICES`.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: A value has the wrong type or is not accepted. The message names the key.
     """
     choices = {**CHOICES, **(choices or {})}
     settings = {}
@@ -68,7 +78,7 @@ def read_settings(
 
 
 def given(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` without the keys that `DEFAULTED` names, and without that."""
+    """`config` without the keys that `DEFAULTED` lists, and without that key."""
     defaulted = config.get(DEFAULTED)
     left_out = [DEFAULTED, *(defaulted if isinstance(defaulted, list | tuple) else ())]
     return {key: value for key, value in config.items() if key not in left_out}
@@ -77,14 +87,18 @@ def given(config: Mapping[str, Any]) -> dict[str, Any]:
 def swapped(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings for a scheduler that takes the place of the one that `config` describes.
 
-    They are what `from_config` makes of the other's, but that x0 is not limited: latents reach far beyond -1..1, and a
-    file's `clip_sample` and `thresholding`, or the class's default where the file has no such key, are of pictures.
+    They are what `from_config` reads from the other's file, except that x0 is not limited: latents reach far beyond
+    -1..1, while the file's `clip_sample` and `thresholding`, or the class's defaults for them, are meant for images.
     """
     return {**given(config), "clip_sample": False, "thresholding": False}
 
 
 def noise_schedule(settings: Mapping[str, Any]) -> NoiseSchedule:
-    """The noise schedule in settings read with `SCHEDULE_DEFAULTS`. Raises ValueError for values out of range."""
+    """The noise schedule in settings read with `SCHEDULE_DEFAULTS`.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
     betas = settings["trained_betas"]
     if betas is not None:
         try:
@@ -102,9 +116,16 @@ def noise_schedule(settings: Mapping[str, Any]) -> NoiseSchedule:
 
 
 def check_steps(num_inference_steps: int, most: int, least: int = 1, solver: str = "") -> int:
-    """`num_inference_steps` as an int; ValueError unless it is an integer from `least` to `most`.
+    """Checks `num_inference_steps`, an integer from `least` to `most`, and returns it as an int.
 
-    solver: what asks for more than one step, named in the message.
+    Args:
+        num_inference_steps: What was given.
+        most: The largest accepted number.
+        least: The smallest.
+        solver: What needs more than one step, for the message.
+
+    Raises:
+        ValueError: It is not such an integer.
     """
     if not isinstance(num_inference_steps, Integral) or isinstance(num_inference_steps, bool):
         raise ValueError(f"num_inference_steps is {num_inference_steps!r:.80}; want an integer")
@@ -114,8 +135,12 @@ def check_steps(num_inference_steps: int, most: int, least: int = 1, solver: str
     return int(num_inference_steps)
 
 
-def check_begin(start_step: int, steps: int) -> int:
-    """`start_step`, how many of `steps` steps are left out, as an int; ValueError unless one at least is left."""
+def check_start_step(start_step: int, steps: int) -> int:
+    """Checks `start_step`, the number of `steps` to leave out, and returns it as an int.
+
+    Raises:
+        ValueError: It is not an integer that leaves at least one step.
+    """
     if not isinstance(start_step, Integral) or isinstance(start_step, bool) or not 0 <= start_step < steps:
         raise ValueError(
             f"start_step is {start_step!r:.80}; want an integer from 0 to {steps - 1}: one step of {steps} must be left"
@@ -124,14 +149,22 @@ def check_begin(start_step: int, steps: int) -> int:
 
 
 def check_eta(eta: float) -> float:
-    """`eta` as a float; ValueError unless it is a number from 0 to 1."""
+    """Checks `eta`, a number from 0 to 1, and returns it as a float.
+
+    Raises:
+        ValueError: It is not such a number.
+    """
     if not isinstance(eta, Real) or isinstance(eta, bool) or not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta!r:.80}; want a number from 0 to 1")
     return float(eta)
 
 
 def check_timesteps(timesteps: np.ndarray, settings: Mapping[str, Any], num_inference_steps: int) -> np.ndarray:
-    """`timesteps` as they are; ValueError when one lies outside the schedule, as an offset may push it."""
+    """Returns `timesteps` as they are.
+
+    Raises:
+        ValueError: A timestep is outside the schedule, where an offset may push it.
+    """
     last = settings["num_train_timesteps"] - 1
     outside = timesteps[(timesteps < 0) | (timesteps > last)]
     if outside.size:
@@ -145,8 +178,10 @@ def check_timesteps(timesteps: np.ndarray, settings: Mapping[str, Any], num_infe
 def spaced_timesteps(settings: Mapping[str, Any], num_inference_steps: int) -> np.ndarray:
     """The timesteps of DDIM and PNDM, falling: (num_inference_steps,) int64.
 
-    The spacings are those of Lin et al. 2023 (arXiv:2305.08891), table 2. Raises ValueError when the offset pushes
-    one out of the schedule.
+    The spacings are those of Lin et al. 2023 (arXiv:2305.08891), table 2.
+
+    Raises:
+        ValueError: The offset pushes a timestep out of the schedule.
     """
     count, train = num_inference_steps, settings["num_train_timesteps"]
     if settings["timestep_spacing"] == "leading":
@@ -162,7 +197,7 @@ def trailing_timesteps(last: int, train: int, count: int) -> np.ndarray:
     """`count` timesteps or fewer from last - 1 down in strides of train / count, (count,) int64.
 
     For some counts (61 of 1000 is the first) rounding lets numpy.arange run one value too far, to timestep -1, where
-    diffusers then reads the other end of its tables. That value is dropped here.
+    diffusers reads the other end of its tables. That value is dropped here.
     """
     return np.arange(last, 0, -train / count)[:count].round().astype(np.int64) - 1
 

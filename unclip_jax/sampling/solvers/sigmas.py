@@ -1,6 +1,6 @@
-"""Noise levels of the solvers of Karras et al. 2022 (arXiv:2206.00364) as diffusers spaces them.
+"""Noise levels of the solvers of Karras et al. 2022 (arXiv:2206.00364), as diffusers spaces them.
 
-There x is the picture plus sigma times noise; here it is that divided by sqrt(sigma^2 + 1), as the network sees it.
+There x is the image plus sigma times noise. Here it is that divided by sqrt(sigma^2 + 1), as the network sees it.
 """
 
 from collections.abc import Mapping
@@ -22,8 +22,11 @@ K_DIFFUSION_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 class NoiseLevels(NamedTuple):
     """Steps from one noise level to the next.
 
-    timesteps: of each step's start, fractional, (steps,). sigmas: (steps + 1,) float64, falling. every_log_sigma: of
-    the training timesteps. scale: of the initial noise, which with "linspace" and "trailing" has no picture's share.
+    Attributes:
+        timesteps: (steps,), of each step's start; fractional.
+        sigmas: (steps + 1,) float64, falling.
+        every_log_sigma: log(sigma) of all training timesteps.
+        scale: Of the initial noise; with "linspace" and "trailing" it does not include the image's share.
     """
 
     timesteps: np.ndarray
@@ -33,27 +36,36 @@ class NoiseLevels(NamedTuple):
 
     @property
     def alphas(self) -> np.ndarray:
-        """The signal's part of x at each level, (steps + 1,); at the last it is whole, whatever noise there is left."""
+        """The signal's factor in x at each level, (steps + 1,); at the last level it is 1, whatever noise is left."""
         return np.append(alpha_of(self.sigmas[:-1]), 1.0)
 
     def timestep_of(self, sigmas: np.ndarray) -> np.ndarray:
-        """Fractional timesteps of noise levels above 0."""
+        """The fractional timesteps of noise levels above 0."""
         return np.interp(np.log(sigmas), self.every_log_sigma, np.arange(len(self.every_log_sigma)))
 
 
 def alpha_of(sigma: np.ndarray) -> np.ndarray:
-    """The signal's part of x at noise level sigma."""
+    """The signal's factor in x at noise level sigma."""
     return 1 / np.sqrt(sigma**2 + 1)
 
 
 def noise_levels(settings: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None) -> NoiseLevels:
     """The noise levels of `num_inference_steps` steps, 1 to the number of training timesteps.
 
-    settings: read with `DEFAULTS`. spacing: between the first and the last noise level that `timestep_spacing` gives,
-    evenly in sigma^(1/7), in its logarithm, or by the quantiles of Beta(0.6, 0.6) (arXiv:2407.12173); None keeps those.
-    Raises ValueError.
+    Args:
+        settings: Read with `DEFAULTS`.
+        num_inference_steps: The number of steps.
+        spacing: How to space them between the first and the last noise level that `timestep_spacing` gives: evenly in
+            sigma^(1/7) ("karras"), in the logarithm ("exponential"), or by the quantiles of Beta(0.6, 0.6) ("beta",
+            arXiv:2407.12173). None keeps those of `timestep_spacing`.
+
+    Returns:
+        The levels and timesteps.
+
+    Raises:
+        ValueError: A setting or a number is out of range.
     """
-    table = alphas_cumprod(noise_schedule(settings), "diffusers")
+    table = alphas_cumprod(noise_schedule(settings))
     if settings.get("rescale_betas_zero_snr"):
         table[-1] = 2**-24  # diffusers' choice: sigma is 4096 there and not infinite
     if not table.all():

@@ -1,4 +1,4 @@
-"""What all solvers have in common: a grid of numbers and a pure step over one row of it."""
+"""What all solvers share: a grid of numbers, and a pure step over one row of it."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -8,36 +8,55 @@ from typing import Any
 import jax
 import numpy as np
 
+from unclip_jax.reference import Reference
+
 State = Any
 Row = Mapping[str, jax.Array]
 Init = Callable[[jax.Array], State]
 Step = Callable[[str, State, jax.Array, jax.Array, Row, jax.Array | None], tuple[jax.Array, State]]
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """The arguments of `unclip_jax.sampling.make_solver` that made a solver."""
+
+    name: str
+    config: Mapping[str, Any]
+    num_inference_steps: int
+    eta: float
+    start_step: int
+    own: bool
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["grid", "start_alpha_cumprod", "scale"],
-    meta_fields=["prediction_type", "init", "step", "stochastic"],
+    meta_fields=["prediction_type", "init", "step", "stochastic", "reference"],
+    drop_fields=["recipe"],
 )
 @dataclass(frozen=True, eq=False)
 class Solver:
-    """A solver with a number of steps: a pytree whose arrays are the grid, all else being static.
+    """A solver with a fixed number of steps: a pytree whose arrays are the grid; everything else is static.
 
-    grid: name -> (calls,) array, one row for each network call. Always there: "index", int32, 0, 1, ...; "timestep",
-        float32, what the network is told; "alpha_cumprod", float32, the noise level of the x it is given. Where there
-        is "known_noise", it is the noise's weight in a known part of the picture that joins x after the call, instead
-        of the next level's. All else belongs to `step`. Every number that a user may turn (eta, thresholds) is a value
-        here: none is compiled in.
-    prediction_type: "epsilon", "v_prediction" or "sample": how `step` reads the network's output
-    init: init(x) -> state, what the first step needs: () or a tuple of arrays
-    step: step(prediction_type, state, x, out, row, noise) -> (next x, next state). x: (B, H, W, C) float32; out: the
-        network's output for it, of any float dtype; row: the call's row of the grid, scalars; noise: standard normal
-        like x, or None unless `stochastic`. Pure and traceable, float32 inside.
-    stochastic: whether every step takes noise
-    start_alpha_cumprod: a, () float32: a run from a picture's latents z starts at sqrt(a) z + sqrt(1 - a) noise. The
-        first call's noise level, but for "ldm-ddim", which starts one level above it, and from pure noise alone (a is
-        0) when no step is left out
-    scale: what the initial noise is multiplied by, for solvers that begin at a noise level without a picture's share
+    Args:
+        grid: name -> (calls,) array, one row for each network evaluation. Always there: "index", int32, 0, 1, ...;
+            "timestep", float32, which the network is given; "alpha_cumprod", float32, the noise level of the network's
+            x. If there is "known_noise", it is the noise's weight in a known part of the image that is put into x after
+            the evaluation, instead of the next level's. The other columns belong to `step`. Every number that a user
+            may change (eta, thresholds) is a value here: none is compiled in.
+        prediction_type: "epsilon", "v_prediction" or "sample": how `step` reads the network's output.
+        init: init(x) -> state, what the first step needs: () or a tuple of arrays.
+        step: step(prediction_type, state, x, out, row, noise) -> (next x, next state). x: (B, H, W, C) float32; out:
+            the network's output for it, of any float dtype; row: the evaluation's row of the grid, scalars; noise:
+            standard normal like x, or None unless `stochastic`. Pure and traceable, float32 inside.
+        stochastic: Whether every step takes noise.
+        start_alpha_cumprod: a, () float32. A run from an image's latents z starts at sqrt(a) z + sqrt(1 - a) noise. It
+            is the noise level of the first evaluation, except for "ldm-ddim", which starts one level above it, or from
+            pure noise (a is 0) when no step is left out.
+        scale: The factor of the initial noise, for solvers whose first noise level does not include the image's share.
+        reference: The reference whose procedure a pipeline follows around the loop with this solver.
+        recipe: The arguments that made it, so that a pipeline can make it again with fewer steps; None for a solver of
+            your own, and inside compiled programs.
     """
 
     grid: Mapping[str, jax.Array | np.ndarray]
@@ -47,20 +66,34 @@ class Solver:
     stochastic: bool
     start_alpha_cumprod: jax.Array | np.floating
     scale: jax.Array | np.floating = np.float32(1)  # noqa: RUF009
+    reference: Reference = Reference.DIFFUSERS
+    recipe: Recipe | None = None
 
     @property
     def calls(self) -> int:
-        """How often the network is called; some solvers need more calls than steps."""
+        """The number of network evaluations (NFE); some solvers need more than one per step."""
         return self.grid["index"].shape[0]
+
+    @property
+    def steps(self) -> np.ndarray:
+        """(calls,) int32: the step of each network evaluation. Those that repeat a timestep belong to one step."""
+        timesteps = np.asarray(self.grid["timestep"])
+        return np.concatenate([[0], np.cumsum(timesteps[1:] != timesteps[:-1])]).astype(np.int32)
 
 
 def make_grid(
     timesteps: np.ndarray, alpha_cumprod: np.ndarray, start_step: int = 0, /, **columns: np.ndarray | float
 ) -> dict[str, np.ndarray]:
-    """A grid of float32 columns and the index; a scalar column is repeated.
+    """Makes a grid of float32 columns and the index; a scalar column is repeated.
 
-    start_step: how many rows to leave out at the start; the index counts those that are left. timesteps, alpha_cumprod,
-    columns: (calls,), of which (calls - start_step,) are returned.
+    Args:
+        timesteps: (calls,).
+        alpha_cumprod: (calls,).
+        start_step: The number of rows to leave out at the start. The index counts the rows that are left.
+        **columns: (calls,) or scalars.
+
+    Returns:
+        name -> (calls - start_step,).
     """
     calls = len(timesteps)
     floats = {"timestep": timesteps, "alpha_cumprod": alpha_cumprod, **columns}

@@ -1,4 +1,4 @@
-"""Dynamic thresholding of predicted pictures (Imagen, Saharia et al. 2022, arXiv:2205.11487, section 2.3)."""
+"""Dynamic thresholding of predicted images (Imagen, Saharia et al. 2022, arXiv:2205.11487, section 2.3)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +11,14 @@ from unclip_jax.sampling.solvers.solver import Row
 
 
 def threshold(x0: jax.Array, row: Row) -> jax.Array:
-    """Clamps each image to +-s and divides it by s, s being a quantile of its magnitudes from 1 to a maximum.
+    """Clamps each image to +-s and divides it by s, a quantile of its magnitudes.
 
-    x0: (B, ...) float32; row: scalars "threshold_ratio", the quantile (0..1), and "threshold_max". Returns (B, ...).
+    Args:
+        x0: (B, ...) float32.
+        row: Scalars "threshold_ratio", the quantile (0..1), and "threshold_max". s is at least 1 and at most that.
+
+    Returns:
+        (B, ...) float32.
     """
     magnitudes = jnp.abs(x0).reshape(x0.shape[0], -1)
     bound = jnp.clip(jnp.quantile(magnitudes, row["threshold_ratio"], axis=1), 1, row["threshold_max"])
@@ -22,7 +27,11 @@ def threshold(x0: jax.Array, row: Row) -> jax.Array:
 
 
 def limits(settings: Mapping[str, Any]) -> dict[str, float]:
-    """The columns by which `linear.step` limits x0 where the file says so. Raises ValueError out of range."""
+    """The columns by which `linear.step` limits x0, if the file asks for it.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
     if settings["thresholding"]:
         return threshold_columns(settings)
     if not settings["clip_sample_range"] > 0:
@@ -31,7 +40,11 @@ def limits(settings: Mapping[str, Any]) -> dict[str, float]:
 
 
 def threshold_columns(settings: Mapping[str, Any]) -> dict[str, float]:
-    """The grid columns that `threshold` reads; none when thresholding is off. Raises ValueError out of range."""
+    """The columns that `threshold` reads; none if thresholding is off.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
     if not settings["thresholding"]:
         return {}
     ratio, maximum = settings["dynamic_thresholding_ratio"], settings["sample_max_value"]

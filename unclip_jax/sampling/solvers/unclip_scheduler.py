@@ -1,10 +1,11 @@
 """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239) over respaced timesteps, as Karlo's prior runs it."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import NoiseSchedule, alphas_cumprod, cosine_betas
 from unclip_jax.sampling.solvers import linear
 from unclip_jax.sampling.solvers.registry import make_solver, scheduler_name
@@ -27,25 +28,43 @@ CHOICES = {
 }
 
 
-Reference = Literal["ldm", "diffusers"]
-
-
-def prior_solver(config: Mapping[str, Any], num_inference_steps: int, reference: Reference = "diffusers") -> Solver:
+def prior_solver(
+    config: Mapping[str, Any], num_inference_steps: int, reference: Reference = Reference.DIFFUSERS
+) -> Solver:
     """The solver that a prior's scheduler_config.json names: UnCLIPScheduler, or one of those of `make_solver`.
 
-    Raises ValueError for a class or setting that we do not have.
+    Args:
+        config: The contents of the file.
+        num_inference_steps: Network evaluations.
+        reference: As in `unclip_scheduler`.
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: The class or a setting is not supported.
     """
     if config.get("_class_name") == "UnCLIPScheduler":
         return unclip_scheduler(config, num_inference_steps, reference)
     return make_solver(scheduler_name(config), config, num_inference_steps, own=True)
 
 
-def unclip_scheduler(config: Mapping[str, Any], num_inference_steps: int, reference: Reference = "diffusers") -> Solver:
-    """`num_inference_steps` network calls, 2 to the number of training timesteps, from the last timestep to the first.
+def unclip_scheduler(
+    config: Mapping[str, Any], num_inference_steps: int, reference: Reference = Reference.DIFFUSERS
+) -> Solver:
+    """Ancestral sampling with `num_inference_steps` network evaluations, from the last timestep to the first.
 
-    config: a diffusers scheduler_config.json (UnCLIPScheduler); models that predict their variance are refused.
-    reference: whose rounding, of the tables and of timesteps that fall between two: "diffusers", or "ldm" for the
-    original's `SpacedDiffusion`, which adds up its strides. Raises ValueError.
+    Args:
+        config: A diffusers scheduler_config.json (UnCLIPScheduler). Models that predict their variance are refused.
+        num_inference_steps: Network evaluations, 2 to the number of training timesteps.
+        reference: Whose rounding to reproduce, of the tables and of timesteps between two integers: "diffusers", or
+            "original" for the original's `SpacedDiffusion`, which accumulates its strides.
+
+    Returns:
+        The solver; it is stochastic.
+
+    Raises:
+        ValueError: A setting or a number is out of range.
     """
     settings = read_settings(config, DEFAULTS, CHOICES)
     schedule = NoiseSchedule(int(settings["num_train_timesteps"]), beta_schedule="squaredcos_cap_v2")
@@ -53,12 +72,12 @@ def unclip_scheduler(config: Mapping[str, Any], num_inference_steps: int, refere
     count = check_steps(num_inference_steps, len(table), 2, "the prior's respaced timesteps")
     stride = (len(table) - 1) / (count - 1)
     added = np.cumsum(np.append(0.0, np.full(count - 1, stride)))
-    rising = added if reference == "ldm" else np.arange(count) * stride
+    rising = added if reference == Reference.ORIGINAL else np.arange(count) * stride
     timesteps = rising.round()[::-1].astype(np.int64)
     here = table[timesteps].astype(np.float64)
     there = np.append(here[1:], 1.0)
     beta = 1 - here / there
-    if reference == "diffusers":
+    if reference == Reference.DIFFUSERS:
         # Between neighbours diffusers takes the beta itself: at the end, where 1 - alpha_cumprod has lost its digits in
         # float32, the embedding comes out 0.05 % shorter.
         single = cosine_betas(len(table)).astype(np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 
 from unclip_jax.sampling.solvers import linear
 from unclip_jax.sampling.solvers.log_snr import CHOICES, DEFAULTS, half_log_snr, levels, warm_up
-from unclip_jax.sampling.solvers.settings import check_begin, read_settings
+from unclip_jax.sampling.solvers.settings import check_start_step, read_settings
 from unclip_jax.sampling.solvers.sigmas import Spacing
 from unclip_jax.sampling.solvers.solver import Solver, make_grid
 from unclip_jax.sampling.solvers.thresholding import threshold_columns
@@ -38,12 +38,20 @@ UNIPC_CHOICES = {
 def unipc(
     config: Mapping[str, Any], num_inference_steps: int, spacing: Spacing | None = None, start_step: int = 0
 ) -> Solver:
-    """UniPC: a multistep predictor, and each x corrected by the prediction made there: still one network call a step.
+    """UniPC: a multistep predictor whose x is corrected by the prediction made there; one network evaluation per step.
 
-    config: a diffusers scheduler_config.json; its solver_order (1, 2 or 3), which is the predictor's order and the
-    number of predictions remembered, solver_type, predict_x0 and disable_corrector are honoured. num_inference_steps:
-    network calls, 1 to the number of training timesteps. spacing: see `log_snr.levels`. start_step: how many steps are
-    left out. Raises ValueError.
+    Args:
+        config: A diffusers scheduler_config.json. Its solver_order (1, 2 or 3) is the predictor's order and the number
+            of predictions remembered. solver_type, predict_x0 and disable_corrector are honoured.
+        num_inference_steps: Network evaluations, 1 to the number of training timesteps.
+        spacing: See `log_snr.levels`.
+        start_step: The number of steps to leave out.
+
+    Returns:
+        The solver; it is deterministic.
+
+    Raises:
+        ValueError: A setting or a number is out of range.
     """
     settings = read_settings(config, UNIPC, UNIPC_CHOICES)
     uncorrected = _integers(settings["disable_corrector"])
@@ -53,10 +61,10 @@ def unipc(
         raise ValueError("scheduler config: final_sigmas_type is 'zero'; want 'sigma_min' with predict_x0 false")
     most = settings["solver_order"]
     timesteps, alpha, sigma = levels(settings, num_inference_steps, spacing, "unipc")
-    calls, start_step = len(timesteps), check_begin(start_step, len(timesteps))
+    calls, start_step = len(timesteps), check_start_step(start_step, len(timesteps))
     orders = warm_up(most, calls, start_step)
     if settings["lower_order_final"] or settings["final_sigmas_type"] == "zero":
-        # To no noise at all there is no second order: without lower_order_final diffusers divides by zero there.
+        # A step to zero noise has no second order: without lower_order_final diffusers divides by zero there.
         left = (
             calls - np.arange(calls) if settings["lower_order_final"] else np.where(np.arange(calls) < calls - 1, 9, 1)
         )
@@ -93,9 +101,9 @@ def _integers(value: Any) -> tuple[int, ...]:
 
 
 class _Update:
-    """Formulas of B(h): what the predictions add to x in a step, besides shrinking it.
+    """The formulas of B(h): what the predictions add to x in a step, apart from its shrinkage.
 
-    scale: what x is divided by to make the equation linear in the predictions: sigma for those of x0, alpha for noise.
+    scale: the divisor of x that makes the equation linear in the predictions: sigma for those of x0, alpha for noise.
     """
 
     def __init__(self, alpha: np.ndarray, sigma: np.ndarray, of_x0: bool, bh1: bool, most: int) -> None:
@@ -103,7 +111,7 @@ class _Update:
         self.lambdas, self.of_x0, self.bh1, self.most = half_log_snr(alpha, sigma), of_x0, bh1, most
 
     def predictor(self, step: int, order: int) -> np.ndarray:
-        """Weights of the predictions at the step's start and before, newest first: (most,)."""
+        """The weights of the predictions at the step's start and before, newest first: (most,)."""
         weights, nodes, hh = self._first_order(step)
         nodes = nodes[: order - 1]
         if nodes.size == 1:
@@ -114,7 +122,10 @@ class _Update:
         return weights
 
     def corrector(self, call: int, order: int) -> np.ndarray:
-        """Weights of the prediction at this call and of those before it, newest first, in the step that led here."""
+        """The weights of the prediction at this evaluation and of those before it, newest first.
+
+        They belong to the step that led here.
+        """
         step = call - 1
         weights, nodes, hh = self._first_order(step)
         if hh == 0:
@@ -133,7 +144,7 @@ class _Update:
         weights = np.zeros(self.most)
         weights[0] = -self.other[step + 1] * np.expm1(hh)
         back = self.lambdas[max(step - self.most, 0) : step][::-1] - self.lambdas[step]
-        # Levels that are the same, which rounding makes of some large counts, count as one.
+        # Equal levels, which rounding produces for some large counts, count as one.
         same = np.flatnonzero(np.diff(np.append(0, back)) == 0)
         usable = same[0] if same.size else len(back)
         return weights, back[:usable] / h if h > 0 else np.zeros(0), hh

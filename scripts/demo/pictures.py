@@ -1,4 +1,4 @@
-"""Pictures and captions of the demo model's training, from the drawings that scripts/demo_drawings collects."""
+"""Pictures and captions of the demo model's training, from the drawings that scripts/demo/drawings collects."""
 
 import colorsys
 import json
@@ -10,6 +10,7 @@ import numpy as np
 import tokenizers
 from PIL import Image
 
+from convert.tokenizer import NAMED_TOKENS, WORDS, tokenizer_json_from_folder
 from unclip_jax.conditioning import tokenizer as clip_tokenizer
 
 SIZE = 64
@@ -32,7 +33,7 @@ WHITE = (255, 255, 255)
 
 
 class Drawings(NamedTuple):
-    """The arrays that scripts/demo_drawings writes, see there."""
+    """The arrays that scripts/demo/drawings writes, see there."""
 
     images: np.ndarray
     alpha: np.ndarray
@@ -109,10 +110,10 @@ def caption(drawings: Drawings, index: int, background: str, rng: np.random.Gene
 def tokenizer_json(drawings: Drawings, size: int) -> str:
     """A byte-pair vocabulary of `size` ids for the captions, as CLIP's is made: bytes, merges, start and end."""
     captions = [*drawings.names, *drawings.words, *(f"{name} background" for name in BACKGROUNDS)]
-    start, end = clip_tokenizer.NAMED_TOKENS["bos_token"], clip_tokenizer.NAMED_TOKENS["eos_token"]
+    start, end = NAMED_TOKENS["bos_token"], NAMED_TOKENS["eos_token"]
     learner = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer = tokenizers.normalizers.Lowercase()
-    learner.pre_tokenizer = clip_tokenizer.words(clip_tokenizer.TRANSFORMERS_WORDS, split_again=True)
+    learner.pre_tokenizer = clip_tokenizer.words(WORDS, split_again=True)
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=size, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
@@ -125,4 +126,4 @@ def tokenizer_json(drawings: Drawings, size: int) -> str:
         vocabulary = {token: index for index, token in enumerate(tokens)}
         Path(folder, "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
         Path(folder, "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, merges)]), "utf-8")
-        return clip_tokenizer.tokenizer_json_from_folder(Path(folder))
+        return tokenizer_json_from_folder(Path(folder))

@@ -1,4 +1,4 @@
-"""Tokenizers' folders as transformers writes them, and recorded ids."""
+"""Folders of transformers' CLIPTokenizer as one finds them, with a small vocabulary."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,8 @@ from pathlib import Path
 from unclip_jax.conditioning.tokenizer import open_clip_tokenizer_json
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokens.json"
-
-
 CASES = json.loads(GOLDEN.read_text("utf-8"))["cases"]
-
-
 START, END = "<|startoftext|>", "<|endoftext|>"
-
 
 # A vocabulary of 517 tokens: 256 symbols, the same at the end of a word, "at</w>" 512, "cat</w>" 513, "hi</w>" 514.
 MERGES = [("a", "t</w>"), ("c", "at</w>"), ("h", "i</w>")]
@@ -54,24 +49,12 @@ def token(content, **flags):
 
 
 BANG = {"pad_token": "!"}
-
-
 LISTED = {"0": token("!", special=True), "515": token(START, special=True), "516": token(END, special=True)}
-
-
 CAT, DOG = (token(content, special=False, normalized=True) for content in ("<cat>", "<dog>"))
-
-
 # Folders as one finds them -> the ids of "HI! <cat> <CAT>" between start (515) and end (516), and the padding.
 SPELLED = [283, 513, 285]  # "<</w>", "cat</w>", "></w>"
-
-
 PLAIN, PADDED = ([514, 256, *SPELLED, *SPELLED], 516), ([514, 0, *SPELLED, *SPELLED], 0)
-
-
 ADDED, SPECIAL = ([514, 0, 517, 517], 0), ([514, 0, 517, *SPELLED], 0)
-
-
 FOLDERS = {
     "nothing said": (old_files(), PLAIN),
     "map": (old_files(special_tokens_map=BANG), PADDED),

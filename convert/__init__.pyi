@@ -1,0 +1,10 @@
+from .adapters import read_lora as read_lora
+from .adapters import read_textual_inversion as read_textual_inversion
+from .export.diffusers import save_diffusers as save_diffusers
+from .export.lora import save_lora as save_lora
+from .export.original import save_original as save_original
+from .export.textual_inversion import save_textual_inversion as save_textual_inversion
+from .merge import add_difference as add_difference
+from .merge import open_weights as open_weights
+from .random import write_random_checkpoint as write_random_checkpoint
+from .safety import open_safety_checker as open_safety_checker

@@ -1,0 +1,37 @@
+from . import adapters as adapters
+from . import checkpoints as checkpoints
+from . import conditioning as conditioning
+from . import demo as demo
+from . import distributed as distributed
+from . import evaluation as evaluation
+from . import image_files as image_files
+from . import models as models
+from . import pipelines as pipelines
+from . import sampling as sampling
+from . import training as training
+from . import watermark as watermark
+from .checkpoints.foreign import open_safety_checker as open_safety_checker
+from .checkpoints.networks import Network as Network
+from .checkpoints.source import open_checkpoint as open_checkpoint
+from .distributed.mesh import local_mesh as local_mesh
+from .models.freeu import FreeU as FreeU
+from .pipelines.auto import from_pretrained as from_pretrained
+from .pipelines.checks import ProjectedGuidance as ProjectedGuidance
+from .pipelines.depth_to_image import DepthToImagePipeline as DepthToImagePipeline
+from .pipelines.image_to_image import ImageToImagePipeline as ImageToImagePipeline
+from .pipelines.inpaint import InpaintPipeline as InpaintPipeline
+from .pipelines.memory import Memory as Memory
+from .pipelines.output import PipelineOutput as PipelineOutput
+from .pipelines.output import StreamState as StreamState
+from .pipelines.pipeline import Pipeline as Pipeline
+from .pipelines.plan import plan as plan
+from .pipelines.prior import TextToEmbeddingPrior as TextToEmbeddingPrior
+from .pipelines.stable_unclip import StableUnCLIPPipeline as StableUnCLIPPipeline
+from .pipelines.text_to_image import TextToImagePipeline as TextToImagePipeline
+from .pipelines.unclip import UnCLIPPipeline as UnCLIPPipeline
+from .pipelines.upscale import UpscalePipeline as UpscalePipeline
+from .reference import Reference as Reference
+from .sampling.solvers.solver import Solver as Solver
+from .watermark import MARK as MARK
+
+__version__: str

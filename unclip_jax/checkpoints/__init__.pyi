@@ -1,0 +1,14 @@
+from .checkpoint import Checkpoint as Checkpoint
+from .checkpoint import Parameter as Parameter
+from .config import CheckpointConfig as CheckpointConfig
+from .config import ClipConfig as ClipConfig
+from .config import PriorCheckpointConfig as PriorCheckpointConfig
+from .directory import open_directory as open_directory
+from .directory import save as save
+from .foreign import open_safety_checker as open_safety_checker
+from .loading import load_networks as load_networks
+from .networks import Network as Network
+from .networks import abstract_networks as abstract_networks
+from .networks import part as part
+from .source import open_checkpoint as open_checkpoint
+from .source import open_prior as open_prior

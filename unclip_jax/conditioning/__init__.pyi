@@ -1,0 +1,10 @@
+from .clip_image import load_image as load_image
+from .clip_image import load_images as load_images
+from .clip_image import preprocess as preprocess
+from .interpolation import edit_by_text as edit_by_text
+from .interpolation import interpolate_grid as interpolate_grid
+from .interpolation import interpolate_path as interpolate_path
+from .interpolation import noise_level_sweep as noise_level_sweep
+from .noise_augmentation import mix_conditions as mix_conditions
+from .noise_augmentation import noise_image_embeddings as noise_image_embeddings
+from .tokenizer import Tokenizer as Tokenizer

@@ -1,0 +1,3 @@
+from .mesh import Chunk as Chunk
+from .mesh import local_mesh as local_mesh
+from .mesh import make_chunk as make_chunk

@@ -1,0 +1,14 @@
+from .clip import TextConfig as TextConfig
+from .clip import TextEncoder as TextEncoder
+from .clip import VisionConfig as VisionConfig
+from .clip import VisionEncoder as VisionEncoder
+from .depth import DepthConfig as DepthConfig
+from .depth import DepthEstimator as DepthEstimator
+from .freeu import FreeU as FreeU
+from .prior import Prior as Prior
+from .prior import PriorConfig as PriorConfig
+from .timestep import timestep_embedding as timestep_embedding
+from .unet import UNet as UNet
+from .unet import UNetConfig as UNetConfig
+from .vae import VAE as VAE
+from .vae import VAEConfig as VAEConfig

@@ -1,0 +1,267 @@
+"""Checks of what all calls share. Everything is refused here, by name, before anything is compiled."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import numpy as np
+
+from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.pipelines.arguments import CommonArguments, DefaultFloat, DefaultInt, OutputType
+from unclip_jax.pipelines.request import Inputs, Request
+from unclip_jax.reference import Reference
+from unclip_jax.sampling.guidance import Guidance, limit_interval
+from unclip_jax.sampling.solvers import Solver, choose_solver
+
+MAX_SEED = 2**32 - 1
+MAX_IMAGES = 1 << 20
+MAX_SCALE = 1e4
+
+
+def check_integer(name: str, value: Any, low: int, high: int) -> int:
+    """An integer in low..high (numpy's too, booleans not)."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}; want an integer from {low} to {high}")
+    return int(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is an integer or a float (numpy's too, booleans not)."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def check_number(name: str, value: Any, low: float, high: float) -> float:
+    """A number in low..high (numpy's too, booleans not)."""
+    if not is_number(value) or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}; want a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; want True or False")
+    return value
+
+
+def check_size(name: str, value: Any, multiple: int, default: int) -> int:
+    """A side in pixels, a multiple of `multiple`; None gives the default."""
+    if value is None:
+        return default
+    value = check_integer(name, value, 1, 1 << 16)
+    if value % multiple:
+        near = max(multiple, round(value / multiple) * multiple)
+        raise ValueError(f"{name} is {value}; want a multiple of {multiple}, such as {near}")
+    return value
+
+
+def check_array(name: str, value: Any, *shapes: tuple[int | None, ...]) -> np.ndarray:
+    """A finite float32 array of one of the given shapes; None in a shape stands for any size."""
+    try:
+        array = np.asarray(value, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is no array of numbers: {error}") from error
+    if not any(
+        array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
+        for shape in shapes
+    ):
+        accepted = " or ".join(str(tuple("any" if s is None else s for s in shape)) for shape in shapes)
+        raise ValueError(f"{name} has shape {array.shape}; want {accepted}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds NaN or infinite values")
+    return array
+
+
+def optional_array(name: str, value: Any, *shapes: tuple[int | None, ...]) -> np.ndarray | None:
+    """The same, or None."""
+    return None if value is None else check_array(name, value, *shapes)
+
+
+def check_prompts(name: str, value: Any, images: int) -> list[str]:
+    """One string per image; a single string stands for all."""
+    if isinstance(value, str):
+        return [value] * images
+    if not isinstance(value, Sequence) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"{name} is {value!r}; want a string, or a list of one string per image")
+    if len(value) != images:
+        raise ValueError(f"{name} has {len(value)} strings; there are {images} images, want one for each")
+    return list(value)
+
+
+def count_texts(name: str, value: Any) -> int:
+    """How many prompts are given. Raises ValueError for an empty list."""
+    count = 1 if isinstance(value, str) or not hasattr(value, "__len__") else len(value)
+    if count == 0:
+        raise ValueError(f"{name} is an empty list")
+    return count
+
+
+def check_latent_shape(config: CheckpointConfig, height: Any, width: Any) -> tuple[int, int, int]:
+    """(h, w, channels) of the latents of images of this size in pixels; None is the checkpoint's own size."""
+    factor, unit = config.vae.factor, config.vae.factor * config.unet.size_multiple
+    default = config.unet.sample_size * factor
+    height, width = check_size("height", height, unit, default), check_size("width", width, unit, default)
+    return height // factor, width // factor, config.vae.latent_channels
+
+
+def check_solver(
+    config: CheckpointConfig, a: CommonArguments, strength: float | None = None, depth: bool = False
+) -> Solver:
+    """The solver of a call.
+
+    Args:
+        strength: of runs that start from an image; None for runs from pure noise.
+        depth: of depth to image, see `unclip_jax.sampling.first_step`.
+    """
+    steps = check_integer("num_inference_steps", a.num_inference_steps, 1, 1000)
+    given = {name for name in ("num_inference_steps", "strength") if not _is_default(getattr(a, name, None))}
+    if a.eta is not None:
+        given.add("eta")
+    eta = 0.0 if a.eta is None else a.eta
+    return choose_solver(
+        a.scheduler, config.scheduler, config.scheduler_config, steps, eta, strength, depth=depth, given=given
+    )
+
+
+def _is_default(value: Any) -> bool:
+    return isinstance(value, DefaultInt | DefaultFloat)
+
+
+def check_request(
+    config: CheckpointConfig,
+    a: CommonArguments,
+    solver: Solver,
+    latent_shape: tuple[int, int, int],
+    prompt: Any,
+    negative_prompt: Any,
+    prompts: int | None = None,
+) -> Request[None]:
+    """The request of a call, without what the task alone has.
+
+    Args:
+        prompt, negative_prompt: the call's.
+        prompts: how many there must be, as many as images; None: as many as are given.
+
+    Raises:
+        ValueError: for an argument out of its range or of another shape.
+    """
+    repeats = check_integer("num_images_per_prompt", a.num_images_per_prompt, 1, MAX_IMAGES)
+    seed = check_integer("seed", a.seed, 0, MAX_SEED)
+    if a.output_type not in get_args(OutputType):
+        raise ValueError(f"output_type is {a.output_type!r}; accepted: 'pil', 'np', 'latent'")
+    text = (config.text_encoder.context_length, config.text_encoder.width)
+    if prompts is None and a.prompt_embeds is not None:
+        prompts = len(check_array("prompt_embeds", a.prompt_embeds, (None, *text)))
+    if prompts is None:
+        prompts = count_texts("prompt", prompt)
+    batch = prompts * repeats
+    guidance, strengths = check_guidance(a, solver, batch)
+    size = batch if a.batch_size is None else check_integer("batch_size", a.batch_size, 1, MAX_IMAGES)
+    return Request(
+        solver=solver,
+        guidance=guidance,
+        strengths=strengths,
+        seed=seed,
+        batch=batch,
+        repeats=repeats,
+        latent_shape=latent_shape,
+        prompts=check_prompts("prompt", prompt, prompts),
+        negative_prompts=check_prompts("negative_prompt", negative_prompt, prompts),
+        prompt_embeds=optional_array("prompt_embeds", a.prompt_embeds, (1, *text), (prompts, *text)),
+        negative_prompt_embeds=optional_array(
+            "negative_prompt_embeds", a.negative_prompt_embeds, (1, *text), (prompts, *text)
+        ),
+        step_noise=optional_array("step_noise", a.step_noise, (solver.calls, batch, *latent_shape)),
+        batch_size=min(size, batch),
+        output_type=a.output_type,
+        inputs=None,
+    )
+
+
+def with_inputs(request: Request[Any], inputs: Inputs, **changes: Any) -> Request[Inputs]:
+    """The request with what the task alone has, and other changes."""
+    made: Any = dataclasses.replace(request, inputs=inputs, **changes)
+    return made
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectedGuidance:
+    """Adaptive projected guidance (Sadat et al. 2024, arXiv:2410.02416), see `unclip_jax.sampling.guidance.project`.
+
+    Attributes:
+        eta: 0 to 1, how much of the part along the prediction is kept.
+        threshold: above 0, the longest update, in units of the latents.
+        momentum: in (-1, 1), of earlier updates; negative ones push away from them.
+    """
+
+    eta: float = 0.0
+    threshold: float = math.inf
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("eta", self.eta, 0, 1)
+        check_number("momentum", self.momentum, -1, 1)
+        if not is_number(self.threshold) or not self.threshold > 0:
+            raise ValueError(f"threshold is {self.threshold!r}; want a number above 0")
+
+
+def check_guidance(a: CommonArguments, solver: Solver, batch: int) -> tuple[Guidance, dict[str, np.ndarray]]:
+    """What guides a run, and how much at each evaluation and image, (calls, batch) float32, by `guided`'s names.
+
+    What is 0 is no part of the program; other values are traced.
+    """
+    calls = (solver.calls, batch)
+    on, scale = check_guidance_scale(a.guidance_scale, solver, batch)
+    pag, rescale = check_number("pag_scale", a.pag_scale, 0, MAX_SCALE), a.guidance_rescale
+    strengths = {
+        "guidance_scale": scale,
+        "pag_scale": np.full(calls, pag, np.float32),
+        "guidance_rescale": np.full(calls, check_number("guidance_rescale", rescale, 0, 1), np.float32),
+    }
+    projected = a.projected_guidance
+    if projected is not None:
+        if not isinstance(projected, ProjectedGuidance):
+            raise ValueError(f"projected_guidance is {projected!r}; want a ProjectedGuidance or None")
+        for name, value in dataclasses.asdict(projected).items():
+            strengths[f"apg_{name}"] = np.full(calls, value, np.float32)
+    if a.guidance_interval is not None:
+        interval = a.guidance_interval
+        if not isinstance(interval, Sequence) or isinstance(interval, str) or len(interval) != 2:
+            raise ValueError(f"guidance_interval is {interval!r}; want (low, high)")
+        ends = [check_number("guidance_interval", end, 0, math.inf) for end in interval]
+        for name, outside in (("guidance_scale", 1.0), ("pag_scale", 0.0)):
+            levels = np.asarray(solver.grid["alpha_cumprod"])
+            strengths[name] = limit_interval(strengths[name], levels, (ends[0], ends[1]), outside)
+    guidance = Guidance(
+        unconditional=on,
+        projected=on and projected is not None,
+        perturbed=pag > 0,
+        rescaled=rescale > 0 and (on or pag > 0),
+    )
+    used = {"guidance_scale": on, "pag_scale": guidance.perturbed, "guidance_rescale": guidance.rescaled}
+    return guidance, {k: v for k, v in strengths.items() if used.get(k, guidance.projected)}
+
+
+def check_guidance_scale(value: Any, solver: Solver, batch: int) -> tuple[bool, np.ndarray]:
+    """Whether guidance is on, and its scale for each network evaluation and image, (calls, batch) float32.
+
+    A number, one per step (or network evaluation), one per image, or (calls, batch). A number switches guidance off:
+    in the original's procedures at exactly 1, in diffusers' at 1 and below. A list whose length fits steps and images
+    alike is one per step.
+    """
+    steps, calls = solver.steps, solver.calls
+    if is_number(value):
+        if not math.isfinite(value):
+            raise ValueError(f"guidance_scale is {value!r}; want a finite number")
+        on = value != 1 if solver.reference == Reference.ORIGINAL else value > 1
+        return bool(on), np.full((calls, batch), value, np.float32)
+    if isinstance(value, str | bool) or value is None:
+        raise ValueError(f"guidance_scale is {value!r}; want a number, one per step, or one per image")
+    count = int(steps[-1]) + 1
+    scale = check_array("guidance_scale", value, (count,), (calls,), (batch,), (calls, batch))
+    if scale.ndim == 2:
+        return True, scale
+    if len(scale) == count:
+        scale = scale[steps]
+    return True, np.ascontiguousarray(np.broadcast_to(scale[:, None] if len(scale) == calls else scale, (calls, batch)))

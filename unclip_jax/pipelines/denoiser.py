@@ -1,0 +1,119 @@
+"""The UNet under guidance, as the loop calls it: the one wiring for pipelines, training samples and the memory plan."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from unclip_jax.checkpoints.networks import Network
+from unclip_jax.models.freeu import FreeU
+from unclip_jax.sampling.guidance import Guidance, guidance_rows, guided
+from unclip_jax.sampling.loop import Between, StatefulDenoise
+from unclip_jax.sampling.solvers import Row
+from unclip_jax.sampling.tiled import tiled
+
+
+class Known(NamedTuple):
+    """A part of the image that is given: where `mask` (B, h, w, 1) is 0, `latents` (B, h, w, 4) noised by `noise`."""
+
+    mask: jax.Array
+    latents: jax.Array
+    noise: jax.Array
+
+
+class Constants(NamedTuple):
+    """What stays the same over the loop, for all guidance rows of each image. None: not there.
+
+    Attributes:
+        text: the keys and values of every cross-attention.
+        times: (calls, C), the embedding of every network evaluation's timestep.
+        classes: (rows, C), to be added to it.
+        channels: (rows, h, w, c), what the UNet reads beside the latents.
+        known: of B images.
+    """
+
+    text: Any
+    times: jax.Array
+    classes: jax.Array | None
+    channels: jax.Array | None
+    known: Known | None
+    freeu: FreeU | None
+
+
+def prepare(
+    unet: Network,
+    params: Mapping[str, jax.Array],
+    text: jax.Array,
+    negative: jax.Array | None,
+    labels: jax.Array | None,
+    timesteps: jax.Array,
+    channels: jax.Array | None = None,
+    known: Known | None = None,
+    freeu: FreeU | None = None,
+    *,
+    guidance: Guidance,
+) -> Constants:
+    """The constants of a run of B images.
+
+    Args:
+        text, negative: (B, T, C) states of the text encoder; negative is not read without guidance.
+        labels: (B, 2 D) of unCLIP, (B,) integers of an upscaler.
+        timesteps: (calls,) float32.
+        channels: (B, h, w, c).
+    """
+    model = unet.merge(params)
+    classes = None
+    if labels is not None:
+        # unCLIP's unconditional label is a vector of zeros, level and all, and it goes through the embedding's biases;
+        # the noise level of an upscaler is the same in all rows.
+        classes = model.embed_class(guidance_rows(guidance, labels if labels.ndim == 1 else 0 * labels, labels))
+    return Constants(
+        text=model.encode_context(guidance_rows(guidance, negative, text)),
+        times=model.embed_time(timesteps),
+        classes=classes,
+        channels=None if channels is None else guidance_rows(guidance, channels, channels),
+        known=known,
+        freeu=freeu,
+    )
+
+
+def unet_denoiser(
+    unet: Network,
+    params: Mapping[str, jax.Array],
+    constants: Constants,
+    guidance: Guidance,
+    prediction_type: str,
+    tile: tuple[int, int] | None = None,
+) -> StatefulDenoise:
+    """The guided UNet, as `unclip_jax.sampling.run_stateful_steps` takes it.
+
+    Args:
+        tile: size and overlap in latents, see `unclip_jax.sampling.tiled`; None: the whole image at once.
+    """
+    text, times, classes, channels, _, freeu = constants
+
+    def network(x: jax.Array, row: Row, perturbed: jax.Array | None) -> jax.Array:
+        # Merged within the loop: a network that recomputes its activations must not come from outside of it.
+        model = unet.merge(params)
+        emb = times[row["index"]][None]
+        emb = emb if classes is None else emb + classes
+        x = x if channels is None else jnp.concatenate([x, channels], axis=-1)
+        layers = None if perturbed is None else model.perturb_attention(perturbed)
+
+        def run(x: jax.Array, row: Row) -> jax.Array:
+            return model.denoise(x, emb, text, layers, freeu)
+
+        return run(x, row) if tile is None else tiled(run, *tile)(x, row)
+
+    return guided(network, guidance, prediction_type)
+
+
+def put_back(known: Known) -> Between:
+    """What goes between two steps: the known part of the image, noised to the level of the row."""
+
+    def between(x: jax.Array, row: Row) -> jax.Array:
+        noised = row["known_signal"] * known.latents + row["known_noise"] * known.noise
+        return known.mask * x + (1 - known.mask) * noised
+
+    return between

@@ -1,0 +1,79 @@
+"""From latents to finished images: decoded, pasted back, checked, marked, in this order."""
+
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from unclip_jax.conditioning.crop import paste_back
+from unclip_jax.image_files import to_uint8
+from unclip_jax.pipelines.parts import Parts, decode_latents
+from unclip_jax.pipelines.request import Kept, Request
+from unclip_jax.reference import Reference
+from unclip_jax.safety import SafetyChecker
+from unclip_jax.safety import check as check_safety
+from unclip_jax.watermark import SMALLEST, embed_watermark
+
+
+@dataclasses.dataclass(frozen=True)
+class Marks:
+    """What is done to finished images. watermark: its bytes; None: no mark. safety_checker: None: no check."""
+
+    watermark: bytes | None = None
+    safety_checker: SafetyChecker | None = None
+
+
+def check_marks(marks: Marks, request: Request[Any], factor: int) -> None:
+    """Raises ValueError for a request whose images cannot be marked or checked. factor: the VAE's."""
+    if request.output_type != "pil":
+        raise ValueError(f"output_type is {request.output_type!r}; a watermark or a safety checker needs 'pil'")
+    sizes = {(factor * request.latent_shape[0], factor * request.latent_shape[1])}
+    if request.kept is not None:
+        sizes = {(kept.image.shape[0], kept.image.shape[1]) for kept in request.kept}
+    for height, width in sizes:
+        if marks.watermark is not None and height * width < SMALLEST:
+            raise ValueError(f"images of {width}x{height} are too small for a watermark; want {SMALLEST} pixels")
+
+
+def finish(parts: Parts, marks: Marks, request: Request[Any], latents: np.ndarray) -> tuple[Any, list[bool] | None]:
+    """Latents (B, h, w, 4) -> images as `output_type` asks, and which of them the safety checker has flagged."""
+    if request.output_type == "latent":
+        return latents, None
+    images = decode(parts, request, latents)
+    return (images, None) if request.output_type == "np" else finish_images(parts, marks, request, images)
+
+
+def decode(parts: Parts, request: Request[Any], latents: np.ndarray) -> np.ndarray:
+    """(B, H, W, 3) float32 in 0..1. Images made in tiles are decoded in tiles, unless `Memory` has another way."""
+    in_tiles = None if request.tile is None or parts.memory.decoding != "whole" else request.tile[0]
+    return decode_latents(parts, latents, in_tiles)
+
+
+def finish_images(
+    parts: Parts, marks: Marks, request: Request[Any], arrays: np.ndarray
+) -> tuple[list[Image.Image], list[bool] | None]:
+    """(B, H, W, 3) in 0..1 -> PIL images: pasted back, then black where flagged, then marked."""
+    images = to_pil(parts.config.reference, arrays)
+    if request.kept is not None:
+        kept = request.kept
+        images = [_pasted(image, kept[min(i // request.repeats, len(kept) - 1)]) for i, image in enumerate(images)]
+    flagged = None
+    if marks.safety_checker is not None:
+        flagged = check_safety(marks.safety_checker, [np.asarray(image) for image in images])
+        images = [Image.new("RGB", image.size) if bad else image for image, bad in zip(images, flagged, strict=True)]
+    if marks.watermark is not None:
+        images = [Image.fromarray(embed_watermark(np.asarray(image), marks.watermark)) for image in images]
+    return images, flagged
+
+
+def to_pil(reference: Reference, images: np.ndarray) -> list[Image.Image]:
+    """(B, H, W, 3) in 0..1 -> PIL images, with the rounding of the checkpoint's reference."""
+    rounding: Literal["truncate", "round"] = "truncate" if reference == Reference.ORIGINAL else "round"
+    return [Image.fromarray(array) for array in to_uint8(images, rounding)]
+
+
+def _pasted(image: Image.Image, kept: Kept) -> Image.Image:
+    if kept.box is None:
+        image = image.resize(kept.image.shape[1::-1], Image.Resampling.LANCZOS)
+    return Image.fromarray(paste_back(np.asarray(image), kept.image, kept.mask, kept.box))

@@ -1,0 +1,139 @@
+"""Opening a checkpoint for a pipeline: its networks on the devices, and the tables that go with them."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
+from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.loading import load_networks
+from unclip_jax.checkpoints.networks import Network, abstract_networks
+from unclip_jax.checkpoints.repairs import repaired
+from unclip_jax.checkpoints.source import open_checkpoint
+from unclip_jax.compilation import use_compilation_cache
+from unclip_jax.conditioning.tokenizer import Tokenizer
+from unclip_jax.distributed import mesh as placement
+from unclip_jax.pipelines.memory import Memory
+from unclip_jax.pipelines.parts import Residency
+from unclip_jax.sampling.schedule import alphas_cumprod
+
+DEFAULT_MEMORY: Memory = Memory()
+DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+OVERRIDES = (
+    *("config", "prediction_type", "clip_stats", "vae", "unet", "preprocess", "ema"),
+    *("variant", "revision", "subfolder", "mirrors"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A checkpoint of the family on its devices.
+
+    Attributes:
+        networks: name -> `Network`; of `Memory(free_networks=True)` with shapes in the place of parameters.
+        noising: the tables by which unCLIP's image embeddings, or an upscaler's small image, are noised.
+        dtype: of weights and computation.
+        residency: of `Memory(free_networks=True)`.
+    """
+
+    config: CheckpointConfig
+    tokenizer: Tokenizer
+    networks: dict[str, Network]
+    noising: Mapping[str, jax.Array]
+    mesh: Mesh
+    dtype: Any
+    memory: Memory = DEFAULT_MEMORY
+    residency: Residency | None = None
+
+
+def open_source(
+    open_as: Callable[[Checkpoint], Any],
+    source: str | os.PathLike[str] | None,
+    memory: Memory,
+    overrides: Mapping[str, Any],
+) -> Any:
+    """Opens a checkpoint for `open_as`, and keeps it open where the networks are to be read later.
+
+    Raises ValueError for an unknown override.
+    """
+    check_overrides(overrides)
+    use_compilation_cache()
+    with contextlib.ExitStack() as stack:
+        pipe = open_as(stack.enter_context(open_checkpoint(source, **overrides)))
+        if memory.free_networks:
+            stack.pop_all()
+        return pipe
+
+
+def fill_networks(
+    checkpoint: Checkpoint,
+    accepts: tuple[str, ...],
+    pipeline: str,
+    diffusers_class: str,
+    dtype: DTypeLike | None,
+    mesh: Mesh | None,
+    memory: Memory,
+) -> Opened:
+    """The networks of an open checkpoint, parameter by parameter, straight onto their devices.
+
+    Args:
+        accepts: the tasks of checkpoints that the pipeline takes; pipeline: its name, for a refusal.
+        diffusers_class: the same pipeline there, whose corrections of a folder's files are made here, too.
+
+    Raises:
+        ValueError: for a checkpoint of another task.
+    """
+    mesh = placement.local_mesh() if mesh is None else placement.check_mesh(mesh)
+    dtype = check_dtype(dtype, mesh)
+    config = family_config(checkpoint)
+    if config.task not in accepts:
+        raise ValueError(
+            f"{checkpoint.source} is a checkpoint for {config.task}; {pipeline} takes one for {' or '.join(accepts)}"
+        )
+    config = repaired(config, diffusers_class, checkpoint.source)
+    networks = abstract_networks(config, dtype, memory.attention_chunk)
+    if not memory.free_networks:
+        networks = load_networks(checkpoint, networks, mesh)
+    tables: dict[str, Any] = {}
+    if config.image_noising is not None:
+        tables["alphas_cumprod"] = alphas_cumprod(config.image_noising, config.reference)
+    if config.image_noising is not None and config.image_embedding_dim is not None:
+        for name in ("mean", "std"):
+            tables[name] = np.asarray(checkpoint.params[f"image_normalizer.{name}"].read(), np.float32)
+    return Opened(
+        config=config,
+        tokenizer=checkpoint.tokenizer,
+        networks=networks,
+        noising=jax.device_put(tables, placement.replicated(mesh)),
+        mesh=mesh,
+        dtype=dtype,
+        memory=memory,
+        residency=Residency(checkpoint) if memory.free_networks else None,
+    )
+
+
+def check_overrides(overrides: Mapping[str, Any]) -> None:
+    """Raises ValueError for what `open_checkpoint` does not take."""
+    if unknown := overrides.keys() - set(OVERRIDES):
+        raise ValueError(f"unknown overrides {', '.join(sorted(unknown))}; accepted: {', '.join(OVERRIDES)}")
+
+
+def check_dtype(dtype: DTypeLike | None, mesh: Mesh) -> Any:
+    """The dtype of weights and computation: None is float32 on a CPU and bfloat16 elsewhere. Raises ValueError."""
+    if dtype is None:
+        return jnp.float32 if mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; accepted: {', '.join(DTYPES)}")
+    return DTYPES[name]

@@ -1,0 +1,166 @@
+"""What a run is made of: the networks of a checkpoint on their devices, and what each of them makes of an input."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from unclip_jax.adapters.textual_inversion import EMBEDDING, expand_words
+from unclip_jax.checkpoints.checkpoint import Checkpoint
+from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.loading import load_networks, return_freed_memory
+from unclip_jax.checkpoints.networks import Network
+from unclip_jax.conditioning.clip_image import ImageSource, load_images, preprocess
+from unclip_jax.conditioning.tokenizer import Tokenizer
+from unclip_jax.distributed.mesh import Chunk, batch_sharding, data_size, pad_batch, replicated
+from unclip_jax.models.freeu import FreeU
+from unclip_jax.pipelines.compiled import Programs
+from unclip_jax.pipelines.memory import Memory
+from unclip_jax.pipelines.request import Request
+from unclip_jax.progress import Progress
+from unclip_jax.sampling.loop import Carry
+from unclip_jax.sampling.noise import Branch
+
+
+@dataclasses.dataclass(frozen=True)
+class Residency:
+    """Networks that are read for their stage alone: the open checkpoint, and the one network that is loaded."""
+
+    checkpoint: Checkpoint
+    loaded: dict[str, Mapping[str, jax.Array]] = dataclasses.field(default_factory=dict)
+
+    def weights(self, name: str, network: Network, mesh: Mesh, progress: bool) -> Mapping[str, jax.Array]:
+        """A network's parameters: read now, after the last network's were let go, unless they are there."""
+        if name not in self.loaded:
+            self.loaded.clear()
+            return_freed_memory()
+            self.loaded[name] = load_networks(self.checkpoint, {name: network}, mesh, progress)[name].params
+        return self.loaded[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What the conditions and the loop of a call read.
+
+    Attributes:
+        networks: name -> `Network`; with a residency their parameters are shapes.
+        noising: the tables by which unCLIP's image embeddings, or an upscaler's small image, are noised.
+        freeu: how the UNet is reweighted; None: not.
+        progress: whether stages show a bar.
+        residency: of `Memory(free_networks=True)`.
+    """
+
+    config: CheckpointConfig
+    tokenizer: Tokenizer
+    networks: Mapping[str, Network]
+    programs: Programs
+    noising: Mapping[str, jax.Array]
+    mesh: Mesh
+    memory: Memory
+    freeu: FreeU | None = None
+    progress: bool = True
+    residency: Residency | None = None
+
+    def weights(self, name: str) -> Mapping[str, jax.Array]:
+        """A network's parameters."""
+        if self.residency is None:
+            return self.networks[name].params
+        return self.residency.weights(name, self.networks[name], self.mesh, self.progress)
+
+
+# -- inputs through a network ------------------------------------------------------------------------------------------
+
+
+def encode_prompts(parts: Parts, prompts: Sequence[str]) -> np.ndarray:
+    """Prompts -> the text encoder's states (B, T, C) float32. Equal prompts are encoded once."""
+    unique = list(dict.fromkeys(prompts))
+    written = unique
+    if any(token.endswith("_1") for token in parts.tokenizer.added_tokens):  # a textual inversion of several vectors
+        written = [expand_words(parts.tokenizer, prompt) for prompt in unique]
+    tokens = parts.tokenizer(written)
+    rows = parts.networks["text_encoder"].params[EMBEDDING].shape[0]
+    if tokens.max() >= rows:
+        raise ValueError(f"prompt: token id {tokens.max()} is outside the text encoder's vocabulary of {rows}")
+    states = one_by_one(parts, "text_encoder", parts.programs.embed_text, tokens, "encoding prompts")
+    return states[[unique.index(prompt) for prompt in prompts]]
+
+
+def encode_image_embeds(parts: Parts, images: ImageSource | Sequence[ImageSource]) -> np.ndarray:
+    """An image or several, as a call takes them -> CLIP embeddings (images, D) float32, un-normalised."""
+    if parts.config.image_encoder is None:
+        raise ValueError("images are given, but this checkpoint has no image encoder")
+    size = parts.config.image_encoder.image_size
+    loaded = load_images(images, "images")
+    pixels = np.stack([preprocess(image, parts.config.preprocess, size) for image in loaded])
+    return one_by_one(parts, "image_encoder", parts.programs.embed_images, pixels, "encoding images")
+
+
+def vae_encode(parts: Parts, pixels: np.ndarray) -> np.ndarray:
+    """Images (B, H, W, 3) in -1..1 -> the moments of the VAE's posterior (B, H/f, W/f, 8) float32."""
+    return one_by_one(parts, "vae", parts.programs.vae_encode, pixels, "encoding images with the VAE")
+
+
+def decode_latents(parts: Parts, latents: np.ndarray, in_tiles: int | None = None) -> np.ndarray:
+    """Scaled latents (B, H/f, W/f, 4) -> images (B, H, W, 3) float32 in 0..1; one per device at a time.
+
+    in_tiles: latent cells along a tile's side, instead of the way that `Memory` chooses.
+    """
+    group, params = data_size(parts.mesh), parts.weights("vae")
+    images = []
+    with Progress("decoding", len(latents), unit="image", enabled=parts.progress) as bar:
+        for first in range(0, len(latents), group):
+            rows = latents[first : first + group]
+            padded = jax.device_put(pad_batch(rows, group), batch_sharding(parts.mesh))
+            images.append(np.asarray(parts.programs.decode(params, padded, in_tiles=in_tiles))[: len(rows)])
+            bar.update(len(rows))
+    return np.concatenate(images)
+
+
+def one_by_one(parts: Parts, network: str, program: Any, inputs: np.ndarray, stage: str) -> np.ndarray:
+    """A network's program on each of B inputs: (B, ...) -> (B, ...) float32. No result depends on its company."""
+    params, rows = parts.weights(network), []
+    with Progress(stage, len(inputs), unit="input", enabled=parts.progress) as bar:
+        for row in inputs:
+            placed = jax.device_put(row[None], replicated(parts.mesh))
+            rows.append(np.asarray(program(params, placed), np.float32))
+            bar.update()
+    return np.concatenate(rows)
+
+
+# -- pieces of conditions ----------------------------------------------------------------------------------------------
+
+
+def text_states(parts: Parts, request: Request[Any]) -> tuple[np.ndarray, np.ndarray | None]:
+    """The text states of the prompts, and of the negative prompts where there is guidance: (1 or prompts, T, C)."""
+    text, negative = request.prompt_embeds, None
+    if text is None:
+        text = encode_prompts(parts, request.prompts)
+    if request.guidance.unconditional:
+        negative = request.negative_prompt_embeds
+        if negative is None:
+            negative = encode_prompts(parts, request.negative_prompts)
+    return text, negative
+
+
+def noise_of(
+    parts: Parts, given: np.ndarray | None, branch: Branch, shape: tuple[int, ...], chunk: Chunk, number: int = 0
+) -> jax.Array:
+    """(R, *shape): what is given for the images, or drawn by their keys."""
+    if given is not None:
+        return chunk.of_images(given)
+    return parts.programs.draw(chunk.seed, chunk.indices, branch=branch, shape=shape, number=number)
+
+
+def from_noise(parts: Parts, request: Request[Any], latents: np.ndarray | None) -> Callable[[Chunk], Carry]:
+    """A run that starts from pure noise. latents: (B, h, w, 4), given for it."""
+
+    def start(chunk: Chunk) -> Carry:
+        noise = noise_of(parts, latents, Branch.LATENTS, request.latent_shape, chunk)
+        return parts.programs.start(request.solver, noise, None, guidance=request.guidance)
+
+    return start

@@ -1,0 +1,10 @@
+from .ema import EMA as EMA
+from .ema import init_ema as init_ema
+from .ema import update_ema as update_ema
+from .initial import initial_network as initial_network
+from .objectives import denoising_losses as denoising_losses
+from .run import RunOptions as RunOptions
+from .run import train as train
+from .settings import TrainSettings as TrainSettings
+from .settings import read_settings as read_settings
+from .tasks import run_training as run_training
