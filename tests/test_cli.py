@@ -57,6 +57,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return error
 
 
+@pytest.mark.e2e
 def test_variations_writes_images_with_recipes(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
     arguments = (PHOTO, "--model", converted, "--num-images", 2, "--seed", 7, "--prompt", "a cat", "--out", out)
@@ -80,6 +81,7 @@ def test_variations_writes_images_with_recipes(converted: Path, tmp_path: Path, 
     assert np.array_equal(np.asarray(Image.open(out / "0002-001.png")), second)
 
 
+@pytest.mark.e2e
 def test_variations_mixes_images(converted: Path, tmp_path: Path):
     other = tmp_path / "other.png"
     Image.new("RGB", (80, 96), (10, 200, 90)).save(other)
@@ -191,6 +193,7 @@ MADE = {
 }
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("command", MADE)
 def test_every_command_writes_what_it_says(command: str, family_folder, inputs: dict[str, str], tmp_path: Path, capsys):
     model, arguments, said = MADE[command]
@@ -220,6 +223,7 @@ def test_every_command_writes_what_it_says(command: str, family_folder, inputs: 
         np.testing.assert_array_equal(picture[kept], np.asarray(Image.open(inputs["photo"]))[kept])
 
 
+@pytest.mark.e2e
 def test_commands_take_images_at_addresses(family_folder, inputs: dict[str, str], tmp_path: Path, capsys, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     uri = "data:image/png;base64," + base64.b64encode(Path(inputs["mask"]).read_bytes()).decode()
@@ -250,6 +254,7 @@ def test_commands_take_images_at_addresses(family_folder, inputs: dict[str, str]
     assert said == without
 
 
+@pytest.mark.e2e
 def test_text_to_image_by_a_prior(family_folder, tmp_path: Path, capsys):
     with small_prior.checkpoint() as checkpoint:
         save(checkpoint, tmp_path / "prior")
@@ -415,6 +420,7 @@ def training(family_folder, pictures: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.e2e
 def test_train_says_what_it_made(training: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["train", str(training), "--set", "lora.rank=2"]) == 0
     made = Path(capsys.readouterr().out.strip())

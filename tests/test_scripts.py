@@ -216,3 +216,45 @@ def test_the_ledger_of_checkpoints_is_what_the_check_says():
     page = runpy.run_path(str(SCRIPTS / "checkpoints_page"))["page"]()
     assert (SCRIPTS.parent / "docs" / "checkpoints.md").read_text("utf-8") == page
     assert page.count("| yes |") >= 20
+
+
+def test_the_table_of_durations_adds_up_by_folder(tmp_path):
+    cases = [("tests.sampling.test_loop", "test_a[1]", 1), ("tests.sampling.test_noise", "test_b", 3)]
+    cases += [("tests.test_docs", "test_c", 2)]
+    lines = "".join(f'<testcase classname="{where}" name="{name}" time="{time}"/>' for where, name, time in cases)
+    (tmp_path / "report.xml").write_text(f"<testsuites><testsuite>{lines}</testsuite></testsuites>")
+    table = runpy.run_path(str(SCRIPTS / "durations"))["table"](str(tmp_path / "report.xml"))
+    assert table.splitlines()[2:] == [
+        "| sampling | 2 | 4 | test_b (3 s) |",
+        "| tests | 1 | 2 | test_c (2 s) |",
+        "| all | 3 | 6 | |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "extras", "expressions"),
+    [
+        ([], ["dev"], [None]),
+        (["--e2e", "-x"], ["dev"], ["e2e and not parity and not heavy"]),
+        (["--parity"], ["dev", "parity"], ["parity and not heavy"]),
+        (["--all"], ["dev", "parity"], [None, "e2e and not parity and not heavy", "parity and not heavy"]),
+    ],
+)
+def test_a_tier_of_tests_is_chosen_by_its_option(options, extras, expressions, monkeypatch, capsys):
+    main = runpy.run_path(str(SCRIPTS / "test"))["main"]
+    ran, installed = [], []
+
+    def run(command, cwd, env):
+        ran.append(command[command.index("-m", 3) + 1] if "-m" in command[3:] else None)
+        assert env["UNCLIP_JAX_TEST_CACHE"]
+        assert ("-x" in command) == ("-x" in options)
+        assert not [argument for argument in command if argument in ("--e2e", "--parity", "--all")]
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setitem(main.__globals__, "prepare", lambda extras: installed.extend(extras) or sys.executable)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["test", *options])
+    assert main() == 0
+    assert ran == expressions
+    assert installed == extras
+    assert ("--e2e" in capsys.readouterr().out) == (options == [])

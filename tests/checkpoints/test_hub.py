@@ -316,6 +316,7 @@ def test_offline_a_cache_without_a_list_of_files_serves(server: Hub, monkeypatch
     assert set(contents(download("a/folder"))) == PLAIN
 
 
+@pytest.mark.e2e
 def test_the_environment_variables_work(server: Hub, tmp_path: Path) -> None:
     """In a process of its own, as huggingface_hub reads them once."""
     server.repos["a/small"] = {"main": CONVERTED}

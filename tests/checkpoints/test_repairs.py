@@ -197,7 +197,10 @@ def test_the_command_line_says_it_in_one_line(edited, tmp_path, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         arguments = ["text-to-image", "a cat", "--model", folder, "--steps", 1, "--out", tmp_path / "out"]
-        assert cli.main([*map(str, arguments), "--height", "16", "--width", "16"]) == 0
+        assert (
+            cli.main([*map(str, arguments), "--height", str(small_family.HEIGHT), "--width", str(small_family.WIDTH)])
+            == 0
+        )
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(said) == 1
     assert said[0].endswith("corrected as diffusers' StableDiffusionPipeline does: steps_offset is 1, not 0")

@@ -37,7 +37,7 @@ def by_level(pipe, sources):
     return {level: [np.asarray(image) for image in images] for level, images in made.items()}
 
 
-def test_it_is_small_and_says_where_it_comes_from():
+def test_the_demo_model_is_small_and_says_where_it_comes_from():
     assert sum(path.stat().st_size for path in demo_model().rglob("*.safetensors")) <= 13_000_000
     notices = (demo_model().parent / "NOTICES.md").read_text("utf-8")
     for owner in ("Google", "Twitter", "Microsoft", "Unicode", "Miles Johnson"):
@@ -46,6 +46,7 @@ def test_it_is_small_and_says_where_it_comes_from():
     assert len(IMAGES) == 48
 
 
+@pytest.mark.e2e
 def test_variations_are_found_again(pipe, sources, by_level):
     """Among all 48, by the model's own embedding and by plain colour and shape; chance is one in 48."""
     embeds, described = pipe.encode_image_embeds(sources), color_and_shape(np.stack(sources))
@@ -56,6 +57,7 @@ def test_variations_are_found_again(pipe, sources, by_level):
     assert by_eye.mean() >= 0.3, by_eye.mean()
 
 
+@pytest.mark.e2e
 def test_noise_takes_the_source_away(pipe, sources, by_level):
     embeds = pipe.encode_image_embeds(sources[::2])
     kept = [cosines(pipe.encode_image_embeds(by_level[level]), embeds).mean() for level in (0, 600, 1000)]
@@ -64,6 +66,7 @@ def test_noise_takes_the_source_away(pipe, sources, by_level):
     assert last.mean() <= 0.1
 
 
+@pytest.mark.e2e
 def test_prompts_steer_where_the_image_says_nothing(pipe, sources):
     colours = {"red": (214, 57, 57), "green": (92, 176, 92), "blue": (60, 110, 206), "black": (24, 24, 24)}
     prompts = [f"tomato, {name} background" for name in colours for _ in range(3)]
@@ -74,7 +77,8 @@ def test_prompts_steer_where_the_image_says_nothing(pipe, sources):
     assert (nearest == np.repeat(np.arange(4), 3)).mean() >= 0.75
 
 
-def test_the_command_uses_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.e2e
+def test_the_command_uses_the_demo_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["variations", str(IMAGES[0]), "--steps", "4", "--out", str(tmp_path), "--devices", "1"]) == 0
     assert "0001-sheet.png" in capsys.readouterr().out
     with Image.open(tmp_path / "0001-000.png") as made:
