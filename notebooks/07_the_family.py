@@ -217,8 +217,8 @@ show([], list(zip(out.images, prompts, strict=True)), 4)
 # car and the bird, only the colours at best. It is a small model.
 
 # %%
-nothing = np.zeros((len(prompts), pipe.unclip.config.image_embedding_dim), np.float32)
-out = pipe.unclip(image_embeds=nothing, noise_level=999, prompt=prompts, **settings)
+nothing = np.zeros((len(prompts), pipe.config.image_embedding_dim), np.float32)
+out = unclip_jax.UnCLIPPipeline(pipe.opened)(image_embeds=nothing, noise_level=999, prompt=prompts, **settings)
 show([], list(zip(out.images, prompts, strict=True)), 4)
 
 # %% [markdown]
