@@ -132,7 +132,7 @@ def golden_pipeline(golden_files):
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of the family with 16x16 pictures and 8x8 latents; not to be written to."""
+    """A checkpoint of the family with 16x16 images and 8x8 latents; not to be written to."""
     return small_models.write(small_models.SMALL, tmp_path_factory.mktemp("models") / "small")
 
 
@@ -151,7 +151,7 @@ def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen pictures of four things, with captions; not to be written to."""
+    """Sixteen images of four things, with captions; not to be written to."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:32, :32]
@@ -180,7 +180,7 @@ def desk(tmp_path, monkeypatch):
     readme.like_a_clone(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", sys.argv)
-    # A reader has one device; four would make three copies of every picture to be thrown away.
+    # A reader has one device; four would make three copies of every image to be thrown away.
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     stand_ins.small_architectures(monkeypatch)

@@ -1,4 +1,4 @@
-"""A small server of pictures on loopback, with the faults that servers have."""
+"""A small server of images on loopback, with the faults that servers have."""
 
 import contextlib
 import threading

@@ -36,7 +36,7 @@ def like_a_clone(folder: Path) -> Path:
 
 def published(folder: Path) -> dict[str, dict[str, bytes]]:
     """What the hub has under the README's ids, small: id -> its files."""
-    # Eight pixels a latent as in the published ones: the pictures are theirs, the networks are small.
+    # Eight pixels a latent as in the published ones: the images are theirs, the networks are small.
     vae = VAEConfig(block_out_channels=(16, 16, 16, 16), layers_per_block=1, norm_groups=4)
     text = dataclasses.replace(small_models.TEXT, context_length=77)
     return stand_ins.repositories(folder, stand_ins.HUB, vae=vae, text_encoder=text)

@@ -76,7 +76,7 @@ def test_variations_writes_images_with_recipes(converted: Path, tmp_path: Path, 
     assert recipe["prompt"] == "a cat"
     assert recipe["scheduler"] == "ldm-ddim"
     assert recipe["images"][0]["name"] == PHOTO.name
-    # A second run never overwrites, and the same seed makes the same picture.
+    # A second run never overwrites, and the same seed makes the same image.
     assert variations(*arguments) == 0
     assert np.array_equal(np.asarray(Image.open(out / "0002-001.png")), second)
 
@@ -157,7 +157,7 @@ def test_info_plans_memory(converted: Path, capsys: pytest.CaptureFixture[str]):
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> dict[str, str]:
-    """A picture, a mask, a depth map, and an adapter's file that is none."""
+    """An image, a mask, a depth map, and an adapter's file that is none."""
     rng = np.random.default_rng(0)
     mask = np.zeros((20, 24), np.uint8)
     mask[4:12, 5:15] = 255

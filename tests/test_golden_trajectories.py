@@ -1,6 +1,6 @@
 """Whole runs of the reduced models against recordings of the original PyTorch implementation, through the public API.
 
-Every case starts from the recorded noise, once from the recorded embedding and text states, once from the picture and
+Every case starts from the recorded noise, once from the recorded embedding and text states, once from the image and
 the prompts themselves. The recordings and how they were made: tests/golden/trajectories.json.
 """
 

@@ -1,4 +1,4 @@
-"""Pixels to pictures, recipes in PNG files, contact sheets."""
+"""Pixels to images, recipes in PNG files, contact sheets."""
 
 import json
 import os

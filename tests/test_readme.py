@@ -27,7 +27,7 @@ def restored(monkeypatch, clone, published, hub_server):
     hub_server.repos |= {name: {"main": files} for name, files in published.items()}
     monkeypatch.chdir(clone)
     monkeypatch.setattr(sys, "argv", sys.argv)
-    # A reader has one device; four would make three copies of every picture to be thrown away.
+    # A reader has one device; four would make three copies of every image to be thrown away.
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
 

@@ -1,4 +1,4 @@
-"""The invisible watermark: the library's recorded pictures, reading what was written, refusals."""
+"""The invisible watermark: the library's recorded images, reading what was written, refusals."""
 
 import json
 

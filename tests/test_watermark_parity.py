@@ -55,7 +55,7 @@ def test_bit_for_bit(kind, height, width, seed, mark):
     image = IMAGES[kind](height, width, seed)
     marked = embed_watermark(image, mark)
     np.testing.assert_array_equal(marked, library_embeds(image, mark))
-    for picture in (image, marked):  # what the vote says of a picture without a mark is equal too
+    for picture in (image, marked):  # what the vote says of an image without a mark is equal too
         assert read_watermark(picture, len(mark)) == library_reads(picture, len(mark))
     if kind in ("noise", "photograph") and len(mark) <= 4:  # longer marks have too few votes a bit
         assert library_reads(marked, len(mark)) == mark

@@ -1,4 +1,4 @@
-"""Pictures for the tests of the watermark; the integers of the first two are the same on every machine."""
+"""Images for the tests of the watermark; the integers of the first two are the same on every machine."""
 
 import hashlib
 
@@ -28,6 +28,6 @@ def natural(height, width, seed, chroma=6.0):
 
 
 def digests(embed):
-    """What `embed` makes of pictures that are the same everywhere, as hexadecimal SHA-256 of the pixels."""
+    """What `embed` makes of images that are the same everywhere, as hexadecimal SHA-256 of the pixels."""
     pictures = {"noise": noise(259, 302), "gradients": gradients(320, 256)}
     return {name: hashlib.sha256(embed(image).tobytes()).hexdigest() for name, image in pictures.items()}

@@ -1,4 +1,4 @@
-"""Pictures and captions of the demo model's training, from the drawings that scripts/demo/drawings collects."""
+"""Images and captions of the demo model's training, from the drawings that scripts/demo/drawings collects."""
 
 import colorsys
 import json

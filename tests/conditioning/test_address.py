@@ -1,4 +1,4 @@
-"""Pictures at addresses: from a server on loopback with its faults, and in data URIs."""
+"""Images at addresses: from a server on loopback with its faults, and in data URIs."""
 
 import base64
 import io

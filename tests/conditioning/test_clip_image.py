@@ -1,4 +1,4 @@
-"""Decoding and preprocessing of pictures, without torch."""
+"""Decoding and preprocessing of images, without torch."""
 
 import io
 import pathlib
@@ -36,7 +36,7 @@ def png_chunk(kind, data):
 
 
 def refused(source, *words):
-    """The one line with which a picture is refused."""
+    """The one line with which an image is refused."""
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         load_image(source)
     message = str(error.value)
@@ -173,7 +173,7 @@ def test_one_image_or_several():
 
 
 def test_nothing_else_opens_images():
-    """What is read of a file is decided in one place; the recipe in a PNG is not its picture."""
+    """What is read of a file is decided in one place; the recipe in a PNG is not its image."""
     package = pathlib.Path(unclip_jax.__file__).parent
     files = [*package.rglob("*.py"), *package.with_name("convert").rglob("*.py")]
     found = {path.relative_to(package).as_posix() for path in files if "Image.open(" in path.read_text()}
@@ -225,7 +225,7 @@ def test_every_file_format_is_loaded(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", ["jpg", "tiff", "webp", "png"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_undone(tmp_path, suffix, orientation):
-    """The stored picture is the upright one with the inverse transposition; undone, all eight agree."""
+    """The stored image is the upright one with the inverse transposition; undone, all eight agree."""
     upright = Image.fromarray(picture(64, 48))
     inverse = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # orientation -> Image.Transpose
     stored = upright if orientation == 1 else upright.transpose(Image.Transpose(inverse[orientation]))

@@ -26,7 +26,7 @@ def test_the_depth_map_is_the_originals_recording():
 
 @given(height=side, width=side)
 def test_the_estimators_sizes_are_the_originals(height, width):
-    """Multiples of 32 in the picture's proportions, near 384 on the side that changes less."""
+    """Multiples of 32 in the image's proportions, near 384 on the side that changes less."""
     new = estimator_size(height, width)
     assert all(length % 32 == 0 and length >= 32 for length in new)
     assert 384 in new

@@ -84,7 +84,7 @@ def test_the_map_is_diffusers(old, new):
 
 @pytest.mark.filterwarnings("ignore:In CPU autocast")
 def test_from_an_image_to_the_map_as_diffusers_goes():
-    """Its processor, transformers' network, its normalisation; pictures that are not square."""
+    """Its processor, transformers' network, its normalisation; images that are not square."""
     reference = disturbed(depth_reference(TINY_DEPTH), size=0.1).eval()
     with torch.no_grad():
         reference.head.head[-2].bias.fill_(100.0)  # the last ReLU would hide most of what random weights make

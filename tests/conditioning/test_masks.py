@@ -31,7 +31,7 @@ def box_mask(height, width, box):
 
 
 def test_masks_are_the_originals_recording():
-    """Its mask from a gray one, its masked picture, its mask among the channels that the UNet reads."""
+    """Its mask from a gray one, its masked image, its mask among the channels that the UNet reads."""
     golden = np.load(GOLDEN / "conditioning.npz")
     mask = binary_mask(load_mask(golden["mask_in"]), *golden["mask_in"].shape)
     np.testing.assert_array_equal(mask[..., 0], golden["mask"])

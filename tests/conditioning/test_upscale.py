@@ -1,4 +1,4 @@
-"""The upscaler's small picture: noised as the original recorded it, its levels checked."""
+"""The upscaler's small image: noised as the original recorded it, its levels checked."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Start pictures in the VAE's range: sizes, padding, exact floats, and what is refused."""
+"""Start images in the VAE's range: sizes, padding, exact floats, and what is refused."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +53,7 @@ def test_floats_keep_their_values():
     np.testing.assert_array_equal(start_pixels(loaded, multiple=8), 2 * exact - 1)
     doubled = start_pixels(loaded, 32, 48, multiple=8)
     np.testing.assert_array_equal(doubled[::2, 1::2], 2 * exact - 1)
-    # Gray and 8-bit pictures take the usual way.
+    # Gray and 8-bit images take the usual way.
     assert load_init_image(exact[..., 0]).dtype == np.uint8
     assert load_init_image(Image.fromarray(noise(4, 4))).shape == (4, 4, 3)
     with pytest.raises(ValueError, match="image has values from"):

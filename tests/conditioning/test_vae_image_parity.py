@@ -1,4 +1,4 @@
-"""Start pictures against diffusers' image processor, latents against its posterior."""
+"""Start images against diffusers' image processor, latents against its posterior."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""One checkpoint as many programs write it: each file opens as the same parameters, and makes the same picture."""
+"""One checkpoint as many programs write it: each file opens as the same parameters, and makes the same image."""
 
 import dataclasses
 import shutil
@@ -104,7 +104,7 @@ def description(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def picture(description, tmp_path_factory):
-    """A function: the parameters of an open checkpoint -> a picture, by one compiled program for all."""
+    """A function: the parameters of an open checkpoint -> an image, by one compiled program for all."""
     file = other_writers.write(tmp_path_factory.mktemp("plain"), UNCLIP, Writer())
     pipe = UnCLIPPipeline.from_pretrained(file, "float32", local_mesh(jax.local_devices()[:1]), config=description)
     pipe.progress = False

@@ -145,7 +145,7 @@ def test_statistics_of_embeddings_stay(three):
 
 
 def test_an_inpainting_model_of_a_fine_tune():
-    """The difference goes to the latents' channels; those of the mask and the hidden picture are as they were."""
+    """The difference goes to the latents' channels; those of the mask and the hidden image are as they were."""
     a, b, c = make(INPAINTING, 1), make(BASE, 2), make(BASE, 3)
     merged = add_difference(a, b, c).params[CONV_IN].read()
     first, *others = (checkpoint.params[CONV_IN].read() for checkpoint in (a, b, c))

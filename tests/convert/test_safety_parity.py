@@ -39,7 +39,7 @@ def embeddings(model, pictures):
 
 @pytest.fixture(scope="module")
 def model(pictures):
-    """Random weights; thresholds from what the pictures get, with every kind of verdict among them, and close ones."""
+    """Random weights; thresholds from what the images get, with every kind of verdict among them, and close ones."""
     towers = {"intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = CLIPConfig(
         text_config={**towers, "hidden_size": 32, "bos_token_id": 0, "eos_token_id": 2, "vocab_size": 99},
@@ -85,7 +85,7 @@ def test_embeddings_and_verdicts(model, pictures, tmp_path):
 
 @pytest.mark.parametrize("concept", range(17))
 def test_thresholds_near_every_image(model, pictures, tmp_path, concept):
-    """A concept's threshold on both sides of rounding for each picture in turn, with and without adjustment."""
+    """A concept's threshold on both sides of rounding for each image in turn, with and without adjustment."""
     model = copy.deepcopy(model)
     unit = torch.nn.functional.normalize
     with torch.no_grad():

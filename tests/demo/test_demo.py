@@ -31,7 +31,7 @@ def sources():
 
 @pytest.fixture(scope="module")
 def by_level(pipe, sources):
-    """Variations of every other picture, at three noise levels."""
+    """Variations of every other image, at three noise levels."""
     options = {"guidance_scale": 3.0, "num_inference_steps": 20}
     made = {level: pipe(image=sources[::2], noise_level=level, **options).images for level in (0, 600, 1000)}
     return {level: [np.asarray(image) for image in images] for level, images in made.items()}

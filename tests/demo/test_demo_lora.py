@@ -1,7 +1,7 @@
-"""An adapter of the demo model, trained on ten pictures of a thing that the model has never seen drawn.
+"""An adapter of the demo model, trained on ten images of a thing that the model has never seen drawn.
 
-Before, the thing's name says nothing to it; after, the name alone - the picture's embedding being all noise - gives
-what is like the ten pictures.
+Before, the thing's name says nothing to it; after, the name alone - the image's embedding being all noise - gives
+what is like the ten images.
 """
 
 import json

@@ -139,7 +139,7 @@ def unet_error(name="unclip", height=16, width=24, batch=2):
 
 @torch.no_grad()
 def vae_errors(name="factor 8", height=48, width=64):
-    """Of the encoder's mean, of its log-variance, and of the decoded picture."""
+    """Of the encoder's mean, of its log-variance, and of the decoded image."""
     channels = VAES[name]
     config = VAEConfig(block_out_channels=channels)
     levels = len(channels)

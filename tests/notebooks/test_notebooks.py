@@ -1,4 +1,4 @@
-"""What .ci/run relies on: a notebook that raises or shows a blank picture fails, and a committed one is its text's."""
+"""What .ci/run relies on: a notebook that raises or shows a blank image fails, and a committed one is its text's."""
 
 import importlib.machinery
 import importlib.util

@@ -57,7 +57,7 @@ SCHEDULERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """theirs, ours: the pipelines' classes. channels, classes: of the UNet. begins: with a picture, by its strength."""
+    """theirs, ours: the pipelines' classes. channels, classes: of the UNet. begins: with an image, by its strength."""
 
     theirs: str
     ours: str
@@ -77,7 +77,7 @@ KINDS = {
     "upscaling": Kind("StableDiffusionUpscalePipeline", "UpscalePipeline", 7, prediction_type="v_prediction"),
 }
 STRENGTH = 0.6
-SIZE = 32  # pixels; the latents' half, and for the upscaler its small picture's
+SIZE = 32  # pixels; the latents' half, and for the upscaler its small image's
 
 
 def build(kind, folder):
@@ -163,7 +163,7 @@ def hole(size):
 
 
 def compare(kind, theirs, ours, scheduler, steps, *, guidance_scale=5.0, repeats=2, **settings):
-    """The largest difference of the final pictures, in 0..1 (or latents, as `output_type` says), and diffusers' own.
+    """The largest difference of the final images, in 0..1 (or latents, as `output_type` says), and diffusers' own.
 
     scheduler: one of `SCHEDULERS`, in the place of the folder's own; None for that.
     """
@@ -176,7 +176,7 @@ def compare(kind, theirs, ours, scheduler, steps, *, guidance_scale=5.0, repeats
     eta = settings.get("eta", 0.0)
     solver = make_solver(name, ours.config.scheduler_config, steps, eta, start_step, own=scheduler is None)
     start = rng.standard_normal(shape, np.float32)
-    # A picture is encoded, or noised, once there for all that is made of it.
+    # An image is encoded, or noised, once there for all that is made of it.
     encoding = np.repeat(rng.standard_normal((2, 1, *shape[1:]), np.float32), repeats, axis=1)
     low_res = np.repeat(rng.standard_normal((1, side, side, 3), np.float32), repeats, axis=0)
     step_noise = rng.standard_normal((solver.calls, *shape), np.float32)
@@ -209,7 +209,7 @@ def compare(kind, theirs, ours, scheduler, steps, *, guidance_scale=5.0, repeats
         "diffusers.models.autoencoders.vae": itertools.cycle(map(torch_order, encoding)),
         theirs.__class__.__module__: iter(map(torch_order, [low_res, start] if kind.channels == 7 else [start])),
     }
-    if kind.channels == 9 and not kind.begins:  # the picture itself is not encoded
+    if kind.channels == 9 and not kind.begins:  # the image itself is not encoded
         queues["diffusers.models.autoencoders.vae"] = itertools.repeat(torch_order(encoding[1]))
     start_strength = {"strength": STRENGTH} if kind.begins else {}
     draws_latents = kind.theirs == "StableDiffusionPipeline"

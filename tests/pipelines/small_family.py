@@ -10,7 +10,7 @@ from tests import small_models
 from unclip_jax import ProjectedGuidance
 from unclip_jax.distributed.mesh import local_mesh
 
-HEIGHT, WIDTH = 20, 24  # pixels; latents are 10x12, and of an upscaler as large as its picture
+HEIGHT, WIDTH = 20, 24  # pixels; latents are 10x12, and of an upscaler as large as its image
 STEPS = 3
 
 

@@ -1,4 +1,4 @@
-"""What all pipelines promise: a picture is its seed's, index's and inputs' alone; scalars compile nothing; streams."""
+"""What all pipelines promise: an image is its seed's, index's and inputs' alone; scalars compile nothing; streams."""
 
 import dataclasses
 
@@ -133,7 +133,7 @@ def test_a_stream_is_the_same_run_and_can_be_closed(name, family, run):
 
 @EVERY
 def test_output_types_of_constant_images_are_finite_and_agree(name, run):
-    """Of a flat picture neither a depth map nor anything else is NaN."""
+    """Of a flat image neither a depth map nor anything else is NaN."""
     flat = {"image": np.full((HEIGHT, WIDTH, 3), 127, np.uint8)} if "image" in KINDS[name].settings else {}
     arrays, pictures = (run(name, output_type=kind, **flat) for kind in ("np", "pil"))
     assert np.isfinite(arrays.images).all()
@@ -147,7 +147,7 @@ def test_output_types_of_constant_images_are_finite_and_agree(name, run):
 
 @pytest.mark.parametrize("name", [name for name in RUN if "image" in KINDS[name].settings and name != "variations"])
 def test_prompts_and_images_pair_or_one_is_for_all(name, run, family):
-    """Several prompts for one picture; one a picture; other numbers, and pictures of several sizes, are refused."""
+    """Several prompts for one image; one an image; other numbers, and images of several sizes, are refused."""
     prompts = ["a cat", "two dogs"]
     alone = run(name).latents
     for image in (photo(), [photo()]):
@@ -169,7 +169,7 @@ def test_prompts_and_images_pair_or_one_is_for_all(name, run, family):
 
 @pytest.mark.parametrize("name", BEGINNING)
 def test_strength_says_how_many_steps_are_made(name, family, run):
-    """1 makes every step and forgets the picture's latents; the least that is taken makes one and keeps them."""
+    """1 makes every step and forgets the image's latents; the least that is taken makes one and keeps them."""
     pipe = family(name)
     whole = pipe.check(**arguments(name, strength=1.0))
     assert whole.solver.calls == STEPS
@@ -184,7 +184,7 @@ def test_strength_says_how_many_steps_are_made(name, family, run):
 
 @pytest.mark.parametrize("name", PAINTING)
 def test_what_is_black_in_the_mask_is_kept(name, run, family):
-    """In pictures bit for bit, of their own size; with models of four channels in the latents, too."""
+    """In images bit for bit, of their own size; with models of four channels in the latents, too."""
     picture = photo(2, 34, 46)  # of no size that the networks take
     mask = hole(34, 46)
     for way in ({"paste_back": True}, {"padding_mask_crop": 3}):
@@ -235,7 +235,7 @@ def test_a_given_depth_map_replaces_the_estimators(run, family):
 
 
 def test_constant_depth_maps_say_nothing(run, family, monkeypatch):
-    """Given or estimated, they say nothing: one picture, that of the depth -1 everywhere."""
+    """Given or estimated, they say nothing: one image, that of the depth -1 everywhere."""
     pipe, own = family("depth"), run("depth").latents
     flat = [np.zeros((20, 24)), np.full((7, 5), 3.3), np.full((20, 24), 200, np.uint8), Image.new("L", (24, 20), 9)]
     made = [run("depth", depth_map=depth).latents for depth in flat]

@@ -264,7 +264,7 @@ def test_freeu(pipe, family_folder, tmp_path):
 
 
 def test_marks_and_the_safety_check(family, monkeypatch):
-    """On pictures that are large enough, since only a small part of them is painted."""
+    """On images that are large enough, since only a small part of them is painted."""
     pipe = family("inpainting")
     large = natural(256, 256, 0)
     mask = np.zeros((256, 256), np.uint8)

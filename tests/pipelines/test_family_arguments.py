@@ -272,7 +272,7 @@ def test_freeu_marks_and_adapters_that_there_are_not(family):
 
 
 def test_a_watermark_on_what_is_pasted_back(family):
-    """It is the finished picture whose size counts."""
+    """It is the finished image whose size counts."""
     pipe = family("inpainting")
     large = {"image": photo(0, 256, 256), "mask_image": hole(256, 256), "height": 20, "width": 24}
     with pytest.MonkeyPatch.context() as patch:

@@ -1,6 +1,6 @@
-"""The family's pipelines from folders that diffusers saved, against diffusers: same weights, noise and pictures.
+"""The family's pipelines from folders that diffusers saved, against diffusers: same weights, noise and images.
 
-The largest difference of the final picture, in 0..1, must be at most 1e-3. docs/parity.md has what was measured, for
+The largest difference of the final image, in 0..1, must be at most 1e-3. docs/parity.md has what was measured, for
 every pipeline and solver.
 """
 
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # within diffusers
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),  # there too
     pytest.mark.filterwarnings("ignore:In CPU autocast"),
-    pytest.mark.filterwarnings("ignore:You have passed 2 text prompts:FutureWarning"),  # one picture for all
+    pytest.mark.filterwarnings("ignore:You have passed 2 text prompts:FutureWarning"),  # one image for all
 ]
 
 TOLERANCE = 1e-3
@@ -39,14 +39,14 @@ def opened(tmp_path_factory):
 @pytest.mark.parametrize("scheduler", ["pndm", "euler-a"])
 def test_every_pipeline(name, scheduler, opened):
     error, wanted = compare(*opened(name), scheduler, 10)
-    assert wanted.std() > 0.02  # a picture, and not a flat one
+    assert wanted.std() > 0.02  # an image, and not a flat one
     assert ((wanted > 0) & (wanted < 1)).mean() > 0.3  # most of it not clipped
     assert error <= TOLERANCE
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_solver(scheduler, opened):
-    """From pure noise and from a picture, where a multistep solver has no history at first."""
+    """From pure noise and from an image, where a multistep solver has no history at first."""
     for name, steps in (("text to image, v", 15), ("image to image", 7)):
         assert compare(*opened(name), scheduler, steps)[0] <= TOLERANCE, (name, steps)
 

@@ -1,4 +1,4 @@
-"""Options that need less memory make the same pictures, and the plan says what a run will need."""
+"""Options that need less memory make the same images, and the plan says what a run will need."""
 
 import jax
 import numpy as np
@@ -86,7 +86,7 @@ def test_the_plan_holds_all_weights_or_those_of_its_stage(family_folder, one_dev
     assert [s.weights for s in freed] == list(weights.values())
     assert all(f.activations >= s.activations for f, s in zip(freed, small[1:], strict=True))  # and the reading
     assert large[3].activations > 3 * small[3].activations  # eight times the latent cells
-    assert large[4].activations > 1.5 * small[4].activations  # pictures are decoded one at a time
+    assert large[4].activations > 1.5 * small[4].activations  # images are decoded one at a time
     assert large[:3] == small[:3]
 
 

@@ -1,4 +1,4 @@
-"""Wherever a pipeline takes a picture it takes it in every form, and an address is asked once a call."""
+"""Wherever a pipeline takes an image it takes it in every form, and an address is asked once a call."""
 
 import dataclasses
 import io

@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # within diffusers
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),  # there too
     pytest.mark.filterwarnings("ignore:In CPU autocast"),
-    pytest.mark.filterwarnings("ignore:You have passed:FutureWarning"),  # several pictures of one prompt
+    pytest.mark.filterwarnings("ignore:You have passed:FutureWarning"),  # several images of one prompt
     pytest.mark.filterwarnings("ignore:The configuration file of:FutureWarning"),  # what diffusers says of its repairs
     pytest.mark.filterwarnings("ignore:.* corrected as diffusers' :UserWarning"),  # and what we do
 ]

@@ -1,6 +1,6 @@
-"""Prompts through a prior to pictures, from one folder that diffusers saved, against its own StableUnCLIPPipeline.
+"""Prompts through a prior to images, from one folder that diffusers saved, against its own StableUnCLIPPipeline.
 
-The largest difference of the final picture, in 0..1, must be at most 1e-3.
+The largest difference of the final image, in 0..1, must be at most 1e-3.
 """
 
 import diffusers.pipelines.stable_diffusion.pipeline_stable_unclip as reference_module
@@ -145,7 +145,7 @@ def test_final_images(both, scheduler, noise_level, prior_steps, monkeypatch):
     }
     wanted = theirs(**settings, **in_torch).images
     made = ours(**settings, **noise, image_noise=image_noise, prior_step_noise=step_noise, scheduler=scheduler).images
-    assert wanted.std() > 0.02  # a picture, and not a flat one
+    assert wanted.std() > 0.02  # an image, and not a flat one
     assert ((wanted > 0) & (wanted < 1)).mean() > 0.3  # most of it not clipped
     assert np.abs(wanted[0] - wanted[-1]).max() > 0.02
     assert np.abs(made - wanted).max() <= TOLERANCE

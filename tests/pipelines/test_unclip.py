@@ -57,7 +57,7 @@ def test_embeddings_of_an_image_stand_for_it(pipe):
 
 
 def test_images_are_mixed_by_their_weights(pipe):
-    """With all weight on one picture the mix is that picture; weights count by their proportions alone."""
+    """With all weight on one image the mix is that image; weights count by their proportions alone."""
     pair = [photo(), photo(1)]
     noise = np.random.default_rng(0).standard_normal((1, 2, pipe.config.image_encoder.projection_dim), np.float32)
     alone = run(pipe, image_noise=noise[:, 0])

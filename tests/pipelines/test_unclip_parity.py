@@ -1,6 +1,6 @@
-"""Whole pipelines from folders that diffusers saved, against diffusers itself: same weights, noise and pictures.
+"""Whole pipelines from folders that diffusers saved, against diffusers itself: same weights, noise and images.
 
-The largest difference of the final picture, in 0..1, must be at most 1e-3; measured: 6e-5, most cases 1e-5.
+The largest difference of the final image, in 0..1, must be at most 1e-3; measured: 6e-5, most cases 1e-5.
 """
 
 import functools
@@ -93,7 +93,7 @@ def photo(seed, width=90, height=70):
 
 
 def both(monkeypatch, theirs, ours, *, pictures=1, repeats=1, scheduler="pndm", size=(32, 32), eta=0.0, **settings):
-    """The final pictures of diffusers and of ours, (B, H, W, 3) each (or latents), from the same noise.
+    """The final images of diffusers and of ours, (B, H, W, 3) each (or latents), from the same noise.
 
     scheduler: a name in `SCHEDULERS`, or None for the folder's own.
     """
@@ -166,7 +166,7 @@ def test_final_images(case, form, pipelines, monkeypatch):
     if len(images) > 1:
         settings["prompt"] = [settings["prompt"]] * len(images)
     wanted, made = both(monkeypatch, theirs, ours, image=images if len(images) > 1 else images[0], **settings)
-    assert wanted.std() > 0.02  # a picture, and not a flat one
+    assert wanted.std() > 0.02  # an image, and not a flat one
     assert ((wanted > 0) & (wanted < 1)).mean() > 0.3  # most of it not clipped
     assert np.abs(made - wanted).max() <= TOLERANCE
 

@@ -1,4 +1,4 @@
-"""Large pictures are upscaled in tiles: a tile sees what is in it alone, and the decoder's too."""
+"""Large images are upscaled in tiles: a tile sees what is in it alone, and the decoder's too."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def pipe(family_folder):
 
 
 def once(pipe, columns=slice(None), **changes):
-    """One step of DDIM for some columns of the picture: each place of it is the network's output there alone."""
+    """One step of DDIM for some columns of the image: each place of it is the network's output there alone."""
     given = {"num_inference_steps": 1, "eta": 0.0} | {name: noise[:, :, columns] for name, noise in NOISE.items()}
     return pipe(**arguments("upscaling", image=IMAGE[:, columns], **given | changes))
 

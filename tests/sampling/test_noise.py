@@ -40,7 +40,7 @@ def test_noise_is_standard_normal():
 
 
 def test_noise_is_the_same_in_every_release():
-    """Pictures of a seed must not change from release to release: recorded with jax 0.10.2."""
+    """Images of a seed must not change from release to release: recorded with jax 0.10.2."""
     noise = draw(image_keys(1234, jnp.array([0, 7])), Branch.LATENTS, (3,))
     np.testing.assert_allclose(noise, RECORDED, rtol=1e-6)
 

@@ -182,7 +182,7 @@ def test_what_is_remembered_is_what_is_documented(name, kept):
     assert (int(cells[5]), int(cells[6])) == (make_solver(name, config_of(name), 20).calls, kept)
 
 
-# --- Starting from a picture, and going back ---
+# --- Starting from an image, and going back ---
 
 
 @pytest.mark.parametrize("name", DIFFERENT)

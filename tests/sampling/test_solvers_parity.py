@@ -254,7 +254,7 @@ def double_reference(name, config, steps, start, noise, monkeypatch, eta=0.0, st
 
 
 def double_error(name, config, steps, monkeypatch, eta=0.0, start_step=0):
-    """As `compare`; with `start_step`, from a noised picture."""
+    """As `compare`; with `start_step`, from a noised image."""
     rng = np.random.default_rng(steps)
     start, clean = rng.standard_normal((2, *SHAPE), np.float32)
     noise, clean = rng.standard_normal((2 * steps + 10, *SHAPE), np.float32), clean if start_step else None

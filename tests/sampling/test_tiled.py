@@ -1,4 +1,4 @@
-"""Tiles make no seam, need no memory that grows with the picture, and are none where one holds everything."""
+"""Tiles make no seam, need no memory that grows with the image, and are none where one holds everything."""
 
 import itertools
 
@@ -59,7 +59,7 @@ def test_one_tile_is_the_whole_image():
 
 
 def test_whole_trajectories():
-    """Through a solver's loop, the small picture among the channels, as an upscaler's is."""
+    """Through a solver's loop, the small image among the channels, as an upscaler's is."""
     solver = make_solver("dpm++2m", {}, 4)
     noise, low_res = normal(1, 40, 56, 4), normal(1, 40, 56, 3)
 
@@ -78,7 +78,7 @@ def wide(x, row):
 
 
 def test_memory_does_not_grow_with_the_image():
-    """By the compiled programs' own account: beyond the picture itself, only one tile's."""
+    """By the compiled programs' own account: beyond the image itself, only one tile's."""
 
     def temporaries(denoise, side):
         x = jax.ShapeDtypeStruct((1, side, side, 7), jnp.float32)

@@ -37,7 +37,7 @@ def one_device(monkeypatch):
 
 @pytest.fixture(scope="module")
 def small(family_folder):
-    """An unCLIP model with 16x16 pictures and a UNet of one level."""
+    """An unCLIP model with 16x16 images and a UNet of one level."""
     return family_folder("SMALL")
 
 

@@ -1,4 +1,4 @@
-"""Folders of pictures: what is read, in which order, by which host, and what is refused or skipped by name."""
+"""Folders of images: what is read, in which order, by which host, and what is refused or skipped by name."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ def picture(path, colour=(255, 0, 0), mode="RGB", size=(6, 4)):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve pictures, each of its own grey, with texts and scores."""
+    """Twelve images, each of its own grey, with texts and scores."""
     rows = []
     for i in range(12):
         picture(tmp_path / "train" / f"{i:02d}.png", (i, i, i))

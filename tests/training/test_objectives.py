@@ -31,7 +31,7 @@ RATE = 1e-4
 
 
 def recorded(case):
-    """The recording's arrays, pictures with channels last."""
+    """The recording's arrays, images with channels last."""
     arrays = {key.partition("/")[2]: RECORDED[key] for key in RECORDED.files if key.startswith(f"{case}/")}
     return {k: np.moveaxis(a, 1, -1) if k in ("z", "noise", "target_v") else a for k, a in arrays.items()}
 

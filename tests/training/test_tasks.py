@@ -160,7 +160,7 @@ def test_inpainting_begins_as_the_base(make, small_text_model):
 
 @pytest.mark.parametrize("name", ["DEPTH", "UPSCALE"])
 def test_models_with_more_to_look_at(make, name, family_folder, tmp_path):
-    """The depth estimator's map of each picture; a small picture, noised to a level of its own."""
+    """The depth estimator's map of each image; a small image, noised to a level of its own."""
     model = family_folder(name)
     settings = make("denoise", model, "run.total_steps=12", "run.sample_every=12", "samples.steps=3")
     made = run_training(settings, progress=False)

@@ -1,4 +1,4 @@
-"""What a batch has of a picture."""
+"""What a batch has of an image."""
 
 import numpy as np
 import pytest

@@ -51,7 +51,7 @@ def test_samples_are_grouped_by_their_keys(tar):
 def test_several_tars_are_one_set_in_batches(tar, tmp_path):
     other = write(tmp_path / "b.tar", {"x.webp.png": b"", "y.png": png(200), "z.png": b"broken"})
     records = tar_samples([tar, other])
-    assert len(records) == 8  # x.webp.png has no suffix of a picture
+    assert len(records) == 8  # x.webp.png has no suffix of an image
     skipped = Skipped()
     iterator = batches(records, lambda record, rng: {"x": load_rgb(record)}, batch_size=7, seed=0, skipped=skipped)
     assert sorted(next(iterator)["x"][:, 0, 0, 0]) == [0, 10, 20, 30, 40, 50, 200]
