@@ -26,7 +26,7 @@ from unclip_jax.pipelines.init_image import (
     resize_images,
 )
 from unclip_jax.pipelines.parts import Parts, one_by_one, text_states, vae_encode
-from unclip_jax.pipelines.pipeline import Pipeline, call, stream
+from unclip_jax.pipelines.pipeline import Pipeline, calls, streams
 from unclip_jax.pipelines.request import Conditions, Request, Task
 from unclip_jax.reference import Reference
 
@@ -103,5 +103,9 @@ class DepthToImagePipeline(Pipeline):
     accepts = ("depth-to-image",)
     diffusers_class = "StableDiffusionDepth2ImgPipeline"
     task = Task(DepthToImageArguments, check, conditions)
-    __call__ = call(DepthToImageArguments)
-    stream = stream(DepthToImageArguments)
+
+    @calls(DepthToImageArguments)
+    def __call__(self) -> Any: ...
+
+    @streams(DepthToImageArguments)
+    def stream(self) -> Any: ...

@@ -6,6 +6,7 @@ image  -> CLIP embedding, of unCLIP checkpoints -> class labels +
 """
 
 import dataclasses
+from typing import Any
 
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.pipelines.arguments import ImageToImageArguments
@@ -20,7 +21,7 @@ from unclip_jax.pipelines.init_image import (
     resize_images,
 )
 from unclip_jax.pipelines.parts import Parts, text_states, vae_encode
-from unclip_jax.pipelines.pipeline import Pipeline, call, stream
+from unclip_jax.pipelines.pipeline import Pipeline, calls, streams
 from unclip_jax.pipelines.request import Conditions, Request, Task
 from unclip_jax.pipelines.unclip import ImageCondition, check_own_condition, image_labels
 
@@ -60,5 +61,9 @@ class ImageToImagePipeline(Pipeline):
     accepts = ("text-to-image", "variations")
     diffusers_class = "StableDiffusionImg2ImgPipeline"
     task = Task(ImageToImageArguments, check, conditions)
-    __call__ = call(ImageToImageArguments)
-    stream = stream(ImageToImageArguments)
+
+    @calls(ImageToImageArguments)
+    def __call__(self) -> Any: ...
+
+    @streams(ImageToImageArguments)
+    def stream(self) -> Any: ...

@@ -39,7 +39,7 @@ from unclip_jax.pipelines.init_image import (
     sample_latents,
 )
 from unclip_jax.pipelines.parts import Parts, from_noise, noise_of, text_states, vae_encode
-from unclip_jax.pipelines.pipeline import Pipeline, call, stream
+from unclip_jax.pipelines.pipeline import Pipeline, calls, streams
 from unclip_jax.pipelines.request import Conditions, Kept, Request, Task
 from unclip_jax.pipelines.unclip import ImageCondition, check_own_condition, image_labels
 from unclip_jax.reference import Reference
@@ -205,5 +205,9 @@ class InpaintPipeline(Pipeline):
     accepts = ("inpaint", "text-to-image", "variations")
     diffusers_class = "StableDiffusionInpaintPipeline"
     task = Task(InpaintArguments, check, conditions)
-    __call__ = call(InpaintArguments)
-    stream = stream(InpaintArguments)
+
+    @calls(InpaintArguments)
+    def __call__(self) -> Any: ...
+
+    @streams(InpaintArguments)
+    def stream(self) -> Any: ...

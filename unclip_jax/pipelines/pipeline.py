@@ -28,6 +28,11 @@ from unclip_jax.pipelines.request import Request, Task
 from unclip_jax.safety import SafetyChecker
 
 P = ParamSpec("P")
+STREAM = """The same run as a generator: a `StreamState` after every network evaluation. Close it at any step.
+
+All images run in one batch, so `batch_size` is refused, and `output_type` has no meaning.
+
+"""
 
 
 class Pipeline(Adaptable):
@@ -40,7 +45,7 @@ class Pipeline(Adaptable):
         progress: False for silence; the whole denoising loop is then one compiled program instead of one per step.
         watermark: bytes, as `unclip_jax.MARK`, to mark images of 256x256 and more invisibly; None: no mark.
         safety_checker: from `unclip_jax.open_safety_checker`, to make flagged images black; None: no check. Both need
-            `output_type="pil"`. docs/use-restrictions.md says what they can do.
+            `output_type="pil"`, see docs/use-restrictions.md.
     """
 
     accepts: ClassVar[tuple[str, ...]]  # the tasks of checkpoints that it takes
@@ -118,14 +123,11 @@ class Pipeline(Adaptable):
         return Parts(*kept, self.mesh, self.memory, self.freeu, self.progress, self.residency)
 
     def encode_prompts(self, prompts: Sequence[str]) -> np.ndarray:
-        """Prompts -> the text encoder's states (B, T, C) float32. Equal prompts are encoded once."""
+        """Prompts -> the text encoder's states (B, T, C) float32."""
         return parts.encode_prompts(self.parts, prompts)
 
     def encode_image_embeds(self, images: ImageSource | Sequence[ImageSource]) -> np.ndarray:
-        """An image or several, as a call takes them -> CLIP embeddings (images, D) float32, un-normalised.
-
-        Raises ValueError for an unreadable image, and for a checkpoint without an image encoder.
-        """
+        """Images, as a call takes them -> CLIP embeddings (images, D) float32, un-normalised. Raises ValueError."""
         return parts.encode_image_embeds(self.parts, images)
 
     def vae_encode(self, pixels: np.ndarray) -> np.ndarray:
@@ -174,26 +176,23 @@ class Pipeline(Adaptable):
         return finish.Marks(self.watermark, self.safety_checker)
 
 
-def call(arguments: Callable[P, CommonArguments]) -> Callable[Concatenate[Any, P], PipelineOutput]:
-    """The `__call__` of a pipeline with these arguments: editors and `help` show them, with their defaults."""
+def calls(
+    arguments: Callable[P, CommonArguments],
+) -> Callable[[Callable[..., Any]], Callable[Concatenate[Any, P], PipelineOutput]]:
+    """Decorates the `__call__` of a pipeline with these arguments: editors, `help` and type checkers see them."""
 
     def __call__(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> PipelineOutput:
         return self._make(arguments(*args, **kwargs))
 
-    return signed(__call__, arguments, "")
+    return lambda stub: signed(__call__, arguments, "")
 
 
-def stream(
+def streams(
     arguments: Callable[P, CommonArguments],
-) -> Callable[Concatenate[Any, P], Generator[StreamState, None, None]]:
-    """The `stream` of a pipeline with these arguments."""
+) -> Callable[[Callable[..., Any]], Callable[Concatenate[Any, P], Generator[StreamState, None, None]]]:
+    """The same for its `stream`."""
 
     def stream(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Generator[StreamState, None, None]:
         return self._stream(arguments(*args, **kwargs))
 
-    return signed(
-        stream,
-        arguments,
-        "The same run as a generator: a `StreamState` after every network evaluation. Close it at any step.\n\n"
-        "All images run in one batch, so `batch_size` is refused, and `output_type` has no meaning.\n\n",
-    )
+    return lambda stub: signed(stream, arguments, STREAM)

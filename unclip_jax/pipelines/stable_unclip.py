@@ -24,7 +24,7 @@ from unclip_jax.pipelines.checks import MAX_IMAGES, check_integer, check_prompts
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.opening import DEFAULT_MEMORY
 from unclip_jax.pipelines.parts import Parts
-from unclip_jax.pipelines.pipeline import Pipeline, call, stream
+from unclip_jax.pipelines.pipeline import Pipeline, calls, streams
 from unclip_jax.pipelines.prior import PriorRequest, TextToEmbeddingPrior
 from unclip_jax.pipelines.request import Conditions, Request, Task
 
@@ -83,8 +83,12 @@ class StableUnCLIPPipeline(Pipeline):
 
     accepts = ("variations",)
     diffusers_class = "StableUnCLIPImg2ImgPipeline"
-    __call__ = call(StableUnCLIPArguments)
-    stream = stream(StableUnCLIPArguments)
+
+    @calls(StableUnCLIPArguments)
+    def __call__(self) -> Any: ...
+
+    @streams(StableUnCLIPArguments)
+    def stream(self) -> Any: ...
 
     def __init__(self, prior: TextToEmbeddingPrior, unclip: unclip.UnCLIPPipeline):
         made, taken = prior.config.prior.embedding_dim, unclip.config.image_embedding_dim

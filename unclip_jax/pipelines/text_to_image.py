@@ -4,6 +4,7 @@ prompt -> tokens -> text encoder -> text states -> denoising loop -> VAE -> imag
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.pipelines.arguments import TextToImageArguments
 from unclip_jax.pipelines.checks import check_latent_shape, check_request, check_solver, optional_array, with_inputs
 from unclip_jax.pipelines.parts import Parts, from_noise, text_states
-from unclip_jax.pipelines.pipeline import Pipeline, call, stream
+from unclip_jax.pipelines.pipeline import Pipeline, calls, streams
 from unclip_jax.pipelines.request import Conditions, Request, Task
 
 
@@ -41,5 +42,9 @@ class TextToImagePipeline(Pipeline):
     accepts = ("text-to-image",)
     diffusers_class = "StableDiffusionPipeline"
     task = Task(TextToImageArguments, check, conditions)
-    __call__ = call(TextToImageArguments)
-    stream = stream(TextToImageArguments)
+
+    @calls(TextToImageArguments)
+    def __call__(self) -> Any: ...
+
+    @streams(TextToImageArguments)
+    def stream(self) -> Any: ...

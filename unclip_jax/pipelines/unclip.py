@@ -26,7 +26,7 @@ from unclip_jax.pipelines.checks import (
     with_inputs,
 )
 from unclip_jax.pipelines.parts import Parts, encode_image_embeds, from_noise, text_states
-from unclip_jax.pipelines.pipeline import Pipeline, call, stream
+from unclip_jax.pipelines.pipeline import Pipeline, calls, streams
 from unclip_jax.pipelines.request import Conditions, Request, Task
 
 MAX_NOISE_LEVEL = 1000
@@ -97,8 +97,12 @@ class UnCLIPPipeline(Pipeline):
     accepts = ("variations",)
     diffusers_class = "StableUnCLIPImg2ImgPipeline"
     task = Task(UnCLIPArguments, check, conditions)
-    __call__ = call(UnCLIPArguments)
-    stream = stream(UnCLIPArguments)
+
+    @calls(UnCLIPArguments)
+    def __call__(self) -> Any: ...
+
+    @streams(UnCLIPArguments)
+    def stream(self) -> Any: ...
 
 
 # -- the condition, for every pipeline that takes unCLIP checkpoints ---------------------------------------------------

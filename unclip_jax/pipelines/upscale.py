@@ -19,7 +19,7 @@ from unclip_jax.pipelines.arguments import UpscaleArguments
 from unclip_jax.pipelines.checks import check_request, check_size, check_solver, optional_array, with_inputs
 from unclip_jax.pipelines.init_image import count_prompts, load_init_images
 from unclip_jax.pipelines.parts import Parts, from_noise, noise_of, text_states
-from unclip_jax.pipelines.pipeline import Pipeline, call, stream
+from unclip_jax.pipelines.pipeline import Pipeline, calls, streams
 from unclip_jax.pipelines.request import Conditions, Request, Task
 from unclip_jax.sampling.noise import Branch
 
@@ -99,5 +99,9 @@ class UpscalePipeline(Pipeline):
     accepts = ("upscale",)
     diffusers_class = "StableDiffusionUpscalePipeline"
     task = Task(UpscaleArguments, check, conditions)
-    __call__ = call(UpscaleArguments)
-    stream = stream(UpscaleArguments)
+
+    @calls(UpscaleArguments)
+    def __call__(self) -> Any: ...
+
+    @streams(UpscaleArguments)
+    def stream(self) -> Any: ...
