@@ -15,7 +15,7 @@ import torch
 from transformers import CLIPTokenizer
 
 from convert.random import TINY
-from tests.pipelines import family, test_unclip_parity
+from tests.pipelines import family, live_unclip
 from tests.references import write_tokenizer
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.repairs import REPAIRS, repaired, repaired_unet, repaired_vae
@@ -145,8 +145,8 @@ def opened(tmp_path_factory):
         folder = tmp_path_factory.mktemp("opened")
         if name == "unCLIP":
             tokenizer = CLIPTokenizer.from_pretrained(write_tokenizer(folder / "tokenizer-source"))
-            test_unclip_parity.build("h", tokenizer).save_pretrained(folder / "saved")
-            pipes = test_unclip_parity.open_theirs(folder / "saved"), test_unclip_parity.open_ours(folder / "saved")
+            live_unclip.build("h", tokenizer).save_pretrained(folder / "saved")
+            pipes = live_unclip.open_theirs(folder / "saved"), live_unclip.open_ours(folder / "saved")
         else:
             family.build(family.KINDS[name], folder)
             pipes = family.open_both(family.KINDS[name], folder / "saved")
@@ -175,9 +175,9 @@ def latents_error(name, opened, folder, monkeypatch, scheduler=None, steps=5):
         settings = {"output_type": "latent", "repeats": 1}
         error, wanted = family.compare(family.KINDS[name], theirs, ours, scheduler, steps, **settings)
         return error, np.abs(wanted).max()
-    settings = {"image": test_unclip_parity.photo(0), "prompt": "a photo", "guidance_scale": 5.0}
+    settings = {"image": live_unclip.photo(0), "prompt": "a photo", "guidance_scale": 5.0}
     settings |= {"scheduler": scheduler, "num_inference_steps": steps, "output_type": "latent"}
-    wanted, made = test_unclip_parity.both(monkeypatch, theirs, ours, **settings)
+    wanted, made = live_unclip.both(monkeypatch, theirs, ours, **settings)
     return np.abs(made - wanted).max(), np.abs(wanted).max()
 
 

@@ -5,6 +5,8 @@ import functools
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,7 +14,11 @@ from safetensors.numpy import load_file
 
 from tests import small_models
 from unclip_jax.checkpoints.source import open_checkpoint
+from unclip_jax.training import diffusion_objective
+from unclip_jax.training.data import stacked
+from unclip_jax.training.diffusion_trainer import DiffusionTrainer
 from unclip_jax.training.settings import TrainSettings, read_settings
+from unclip_jax.training.setup import examples_of, training_records
 from unclip_jax.training.tasks import run_training
 
 
@@ -52,8 +58,18 @@ def make(tmp_path, pictures):
 
 @pytest.fixture(scope="module")
 def plain(small_model, pictures, tmp_path_factory):
-    """Settings of a run without changes, which is over."""
-    settings = short_run(tmp_path_factory.mktemp("plain"), pictures, "denoise", small_model)
+    """Settings of a run that is over; it shows what it learns and changes nothing else."""
+    changes = (f"data.validation_folder={pictures}", "run.sample_every=12", "run.total_steps=24")
+    settings = short_run(tmp_path_factory.mktemp("plain"), pictures, "denoise", small_model, *changes)
+    run_training(settings, progress=False)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def autoencoded(small_model, pictures, tmp_path_factory):
+    """Settings of a run of the autoencoder, which is over."""
+    changes = (f"data.validation_folder={pictures}", "run.total_steps=40")
+    settings = short_run(tmp_path_factory.mktemp("autoencoder"), pictures, "autoencoder", small_model, *changes)
     run_training(settings, progress=False)
     return settings
 
@@ -71,49 +87,75 @@ def weights(source):
         return {name: np.asarray(param.read()) for name, param in checkpoint.params.items()}, checkpoint.config
 
 
+def trainer(settings):
+    with open_checkpoint(settings.model) as checkpoint:
+        return DiffusionTrainer(settings, checkpoint, progress=False)
+
+
+def first_losses(settings):
+    """Of four images, before anything is learnt."""
+    ready = trainer(settings)
+    batch = stacked(examples_of(training_records(settings.data)[:4], ready.load, settings.seed))
+
+    @jax.jit
+    def each(frozen, params):
+        encoded = diffusion_objective.encode(ready.networks, frozen, batch)
+        return diffusion_objective.losses(ready.options, ready.unet, 0, frozen, params, encoded, jnp.int32(0))[0]
+
+    return np.asarray(each(ready.frozen, ready.unet.params))
+
+
 def changed(before, after):
     return {name for name in before if before[name].shape != after[name].shape or (before[name] != after[name]).any()}
 
 
-def test_denoising(make, small_model, pictures, tmp_path):
-    changes = (f"data.validation_folder={pictures}", "run.sample_every=12", "run.total_steps=24", "remat=true")
-    settings = make("denoise", small_model, *changes)
-    made = run_training(settings, progress=False)
-    before, _ = weights(small_model)
-    after, config = weights(made)
+def test_a_unet_learns_and_nothing_else_changes(plain, small_model):
+    folder = Path(plain.out)
+    before, was = weights(small_model)
+    after, config = weights(folder / "model")
     assert {name.split(".")[0] for name in changed(before, after)} == {"unet"}
-    assert config.unet == weights(small_model)[1].unet
-    checked = [line["validation_loss"] for line in metrics(settings) if "validation_loss" in line]
+    assert config.unet == was.unet
+    checked = [line["validation_loss"] for line in metrics(plain) if "validation_loss" in line]
     assert len(checked) == 4
     assert checked[-1] < 0.9 * checked[0]
-    grid = Image.open(tmp_path / "run/samples/00000024.png")
+    grid = Image.open(folder / "samples/00000024.png")
     assert grid.size == (4 * 16, 2 * 16)
     assert np.asarray(grid).std() > 5
-    provenance = json.loads((made / "provenance.json").read_text())
+    provenance = json.loads((folder / "model" / "provenance.json").read_text())
     assert provenance["trained_from"] == "SMALL"
-    assert run_training(settings, progress=False) == made  # through already
+    assert run_training(plain, progress=False) == folder / "model"  # through already
 
 
-def test_a_part_alone_is_trained(make, small_model):
-    made = run_training(make("denoise", small_model, r"objective.trainable=.*attn2\.to_[kv]\.kernel"), progress=False)
-    names = changed(weights(small_model)[0], weights(made)[0])
+@pytest.fixture(scope="module")
+def staged(small_model, pictures, tmp_path_factory):
+    """The folder of a run of two stages: a part of the UNet, then all of it on larger images."""
+    folder = tmp_path_factory.mktemp("staged")
+    settings = short_run(folder, pictures, "denoise", small_model)
+    part = {"run": {"total_steps": 2}, "objective": {"trainable": r".*attn2\.to_[kv]\.kernel"}}
+    stages = (part, {"data": {"resolution": 32}, "run": {"total_steps": 3}})
+    made = run_training(dataclasses.replace(settings, stages=stages), progress=False)
+    assert made == folder / "run/stage-2/model"
+    return folder / "run"
+
+
+def test_a_part_alone_is_trained(staged, small_model):
+    names = changed(weights(small_model)[0], weights(staged / "stage-1/model")[0])
     assert names
     assert all(name.endswith(("attn2.to_k.kernel", "attn2.to_v.kernel")) for name in names)
 
 
-def test_stages_follow_each_other(make, small_model, tmp_path):
-    settings = make("denoise", small_model)
-    stages = ({"run": {"total_steps": 2}}, {"data": {"resolution": 32}, "run": {"total_steps": 3}})
-    made = run_training(dataclasses.replace(settings, stages=stages), progress=False)
-    assert made == tmp_path / "run/stage-2/model"
-    assert [len((tmp_path / f"run/stage-{n}/metrics.jsonl").read_text().splitlines()) for n in (1, 2)] == [2, 3]
-    assert json.loads((made / "provenance.json").read_text())["trained_from"] == "model"
+def test_stages_follow_each_other(staged):
+    assert [len((staged / f"stage-{n}/metrics.jsonl").read_text().splitlines()) for n in (1, 2)] == [2, 3]
+    assert json.loads((staged / "stage-2/model/provenance.json").read_text())["trained_from"] == "model"
+    first, second = (weights(staged / f"stage-{n}/model")[0] for n in (1, 2))
+    assert "unet.conv_in.kernel" in changed(first, second)
 
 
 def test_from_a_cache_it_is_the_same(make, plain, small_model, tmp_path):
-    cached = make("denoise", small_model, f"out={tmp_path / 'cached'}", f"data.cache={tmp_path / 'cache'}")
+    options = (f"data.cache={tmp_path / 'cache'}", "run.total_steps=6")
+    cached = make("denoise", small_model, f"out={tmp_path / 'cached'}", *options)
     run_training(cached, progress=False)
-    np.testing.assert_allclose(losses(cached), losses(plain), rtol=1e-4)
+    np.testing.assert_allclose(losses(cached), losses(plain)[:6], rtol=1e-4)
     again = make("denoise", small_model, f"data.cache={tmp_path / 'cache'}", "data.resolution=32")
     with pytest.raises(ValueError, match=r"another cache \(resolution differ"):
         run_training(again, progress=False)
@@ -122,7 +164,7 @@ def test_from_a_cache_it_is_the_same(make, plain, small_model, tmp_path):
 def test_half_precision_and_remat_learn_the_same(make, plain, small_model):
     half = make("denoise", small_model, "dtype=bfloat16", "remat=true")
     run_training(half, progress=False)
-    np.testing.assert_allclose(losses(half), losses(plain), rtol=0.05)
+    np.testing.assert_allclose(losses(half), losses(plain)[:12], rtol=0.05)
     after, _ = weights(half.out + "/model")
     assert {value.dtype for name, value in after.items() if name.startswith("unet")} == {np.dtype(np.float32)}
 
@@ -134,54 +176,65 @@ def test_devices_share_the_batch(make, plain, small_model):
     np.testing.assert_allclose(losses(four), losses(plain)[:4], rtol=1e-5)
 
 
-def test_zero_terminal_snr_is_recorded(make, plain, small_model):
-    made = run_training(make("denoise", small_model, "objective.zero_snr=true", "run.total_steps=2"), progress=False)
-    for folder, rescaled in ((made, True), (Path(plain.out) / "model", False)):
-        diffusion = weights(folder)[1].scheduler_config
+def test_zero_terminal_snr_is_recorded(make, small_model):
+    for options, rescaled in ((("objective.zero_snr=true",), True), ((), False)):
+        diffusion = trainer(make("denoise", small_model, *options)).config.scheduler_config
         assert diffusion.get("rescale_betas_zero_snr", False) is rescaled
         assert (diffusion.get("timestep_spacing") == "trailing") is rescaled
 
 
-def test_inpainting_begins_as_the_base(make, small_text_model):
+def test_inpainting_begins_as_the_base_and_learns_its_channels(make, small_text_model):
     """The added channels' weights are zeros, so the first loss is the base's own."""
-    options = ("objective.whole_mask_share=0.5", "run.total_steps=6", "objective.text_dropout=0")
+    options = ("objective.whole_mask_share=0.5", "run.total_steps=3", "objective.text_dropout=0")
     settings = make("denoise", small_text_model, "objective.becomes=inpaint", *options)
+    np.testing.assert_allclose(
+        first_losses(settings), first_losses(make("denoise", small_text_model, *options)), rtol=1e-5
+    )
     made = run_training(settings, progress=False)
     after, config = weights(made)
     before, _ = weights(small_text_model)
     assert config.task == "inpaint"
     assert after["unet.conv_in.kernel"].shape[2] == 9
     assert np.abs(after["unet.conv_in.kernel"][:, :, 4:]).max() > 0
-    plain = make("denoise", small_text_model, *options, f"out={settings.out}-plain")
-    run_training(plain, progress=False)
-    np.testing.assert_allclose(losses(settings)[0], losses(plain)[0], rtol=1e-5)
     assert changed({k: v for k, v in before.items() if not k.startswith("unet")}, after) == set()
 
 
-@pytest.mark.parametrize("name", ["DEPTH", "UPSCALE"])
-def test_models_with_more_to_look_at(make, name, family_folder, tmp_path):
-    """The depth estimator's map of each image; a small image, noised to a level of its own."""
-    model = family_folder(name)
-    settings = make("denoise", model, "run.total_steps=12", "run.sample_every=12", "samples.steps=3")
+@pytest.mark.e2e
+def test_an_upscaler_learns_to_read_the_small_image(make, family_folder, tmp_path):
+    """Which is noised to a level of its own."""
+    model = family_folder("UPSCALE")
+    settings = make("denoise", model, "run.total_steps=6", "run.sample_every=6", "samples.steps=3")
     made = run_training(settings, progress=False)
     before, after = weights(model)[0], weights(made)[0]
     assert np.abs((after["unet.conv_in.kernel"] - before["unet.conv_in.kernel"])[:, :, 4:]).max() > 0
     assert np.isfinite(losses(settings)).all()
-    assert (tmp_path / "run/samples/00000012.png").exists()
+    assert (tmp_path / "run/samples/00000006.png").exists()
 
 
-def test_a_base_learns_to_look_at_anothers_depth(make, small_text_model, family_folder):
+@pytest.mark.e2e
+def test_a_base_learns_to_read_depth_by_anothers_estimator(make, small_text_model, family_folder, tmp_path):
     other = family_folder("DEPTH")
-    options = ("objective.becomes=depth-to-image", f"objective.depth_model={other}", "run.total_steps=3")
-    made = run_training(make("denoise", small_text_model, *options), progress=False)
+    options = ("objective.becomes=depth-to-image", f"objective.depth_model={other}")
+    settings = make("denoise", small_text_model, *options, "run.total_steps=3", "run.sample_every=3", "samples.steps=3")
+    made = run_training(settings, progress=False)
     after, config = weights(made)
     assert config.task == "depth-to-image"
     assert config.depth_estimator == small_models.DEPTH.depth_estimator
     theirs = weights(other)[0]
     assert not changed({n: v for n, v in theirs.items() if n.startswith("depth_estimator.")}, after)
+    assert np.abs(after["unet.conv_in.kernel"][:, :, 4:]).max() > 0
+    assert (tmp_path / "run/samples/00000003.png").exists()
 
 
-def test_adapters(make, small_model, tmp_path):
+@pytest.mark.parametrize("name", ["DEPTH", "UPSCALE"])
+def test_losses_of_models_with_an_image_among_their_channels(name, make, family_folder):
+    """A depth model's by its own estimator. Whole runs are from end to end."""
+    each = first_losses(make("denoise", family_folder(name)))
+    assert each.shape == (4,)
+    assert np.isfinite(each).all()
+
+
+def test_an_adapter_learns_and_is_written_alone(make, small_model, tmp_path):
     settings = make("lora", small_model, "lora.rank=4", "optimizer.learning_rate=0.02", "run.total_steps=30")
     path = run_training(settings, progress=False)
     tensors = load_file(path)
@@ -194,7 +247,7 @@ def test_adapters(make, small_model, tmp_path):
     assert not (tmp_path / "run/model").exists()
 
 
-def test_new_words(make, small_model):
+def test_the_vectors_of_a_new_word_are_learnt(make, small_model):
     settings = make(
         "textual-inversion",
         small_model,
@@ -210,29 +263,30 @@ def test_new_words(make, small_model):
     assert not np.allclose(rows["<dot>"], table[[67, 78]], atol=0.01)
 
 
-def test_autoencoders(make, small_model, pictures):
-    settings = make("autoencoder", small_model, f"data.validation_folder={pictures}", "run.total_steps=40")
-    made = run_training(settings, progress=False)
-    assert {name.split(".")[0] for name in changed(weights(small_model)[0], weights(made)[0])} == {"vae"}
-    found = [line["validation_psnr"] for line in metrics(settings) if "validation_psnr" in line]
+def test_an_autoencoder_learns_and_nothing_else_changes(autoencoded, small_model):
+    before, after = weights(small_model)[0], weights(Path(autoencoded.out) / "model")[0]
+    assert {name.split(".")[0] for name in changed(before, after)} == {"vae"}
+    found = [line["validation_psnr"] for line in metrics(autoencoded) if "validation_psnr" in line]
     assert found[-1] > found[0] + 0.5
 
 
-def test_an_autoencoder_for_the_eyes_of_another(make, small_model, tmp_path):
-    plain = make("autoencoder", small_model, f"out={tmp_path / 'plain'}", "run.total_steps=3")
-    judged = ("run.total_steps=3", f"autoencoder.perceptual_model={small_model}")
-    seen = make("autoencoder", small_model, f"out={tmp_path / 'seen'}", *judged)
-    for settings in (plain, seen):
-        run_training(settings, progress=False)
-    more = losses(seen)[0] - losses(plain)[0]
+@pytest.mark.e2e
+def test_a_perceptual_model_adds_its_distance_to_the_loss(make, autoencoded, small_model):
+    seen = make("autoencoder", small_model, "run.total_steps=3", f"autoencoder.perceptual_model={small_model}")
+    run_training(seen, progress=False)
+    more = losses(seen)[0] - losses(autoencoded)[0]
     assert 0 < more <= 0.1 * 2
     assert {name.split(".")[0] for name in changed(weights(small_model)[0], weights(seen.out + "/model")[0])} == {"vae"}
 
 
 @pytest.mark.parametrize(
-    ("pairs", "parts"), [("image-text", {"image_encoder", "text_encoder"}), ("image-image", {"image_encoder"})]
+    ("pairs", "parts"),
+    [
+        ("image-text", {"image_encoder", "text_encoder"}),
+        pytest.param("image-image", {"image_encoder"}, marks=pytest.mark.e2e),
+    ],
 )
-def test_clip_models(make, small_clip, pairs, parts):
+def test_the_towers_of_clip_that_see_pairs_learn(make, small_clip, pairs, parts):
     settings = make("clip", small_clip, f"clip.pairs={pairs}", "run.total_steps=30", "batch_size=8")
     made = run_training(settings, progress=False)
     assert {n.split(".")[0] for n in changed(weights(small_clip)[0], weights(made)[0])} - {"similarity"} == parts

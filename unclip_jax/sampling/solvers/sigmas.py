@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from unclip_jax.sampling.schedule import alphas_cumprod
 from unclip_jax.sampling.solvers.settings import SCHEDULE_DEFAULTS, check_steps, check_timesteps, noise_schedule
@@ -103,4 +102,6 @@ def spaced(first: float, last: float, count: int, spacing: Spacing) -> np.ndarra
         # Of logarithms rounded to float32 as diffusers does: the timestep at the start hangs on that.
         logs = np.log(np.array([first, last], np.float32)).astype(np.float64)
         return np.exp(np.linspace(logs[0], logs[1], count))
-    return last + scipy.stats.beta.ppf(1 - share, 0.6, 0.6) * (first - last)
+    import scipy.special  # for this spacing alone
+
+    return last + scipy.special.betaincinv(0.6, 0.6, 1 - share) * (first - last)
