@@ -45,14 +45,14 @@ def test_sizes_that_are_known(size, want):
 def test_both_ways_to_the_estimator():
     image = np.random.default_rng(0).integers(0, 256, (512, 768, 3), np.uint8)
     flat = np.full((512, 768, 3), 200, np.uint8)
-    for dialect, shape in (("diffusers", (384, 384, 3)), ("original", (384, 576, 3))):
-        pixels = estimator_pixels(image, dialect)
+    for reference, shape in (("diffusers", (384, 384, 3)), ("original", (384, 576, 3))):
+        pixels = estimator_pixels(image, reference)
         assert pixels.shape == shape
         assert pixels.dtype == np.float32
-        np.testing.assert_allclose(estimator_pixels(flat, dialect), 200 / 127.5 - 1, atol=1e-6)
-        floats = estimator_pixels(image.astype(np.float32) / 255, dialect)
+        np.testing.assert_allclose(estimator_pixels(flat, reference), 200 / 127.5 - 1, atol=1e-6)
+        floats = estimator_pixels(image.astype(np.float32) / 255, reference)
         np.testing.assert_allclose(floats, pixels, atol=1e-6)
-    with pytest.raises(ValueError, match="dialect is 'midas'; accepted: diffusers, original"):
+    with pytest.raises(ValueError, match="reference is 'midas'; accepted: original, diffusers"):
         estimator_pixels(image, "midas")
 
 
