@@ -180,7 +180,7 @@ def test_freeu_is_as_in_diffusers(both, factors):
     networks, _, open_theirs = both
     pipe = open_theirs()
     base = wanted(pipe)[1:]
-    pipe.freeu = FreeU(*factors)
+    pipe.enable_freeu(*factors)
     check(jax.jit(lambda f: predicted_unet(networks, f))(FreeU(*factors)), wanted(pipe)[1:], base)
 
 
