@@ -93,6 +93,7 @@ def foreign(config, params):
     }  # fmt: skip
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("case", MODELS)
 def test_the_recorded_loss(steps, case):
     r, _, value, *_ = steps(case)
