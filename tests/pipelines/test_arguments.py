@@ -1,6 +1,8 @@
 """Every bad argument is a ValueError (or FileNotFoundError) of one line that names it, before anything is compiled."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import unclip_jax
 from unclip_jax.checkpoints.source import open_checkpoint
-from unclip_jax.pipelines.arguments import UnCLIPArguments
+from unclip_jax.pipelines.arguments import StableUnCLIPArguments, UnCLIPArguments, default
 from unclip_jax.pipelines.checks import check_guidance_scale
 from unclip_jax.pipelines.unclip import check, check_weights
 from unclip_jax.reference import Reference
@@ -133,3 +136,18 @@ def test_guidance_has_a_scale_for_each_call_and_image(steps, batch, value):
     assert scale.shape == (solver.calls, batch)
     assert (np.diff(scale[:, 0]) >= 0).all()
     assert set(scale.ravel()) == set(by_step)
+
+
+def test_the_table_of_defaults_is_that_of_the_arguments():
+    page = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+Pipeline)`, .*$", page, re.MULTILINE)
+    assert len(rows) == 7
+    for name in rows:
+        line = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
+        *_, steps, scale, others = (cell.strip() for cell in line.strip("|").split("|"))
+        task = getattr(unclip_jax, name)
+        arguments = StableUnCLIPArguments if name == "StableUnCLIPPipeline" else task.task.arguments
+        assert int(steps) == default(arguments, "num_inference_steps")
+        assert float(scale) == default(arguments, "guidance_scale")
+        for argument, value in re.findall(r"`(\w+)` ([\d.]+)", others):
+            assert float(value) == default(arguments, argument)
