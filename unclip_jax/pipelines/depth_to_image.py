@@ -22,6 +22,7 @@ from unclip_jax.pipelines.init_image import (
     count_prompts,
     from_image,
     latent_shape_of,
+    load_each,
     load_init_images,
     resize_images,
 )
@@ -52,7 +53,7 @@ def check(config: CheckpointConfig, a: DepthToImageArguments) -> Request[Inputs]
         solver = dataclasses.replace(solver, start_alpha_cumprod=np.float32(0))
     shape, prompts = latent_shape_of(config, pixels), count_prompts(a.prompt, len(pixels))
     request = check_request(config, a, solver, shape, a.prompt, a.negative_prompt, prompts)
-    maps = None if a.depth_map is None else _load_depth_maps(a.depth_map, len(images))
+    maps = None if a.depth_map is None else load_each("depth_map", a.depth_map, len(images), load_depth_map, "maps")
     views = _views(config, solver.reference, pixels, images) if maps is None else None
     return with_inputs(request, Inputs(check_init(a, pixels, request), views, maps))
 
@@ -74,16 +75,6 @@ def depth_channel(parts: Parts, request: Request[Inputs]) -> np.ndarray:
         for view in request.inputs.views or []
     ]
     return np.concatenate([np.asarray(parts.programs.depth_condition(depth[None], height, width)) for depth in maps])
-
-
-def _load_depth_maps(depth_map: Any, images: int) -> list[np.ndarray]:
-    if isinstance(depth_map, list | tuple):
-        maps = [load_depth_map(depth) for depth in depth_map]
-    else:
-        maps = [load_depth_map(depth_map)] * images
-    if len(maps) != images:
-        raise ValueError(f"depth_map has {len(maps)} maps; there are {images} images, want one for each")
-    return maps
 
 
 def _views(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +17,8 @@ from unclip_jax.pipelines.parts import Parts, noise_of
 from unclip_jax.pipelines.request import Request
 from unclip_jax.sampling.loop import Carry
 from unclip_jax.sampling.noise import Branch
+
+Loaded = TypeVar("Loaded")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,17 @@ def load_init_images(value: Any) -> list[np.ndarray]:
     if value is None:
         raise ValueError("image is missing: give an image, or a list of them")
     return [load_init_image(image) for image in several(value)]
+
+
+def load_each(name: str, value: Any, images: int, load: Callable[[Any], Loaded], noun: str) -> list[Loaded]:
+    """What is given once per image, or once for all: (images,) of `load`'s results.
+
+    noun: what there are several of, for the refusal. Raises ValueError for another number.
+    """
+    loaded = [load(one) for one in value] if isinstance(value, list | tuple) else [load(value)] * images
+    if len(loaded) != images:
+        raise ValueError(f"{name} has {len(loaded)} {noun}; there are {images} images, want one for each")
+    return loaded
 
 
 def resize_images(

@@ -34,6 +34,7 @@ from unclip_jax.pipelines.init_image import (
     count_prompts,
     from_image,
     latent_shape_of,
+    load_each,
     load_init_images,
     resize_images,
     sample_latents,
@@ -78,7 +79,7 @@ def check(config: CheckpointConfig, a: InpaintArguments) -> Request[Inputs]:
         raise ValueError("mask_image is missing: give a mask, whose white pixels are repainted")
     check_flag("paste_back", a.paste_back)
     images = load_init_images(a.image)
-    masks = _load_masks(a.mask_image, len(images))
+    masks = load_each("mask_image", a.mask_image, len(images), load_mask, "masks")
     from_noise = check_number("strength", a.strength, 0, 1) == 1
     solver = check_solver(config, a, None if from_noise else a.strength)
     original = solver.reference == Reference.ORIGINAL
@@ -157,16 +158,6 @@ def _known(parts: Parts, request: Request[Inputs], moments: np.ndarray) -> Calla
         return Known(chunk.of_prompts(inputs.mask), latents, noise)
 
     return known
-
-
-def _load_masks(mask_image: Any, images: int) -> list[Mask]:
-    if isinstance(mask_image, list | tuple):
-        masks = [load_mask(mask) for mask in mask_image]
-    else:
-        masks = [load_mask(mask_image)] * images
-    if len(masks) != images:
-        raise ValueError(f"mask_image has {len(masks)} masks; there are {images} images, want one for each")
-    return masks
 
 
 def _cropped(
