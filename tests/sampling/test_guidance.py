@@ -212,17 +212,19 @@ def test_guided_runs_may_be_cut_batched_and_rescaled(name):
         columns = {k: jnp.full(solver.calls, v, jnp.float32) for k, v in strengths.items()}
         return columns | {k: jnp.asarray(v) for k, v in solver.grid.items()}
 
-    start_step = lambda x: start(solver, x, guidance_state=guidance_state(guidance, x))  # noqa: E731
-    whole = run(start_step(noise), rows(), keys)
+    def begin(x):
+        return start(solver, x, guidance_state=guidance_state(guidance, x))
+
+    whole = run(begin(noise), rows(), keys)
     for other in (rows(momentum=0), rows(pag_scale=0)):
-        assert np.abs(run(start_step(noise), other, keys).latents - whole.latents).max() > 1e-2
+        assert np.abs(run(begin(noise), other, keys).latents - whole.latents).max() > 1e-2
     assert len(traces) == 1
 
-    carry = start_step(noise)
+    carry = begin(noise)
     for call in range(solver.calls):
         carry = run(carry, {k: v[call : call + 1] for k, v in rows().items()}, keys)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), carry, whole)
-    alone = run(start_step(noise[1:2]), rows(), keys[1:2])
+    alone = run(begin(noise[1:2]), rows(), keys[1:2])
     np.testing.assert_allclose(alone.latents, whole.latents[1:2], rtol=1e-5, atol=1e-5)
 
 
