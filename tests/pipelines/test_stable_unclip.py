@@ -114,6 +114,7 @@ BAD = [
     ({"scheduler": "dimm"}, "did you mean 'ddim'"),
     ({"latents": np.zeros((2, 10, 12, 4))}, r"latents has shape \(2, 10, 12, 4\)"),
     ({"image_noise": np.zeros((1, 3))}, r"image_noise has shape \(1, 3\)"),
+    ({"prompt_embeds": 3.0}, r"prompt_embeds has shape \(\)"),
     ({"prior_num_inference_steps": 0}, "prior_num_inference_steps is 0"),
     ({"prior_guidance_scale": "4"}, "prior_guidance_scale is '4'"),
     ({"prior_latents": np.zeros((2, WIDTH))}, r"prior_latents has shape"),

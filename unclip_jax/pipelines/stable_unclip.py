@@ -49,8 +49,8 @@ def check(prior: PriorCheckpointConfig, config: CheckpointConfig, a: StableUnCLI
     shared = {field.name for field in dataclasses.fields(a)} & {f.name for f in dataclasses.fields(UnCLIPArguments)}
     own = {name: getattr(a, name) for name in shared} | {"num_images_per_prompt": 1}
     for name in ("prompt_embeds", "negative_prompt_embeds"):
-        if own[name] is not None and len(own[name]) == count:
-            own[name] = np.repeat(np.asarray(own[name]), repeats, axis=0)
+        if own[name] is not None and np.shape(own[name])[:1] == (count,):
+            own[name] = np.repeat(own[name], repeats, axis=0)
     own |= {name: one_each(name, own[name]) for name in ("prompt", "negative_prompt")}
     own["image_embeds"] = np.zeros((count * repeats, prior.prior.embedding_dim), np.float32)
     request = unclip.check(config, UnCLIPArguments(**own))
