@@ -1,6 +1,7 @@
 """`unclip-jax ...`: a thin layer over the Python API."""
 
 import argparse
+import dataclasses
 import json
 import sys
 import warnings
@@ -192,14 +193,24 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace, checkpoint: Any) -> dict[str, Any]:
-    """What a run would need, stage by stage."""
+    """What a run would need, stage by stage; and the peak of a lean one, where there is a choice."""
     from unclip_jax.compilation import use_compilation_cache
     from unclip_jax.pipelines.plan import plan
 
     use_compilation_cache()
-    stages = plan(checkpoint, args.height, args.width, args.batch, args.dtype, mesh_of(args.devices), memory_of(args))
+    mesh, memory = mesh_of(args.devices), memory_of(args)
+    given = (checkpoint, args.height, args.width, args.batch, args.dtype, mesh)
+    stages = plan(*given, memory)
     if args.json:
         return {stage.name: {"weights": stage.weights, "activations": stage.activations} for stage in stages}
+    lines = _plan_lines(stages)
+    if not memory.free_networks and stages[-1].weights > stages[0].weights:  # kernels were transformed
+        peak = max(plan(*given, dataclasses.replace(memory, convolution="direct")), key=lambda stage: stage.peak)
+        lines["with --lean".ljust(len(next(iter(lines))))] = f"{peak.peak / 2**20:8,.0f} MiB, {peak.name}"
+    return lines
+
+
+def _plan_lines(stages: Sequence[Any]) -> dict[str, str]:
     width = max(len(stage.name) for stage in stages)
     lines = {
         stage.name.ljust(width): f"{stage.peak / 2**20:8,.0f} MiB a device: {stage.weights / 2**20:,.0f} of weights, "

@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from unclip_jax import __version__
 from unclip_jax.conditioning.address import fetch, is_address, shown
@@ -185,6 +185,7 @@ def add_memory(command: argparse.ArgumentParser) -> None:
     m.add_argument("--tile", type=int, metavar="N", help="of tiled, pixels along a side; default the checkpoint's")
     m.add_argument("--attention-chunk", type=int, metavar="N", help="queries at a time")
     m.add_argument("--free-networks", action="store_true", help="read each network for its stage and free it after")
+    m.add_argument("--lean", action="store_true", help="hold no second, faster form of the kernels (CPUs)")
 
 
 def make(args: argparse.Namespace) -> None:
@@ -280,7 +281,8 @@ def memory_of(args: argparse.Namespace) -> Any:
     """The options of `add_memory`."""
     from unclip_jax.pipelines.memory import Memory
 
-    return Memory(args.decoding, args.tile, args.attention_chunk, args.free_networks)
+    convolution: Literal["direct"] | None = "direct" if args.lean else None
+    return Memory(args.decoding, args.tile, args.attention_chunk, args.free_networks, convolution)
 
 
 def model_name(model: str | None) -> str:

@@ -27,6 +27,8 @@ def one_device():
         ({"attention_chunk": -1}, "attention_chunk is -1"),
         ({"attention_chunk": 1.5}, "attention_chunk is 1.5"),
         ({"attention_chunk": True}, "attention_chunk is True"),
+        ({"convolution": "fast"}, "convolution is 'fast'; accepted: 'winograd', 'direct' or None"),
+        ({"convolution": "winograd", "free_networks": True}, "'winograd', which needs memory, with free_networks"),
     ],
 )
 def test_bad_options_are_named(options, message):

@@ -4,6 +4,8 @@ from typing import Literal
 
 import jax
 
+from unclip_jax.models.winograd import convolve_transformed
+
 
 def convolve(
     x: jax.Array,
@@ -17,7 +19,8 @@ def convolve(
 
     Args:
         x: (B, H, W, Cin).
-        kernel: (kh, kw, Cin, Cout).
+        kernel: (kh, kw, Cin, Cout); or ((m + 2)^2, Cin, Cout), a 3x3 kernel from
+            `unclip_jax.models.winograd.transform_kernel`, for a stride of 1.
         bias: (Cout,).
         stride: Along both axes.
         padding: ((top, bottom), (left, right)), or TensorFlow's "SAME".
@@ -25,5 +28,10 @@ def convolve(
     Returns:
         (B, H', W', Cout).
     """
+    if kernel.ndim == 3:
+        assert stride == 1
+        assert padding != "SAME"
+        out = convolve_transformed(x, kernel, padding)
+        return out if bias is None else out + bias
     out = jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return out if bias is None else out + bias

@@ -21,6 +21,7 @@ from unclip_jax.distributed.mesh import Chunk, batch_sharding, data_size, pad_ba
 from unclip_jax.models.freeu import FreeU
 from unclip_jax.pipelines.compiled import Programs
 from unclip_jax.pipelines.memory import Memory
+from unclip_jax.pipelines.prepared import Kernels
 from unclip_jax.pipelines.request import Request
 from unclip_jax.progress import Progress
 from unclip_jax.sampling.loop import Carry
@@ -55,6 +56,7 @@ class Parts:
         freeu: how the UNet is reweighted; None: not.
         progress: whether stages show a bar.
         residency: of `Memory(free_networks=True)`.
+        kernels: what programs read in the place of the networks' own; None: nothing.
     """
 
     config: CheckpointConfig
@@ -67,12 +69,14 @@ class Parts:
     freeu: FreeU | None = None
     progress: bool = True
     residency: Residency | None = None
+    kernels: Kernels | None = None
 
     def weights(self, name: str) -> Mapping[str, jax.Array]:
-        """A network's parameters."""
-        if self.residency is None:
-            return self.networks[name].params
-        return self.residency.weights(name, self.networks[name], self.mesh, self.progress)
+        """A network's parameters, as the programs take them."""
+        if self.residency is not None:
+            return self.residency.weights(name, self.networks[name], self.mesh, self.progress)
+        params = self.networks[name].params
+        return params if self.kernels is None else self.kernels.weights(name, params, self.progress)
 
 
 # -- inputs through a network ------------------------------------------------------------------------------------------

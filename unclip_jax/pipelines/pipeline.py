@@ -19,11 +19,12 @@ from unclip_jax.conditioning.clip_image import ImageSource
 from unclip_jax.pipelines import finish, parts, run
 from unclip_jax.pipelines.adapters import Adaptable
 from unclip_jax.pipelines.arguments import CommonArguments, OutputType, signed
-from unclip_jax.pipelines.compiled import make_programs
+from unclip_jax.pipelines.compiled import compiler_options, make_programs
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.opening import DEFAULT_MEMORY, Opened, fill_networks, open_source
 from unclip_jax.pipelines.output import PipelineOutput, StreamState
 from unclip_jax.pipelines.parts import Parts
+from unclip_jax.pipelines.prepared import make_kernels
 from unclip_jax.pipelines.request import Request, Task
 from unclip_jax.safety import SafetyChecker
 
@@ -57,7 +58,8 @@ class Pipeline(Adaptable):
         self.config, self.tokenizer, self.networks = opened.config, opened.tokenizer, dict(opened.networks)
         self.mesh, self.dtype, self.memory, self.residency = opened.mesh, opened.dtype, opened.memory, opened.residency
         self.adapters = Adapters((self.tokenizer, self.networks), self.tokenizer)
-        self.programs = make_programs(self.config, self.networks, self.memory)
+        self.programs = make_programs(self.config, self.networks, self.memory, compiler_options(self.mesh, self.dtype))
+        self.kernels = make_kernels(self.networks, self.mesh, self.dtype, self.memory)
         self.progress = True
         self.watermark: bytes | None = None
         self.safety_checker: SafetyChecker | None = None
@@ -120,7 +122,7 @@ class Pipeline(Adaptable):
     def parts(self) -> Parts:
         """What runs now, as a value that `conditions` and `unclip_jax.pipelines.run` take."""
         kept = (self.config, self.tokenizer, self.networks, self.programs, self.opened.noising)
-        return Parts(*kept, self.mesh, self.memory, self.freeu, self.progress, self.residency)
+        return Parts(*kept, self.mesh, self.memory, self.freeu, self.progress, self.residency, self.kernels)
 
     def encode_prompts(self, prompts: Sequence[str]) -> np.ndarray:
         """Prompts -> the text encoder's states (B, T, C) float32."""

@@ -18,6 +18,7 @@ from unclip_jax.pipelines.checks import MAX_IMAGES, check_integer, check_latent_
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.opening import DEFAULT_MEMORY
 from unclip_jax.pipelines.pipeline import Pipeline
+from unclip_jax.pipelines.prepared import may_transform, transformed_specs
 from unclip_jax.progress import Progress
 from unclip_jax.sampling.guidance import Guidance
 from unclip_jax.sampling.solvers import make_solver
@@ -56,7 +57,8 @@ def plan(
     """The stages of making `batch` guided images at once, in order.
 
     The programs are compiled and nothing is run, nor are weights read. What the process needs beside its arrays is not
-    in it: Python, JAX, the programs themselves.
+    in it: Python, JAX, the programs themselves. Where `Memory.convolution` is None and the pipeline would look at what
+    is free, the plan is that of "winograd".
 
     Args:
         checkpoint: An open checkpoint of the family.
@@ -73,10 +75,10 @@ def plan(
     pipe = pipeline_for(config).from_checkpoint(checkpoint, dtype, mesh, abstract)
     latent_shape = check_latent_shape(pipe.config, height, width)
     batch = check_integer("batch", batch, 1, MAX_IMAGES)
-    return _stages(pipe, latent_shape, batch, memory.free_networks)
+    return _stages(pipe, latent_shape, batch, memory)
 
 
-def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, free_networks: bool) -> list[Stage]:
+def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, memory: Memory) -> list[Stage]:
     config, mesh, programs = pipe.config, pipe.mesh, pipe.programs
     one, many = placement.replicated(mesh), placement.batch_sharding(mesh)
     group = placement.data_size(mesh)
@@ -91,6 +93,12 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, free
         for part, network in pipe.networks.items()
     }
     held = {part: sum(map(_bytes, arrays.values())) for part, arrays in weights.items()}
+    sizes = {part: [_bytes(array) for array in arrays.values()] for part, arrays in weights.items()}
+    transformed: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
+    if memory.convolution != "direct" and not memory.free_networks and may_transform(mesh, pipe.dtype):
+        for part, specs in transformed_specs(pipe.networks).items():
+            transformed[part] = {name: _array(spec.shape, one) for name, spec in specs.items()}
+            weights[part] |= transformed[part]
     beside: dict[str, int] = {}
 
     def count(part: str, lowered: Any, given: Any) -> Any:
@@ -144,15 +152,19 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, free
 
     # On a CPU the device's memory is the host's, where each parameter is, for a moment, also as it was read.
     on_host = mesh.devices.flat[0].platform == "cpu"
-    sizes = {part: [_bytes(array) for array in arrays.values()] for part, arrays in weights.items()}
     stages = [(part, name) for part, name in STAGES if part in held]
-    if free_networks:
+    if memory.free_networks:
         loading = {part: _loading(sizes[part]) - held[part] if on_host else 0 for part in held}
         return [Stage(name, held[part], max(beside[part], loading[part])) for part, name in stages]
     total = sum(held.values())
     every = [size for part in pipe.networks for size in sizes[part]]
     first = [Stage("loading weights", total, max(0, _loading(every) - total))] if on_host else []
-    return [*first, *(Stage(name, total, beside[part]) for part, name in stages)]
+    run = []
+    for part, name in stages:
+        # Made at a network's first use, and kept.
+        total += sum(map(_bytes, transformed.get(part, {}).values()))
+        run.append(Stage(name, total, beside[part]))
+    return [*first, *run]
 
 
 def _labels(config: CheckpointConfig, rows: int, sharding: Any) -> jax.ShapeDtypeStruct | None:
