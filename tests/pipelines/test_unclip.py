@@ -74,7 +74,7 @@ def test_guidance_may_differ_by_step_and_by_image(pipe):
     by_image = run(pipe, num_images_per_prompt=2, guidance_scale=[4.0, 7.0])
     assert_close(by_image[:1], plain[:1])
     assert_close(by_image[1:], run(pipe, num_images_per_prompt=2, guidance_scale=7.0)[1:])
-    # Without guidance the doubled batch is left out; with a scale of 1 in every step it is not, and counts for nothing.
+    # However it is given, a scale of 1 is no guidance.
     assert_close(run(pipe, guidance_scale=[1.0] * STEPS), run(pipe, guidance_scale=1.0))
 
 

@@ -1,5 +1,7 @@
 """Guidance against plain numpy, and inside the loop."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ from unclip_jax.sampling import (
     sample,
     start,
 )
-from unclip_jax.sampling.guidance import project, rescale
+from unclip_jax.sampling.guidance import guidance_by_call, project, rescale
 from unclip_jax.sampling.schedule import PREDICTION_TYPES
 
 RNG = np.random.default_rng(0)
@@ -185,6 +187,91 @@ def test_parts_without_what_they_need():
         Guidance(unconditional=False, projected=True, perturbed=True)
     with pytest.raises(ValueError, match="rescaled needs"):
         Guidance(unconditional=False, rescaled=True)
+
+
+PLAIN, ALONE = Guidance(), Guidance(unconditional=False)
+INSIDE = [0, 0, 1, 1, 0]  # evaluations of an interval
+IN_AN_INTERVAL = {"guidance_scale": [4.0 if inside else 1.0 for inside in INSIDE]}
+PERTURBED_THERE = {"pag_scale": [2.0 * inside for inside in INSIDE]}
+PROJECTED = Guidance(projected=True)
+EVERYTHING = Guidance(projected=True, perturbed=True, rescaled=True)
+WHAT_IS_NEEDED = {
+    "nothing": (ALONE, {}, [ALONE] * 5),
+    "everywhere": (PLAIN, {"guidance_scale": 4.0}, [PLAIN] * 5),
+    "nowhere": (PLAIN, {"guidance_scale": 1.0}, [ALONE] * 5),
+    "an interval": (PLAIN, IN_AN_INTERVAL, [ALONE, ALONE, PLAIN, PLAIN, ALONE]),
+    "perturbed": (
+        Guidance(unconditional=False, perturbed=True),
+        PERTURBED_THERE,
+        [ALONE, ALONE, *[Guidance(unconditional=False, perturbed=True)] * 2, ALONE],
+    ),
+    "perturbed everywhere": (
+        Guidance(perturbed=True, rescaled=True),
+        IN_AN_INTERVAL | {"pag_scale": 2.0, "guidance_rescale": 0.5},
+        [
+            *[Guidance(unconditional=False, perturbed=True, rescaled=True)] * 2,
+            *[Guidance(perturbed=True, rescaled=True)] * 2,
+            Guidance(unconditional=False, perturbed=True, rescaled=True),
+        ],
+    ),
+    "rescaled": (
+        Guidance(rescaled=True),
+        IN_AN_INTERVAL | {"guidance_rescale": 0.5},
+        [ALONE, ALONE, *[Guidance(rescaled=True)] * 2, ALONE],
+    ),
+    "projected": (PROJECTED, IN_AN_INTERVAL, [ALONE, ALONE, PROJECTED, PROJECTED, ALONE]),
+    "with momentum": (PROJECTED, IN_AN_INTERVAL | {"apg_momentum": -0.5}, [*[PROJECTED] * 4, ALONE]),
+    "everything": (
+        EVERYTHING,
+        IN_AN_INTERVAL | PERTURBED_THERE | {"apg_momentum": -0.5, "guidance_rescale": 0.5},
+        [*[Guidance(projected=True, rescaled=True)] * 2, EVERYTHING, EVERYTHING, ALONE],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHAT_IS_NEEDED)
+@pytest.mark.parametrize("scheduler", ["dpm++2m", "heun"])
+def test_rows_that_count_for_nothing_are_left_out(name, scheduler):
+    """Each evaluation has the rows that it needs, and the run is that with all rows in all of them.
+
+    Heun's five evaluations are three steps, so that a step may be cut.
+    """
+    guidance, given, needed = WHAT_IS_NEEDED[name]
+    solver = make_solver(scheduler, PUBLISHED_UNCLIP_SCHEDULER, 3 if scheduler == "heun" else 5)
+    strengths = {"apg_eta": 0.5, "apg_threshold": 9.0, "apg_momentum": 0.0} | given
+    strengths = {key: np.broadcast_to(np.float32(strengths[key]), 5) for key in guidance.strengths}
+    assert guidance_by_call(guidance, strengths, solver.calls) == needed
+    # One image of three for which a strength counts is enough.
+    neutral = {"guidance_scale": 1.0, "pag_scale": 0.0}
+    by_image = {
+        key: np.stack([value, np.full(5, neutral.get(key, value[0]), np.float32), value], axis=1)
+        for key, value in strengths.items()
+    }
+    assert guidance_by_call(guidance, by_image, solver.calls) == needed
+
+    noise = jnp.asarray(X[..., :4])
+    columns = {key: jnp.asarray(value) for key, value in (dict(solver.grid) | by_image).items()}
+
+    def denoise(guidance):
+        shift = guidance_rows(guidance, jnp.full((3, 1, 1, 1), -0.4), jnp.full((3, 1, 1, 1), 0.3))
+
+        def network(x, row, perturbed):
+            assert x.shape[0] == 3 * guidance.rows
+            weight = 0.8 if perturbed is None else jnp.where(perturbed, 0.6, 0.8)[:, None, None, None]
+            return jnp.tanh(weight * x + shift + row["timestep"] / 1000)
+
+        return guided(network, guidance, solver.prediction_type)
+
+    begun = start(solver, noise, guidance_state=guidance_state(guidance, noise))
+    whole = run_stateful_steps(denoise(guidance), solver, begun, columns)
+    carry = begun
+    for form, calls in itertools.groupby(range(5), needed.__getitem__):
+        first, *_ = numbers = list(calls)
+        span = jnp.int32(first), jnp.int32(first + len(numbers))
+        read = {key: value for key, value in columns.items() if key in (*solver.grid, *form.strengths)}
+        carry = run_stateful_steps(denoise(form), solver, carry, read, span=span)
+    for got, want in ((carry.latents, whole.latents), (carry.x0, whole.x0)):
+        assert np.linalg.norm(got - want) <= 1e-5 * np.linalg.norm(want)
 
 
 def network(x, row, perturbed):

@@ -11,6 +11,7 @@ from unclip_jax.sampling import (
     draw,
     image_keys,
     make_solver,
+    run_stateful_steps,
     run_steps,
     sample,
     start,
@@ -76,6 +77,25 @@ def test_noise_by_keys_is_the_noise_of_each_image_and_call(name, eta):
     np.testing.assert_allclose(by_keys, sample(denoise, solver, latents(), step_noise=noise), rtol=1e-6, atol=1e-6)
     other = sample(denoise, solver, latents(), keys=image_keys(8, jnp.arange(SHAPE[0])))
     assert np.abs(np.asarray(by_keys - other)).mean() > 0.1 * eta
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm++2m"])
+def test_spans_are_the_same_run_by_one_program(name):
+    solver, keys, traces = solver_of(name), image_keys(7, jnp.arange(SHAPE[0])), []
+    rows = {column: jnp.asarray(values) for column, values in solver.grid.items()}
+
+    @jax.jit
+    def run(carry, first, end):
+        traces.append(1)
+        stateful = lambda x, row, state: (denoise(x, row), state + 1)  # noqa: E731
+        return run_stateful_steps(stateful, solver, carry, rows, keys, span=(first, end))
+
+    carry = start(solver, latents(), guidance_state=jnp.int32(0))
+    for first, end in ((0, 2), (2, 3), (3, 3), (3, 6)):
+        carry = run(carry, np.int32(first), np.int32(end))
+        assert carry.guidance_state == end
+    assert len(traces) == 1
+    np.testing.assert_allclose(carry.latents, sample(denoise, solver, latents(), keys=keys), rtol=1e-5, atol=1e-5)
 
 
 def test_stochastic_step_by_hand():

@@ -209,7 +209,7 @@ class ProjectedGuidance:
 def check_guidance(a: CommonArguments, solver: Solver, batch: int) -> tuple[Guidance, dict[str, np.ndarray]]:
     """What guides a run, and how much at each evaluation and image, (calls, batch) float32, by `guided`'s names.
 
-    What is 0 is no part of the program; other values are traced.
+    What is 0 throughout, or a scale of 1, is no part of the program; other values are traced.
     """
     calls = (solver.calls, batch)
     on, scale = check_guidance_scale(a.guidance_scale, solver, batch)
@@ -233,14 +233,15 @@ def check_guidance(a: CommonArguments, solver: Solver, batch: int) -> tuple[Guid
         for name, outside in (("guidance_scale", 1.0), ("pag_scale", 0.0)):
             levels = np.asarray(solver.grid["alpha_cumprod"])
             strengths[name] = limit_interval(strengths[name], levels, (ends[0], ends[1]), outside)
+    on = on and bool((strengths["guidance_scale"] != 1).any())
+    perturbed = bool((strengths["pag_scale"] != 0).any())
     guidance = Guidance(
         unconditional=on,
         projected=on and projected is not None,
-        perturbed=pag > 0,
-        rescaled=rescale > 0 and (on or pag > 0),
+        perturbed=perturbed,
+        rescaled=rescale > 0 and (on or perturbed),
     )
-    used = {"guidance_scale": on, "pag_scale": guidance.perturbed, "guidance_rescale": guidance.rescaled}
-    return guidance, {k: v for k, v in strengths.items() if used.get(k, guidance.projected)}
+    return guidance, {name: strengths[name] for name in guidance.strengths}
 
 
 def check_guidance_scale(value: Any, solver: Solver, batch: int) -> tuple[bool, np.ndarray]:

@@ -138,15 +138,21 @@ def _run_steps(
     constants: Constants,
     seed: jax.Array,
     indices: jax.Array,
+    span: tuple[jax.Array, jax.Array] | None = None,
     *,
     guidance: Guidance,
     tile: tuple[int, int] | None = None,
 ) -> Carry:
-    """Some steps of the loop. tile: size and overlap in latents, see `unclip_jax.sampling.tiled`; None: no tiles."""
+    """Some steps of the loop.
+
+    Args:
+        span: which of the rows, see `unclip_jax.sampling.run_stateful_steps`; None: all.
+        tile: size and overlap in latents, see `unclip_jax.sampling.tiled`; None: no tiles.
+    """
     denoise = unet_denoiser(unet, params, constants, guidance, solver.prediction_type, tile)
     keys = image_keys(seed, indices) if solver.stochastic else None
     between = None if constants.known is None else put_back(constants.known)
-    return run_stateful_steps(denoise, solver, carry, rows, keys, between)
+    return run_stateful_steps(denoise, solver, carry, rows, keys, between, span)
 
 
 def _decode(

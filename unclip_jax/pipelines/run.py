@@ -1,5 +1,6 @@
 """The denoising loop of a call: chunks of images through the compiled steps."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from unclip_jax.distributed.mesh import Chunk, make_chunk
 from unclip_jax.pipelines.parts import Parts
 from unclip_jax.pipelines.request import Conditions, Request
 from unclip_jax.progress import Progress
+from unclip_jax.sampling.guidance import guidance_by_call
 from unclip_jax.sampling.loop import Carry
 
 # Takes a run through some rows of the grid. The carry that it is given is donated: use the one that it returns.
@@ -40,40 +42,65 @@ def stream_states(
 
 def begin(parts: Parts, request: Request[Any], conditions: Conditions, chunk: Chunk) -> tuple[Carry, RunSteps]:
     """A run before its first step, and the function that takes it through rows of the grid."""
-    solver, guidance = request.solver, request.guidance
+    solver = request.solver
+    guidance_of = guidance_by_call(request.guidance, request.strengths, solver.calls)
+    text = chunk.of_prompts(conditions.text)
+    negative = None if conditions.negative is None else chunk.of_prompts(conditions.negative)
     labels = None if conditions.labels is None else conditions.labels(chunk)
     channels = None if conditions.channels is None else conditions.channels(chunk)
     known = None if conditions.known is None else conditions.known(chunk)
+    timesteps = chunk.everywhere(np.asarray(solver.grid["timestep"]))
     carry = conditions.start(chunk)
     unet = parts.weights("unet")
-    constants = parts.programs.prepare(
-        unet,
-        chunk.of_prompts(conditions.text),
-        None if conditions.negative is None else chunk.of_prompts(conditions.negative),
-        labels,
-        chunk.everywhere(np.asarray(solver.grid["timestep"])),
-        channels,
-        known,
-        parts.freeu,
-        guidance=guidance,
-    )
+    constants = {
+        guidance: parts.programs.prepare(
+            unet,
+            text,
+            negative if guidance.unconditional else None,
+            labels,
+            timesteps,
+            channels,
+            known,
+            parts.freeu,
+            guidance=guidance,
+        )
+        for guidance in dict.fromkeys(guidance_of)
+    }
     columns = _columns(request, chunk, known is not None)
+    strengths = {name: chunk.by_call(column) for name, column in request.strengths.items()}
 
     def run_steps(carry: Carry, rows: slice) -> Carry:
         whole = rows.stop - rows.start == solver.calls
-        grid = columns if whole else {name: column[rows] for name, column in columns.items()}
-        return parts.programs.run_steps(
-            unet, solver, carry, grid, constants, chunk.seed, chunk.indices, guidance=guidance, tile=request.tile
-        )
+        for guidance, calls in itertools.groupby(range(rows.start, rows.stop), guidance_of.__getitem__):
+            first, *others = calls
+            end = first + 1 + len(others)
+            grid = columns | {name: strengths[name] for name in guidance.strengths}
+            span = None
+            if whole:  # of all rows, so that one program runs every segment with this guidance, however long it is
+                span = np.int32(first), np.int32(end)
+            else:
+                grid = {name: column[first:end] for name, column in grid.items()}
+            carry = parts.programs.run_steps(
+                unet,
+                solver,
+                carry,
+                grid,
+                constants[guidance],
+                chunk.seed,
+                chunk.indices,
+                span,
+                guidance=guidance,
+                tile=request.tile,
+            )
+        return carry
 
     return carry, run_steps
 
 
 def _columns(request: Request[Any], chunk: Chunk, puts_back: bool) -> dict[str, jax.Array]:
-    """The grid on the devices: the solver's columns, the guidance's strengths, and given noise."""
+    """The grid on the devices, but for the guidance's strengths: the solver's columns, and given noise."""
     grid = request.solver.grid
     columns = {name: chunk.everywhere(np.asarray(column)) for name, column in grid.items()}
-    columns |= {name: chunk.by_call(column) for name, column in request.strengths.items()}
     if puts_back:
         # What is known joins the latents at the noise level of the next evaluation, and at the end without noise.
         next_levels = np.append(np.asarray(grid["alpha_cumprod"])[1:], np.float32(1))
@@ -89,7 +116,7 @@ def _sample_chunk(parts: Parts, request: Request[Any], conditions: Conditions, c
     carry, run_steps = begin(parts, request, conditions, chunk)
     label = f"sampling {chunk.count} image{'s' * (chunk.count > 1)}"
     with Progress(f"{label} (compiling)", calls, unit="step", enabled=parts.progress) as bar:
-        # With somebody watching, a program of one step runs `calls` times; otherwise one program runs them all.
+        # With somebody watching, a program of one step runs `calls` times; otherwise one runs all with equal guidance.
         stride = 1 if parts.progress else calls
         for first in range(0, calls, stride):
             carry = run_steps(carry, slice(first, first + stride))

@@ -4,13 +4,13 @@ Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) and what may joi
 Sadat et al. 2024, arXiv:2410.02416), perturbed-attention guidance (PAG; Ahn et al. 2024, arXiv:2403.17377), rescaling
 (Lin et al. 2023, arXiv:2305.08891) and a limited interval (Kynkäänniemi et al. 2024, arXiv:2404.07724).
 
-Which of them a run uses is static, a `Guidance`. How strong each is comes from columns of the run's grid: one traced
-value for each network evaluation. All arithmetic is float32, and each image's own.
+Which of them an evaluation uses is static, a `Guidance`. How strong each is comes from columns of the run's grid: one
+traced value for each network evaluation. All arithmetic is float32, and each image's own.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,19 @@ class Guidance:
     def rows(self) -> int:
         """The number of rows that an image takes in the network's batch."""
         return 1 + self.unconditional + self.perturbed
+
+    @property
+    def strengths(self) -> tuple[str, ...]:
+        """The names of the grid's columns that `guided` reads."""
+        used = {
+            "guidance_scale": self.unconditional,
+            "apg_eta": self.projected,
+            "apg_threshold": self.projected,
+            "apg_momentum": self.projected,
+            "pag_scale": self.perturbed,
+            "guidance_rescale": self.rescaled,
+        }
+        return tuple(name for name, on in used.items() if on)
 
 
 def interleave(*rows: jax.Array) -> jax.Array:
@@ -272,6 +285,39 @@ def limit_interval(
     scale = np.broadcast_to(scale, sigma.shape) if scale.ndim < 2 else scale
     within = ((low < sigma) & (sigma <= high)).reshape(-1, *[1] * (scale.ndim - 1))
     return np.where(within, scale, np.float32(outside))
+
+
+def guidance_by_call(guidance: Guidance, strengths: Mapping[str, np.ndarray], calls: int) -> list[Guidance]:
+    """What each network evaluation needs of a run's guidance: without the rows that count for no image.
+
+    The run stays the same, up to rounding: at a scale of 1 the guided prediction is the conditional one, and where no
+    other row is left there is nothing to rescale. APG's momentum takes the difference of an evaluation to later ones,
+    so that the unconditional row stays until the last that is guided.
+
+    Args:
+        guidance: What the run uses.
+        strengths: Its columns on the host, (calls,) or (calls, B) each.
+        calls: The number of evaluations.
+
+    Returns:
+        A list of `calls`.
+    """
+
+    def counts(name: str, neutral: float) -> np.ndarray:
+        """(calls,) bool: whether a strength is not neutral for some image."""
+        return np.any(np.reshape(strengths[name] != np.float32(neutral), (calls, -1)), axis=1)
+
+    unconditional = perturbed = np.zeros(calls, bool)
+    if guidance.unconditional:
+        unconditional = counts("guidance_scale", 1)
+    if guidance.projected and counts("apg_momentum", 0).any():
+        unconditional = np.logical_or.accumulate(unconditional[::-1])[::-1]
+    if guidance.perturbed:
+        perturbed = counts("pag_scale", 0)
+    return [
+        Guidance(u, guidance.projected and u, p, guidance.rescaled and (u or p))
+        for u, p in zip(unconditional.tolist(), perturbed.tolist(), strict=True)
+    ]
 
 
 def _extrapolate(unconditional: jax.Array, conditional: jax.Array, scale: jax.Array) -> jax.Array:

@@ -85,6 +85,7 @@ def run_stateful_steps(
     rows: Mapping[str, jax.Array],
     keys: jax.Array | None = None,
     between: Between | None = None,
+    span: tuple[jax.Array, jax.Array] | None = None,
 ) -> Carry:
     """`run_steps` for a prediction that depends on earlier ones (`unclip_jax.sampling.guidance.guided`).
 
@@ -96,6 +97,8 @@ def run_stateful_steps(
         rows: As in `run_steps`.
         keys: As in `run_steps`.
         between: (next latents, row) -> the latents that the next step starts from.
+        span: () int32 each, the first of `rows` to run and the one after the last: traced, so that other spans compile
+            nothing, but have no reverse-mode gradient. None: all.
 
     Returns:
         The `Carry` after these steps.
@@ -106,7 +109,7 @@ def run_stateful_steps(
     if solver.stochastic and keys is None and "step_noise" not in rows:
         raise ValueError("keys is None; this solver is stochastic: want keys, one per image, or step_noise")
 
-    def body(carry: Carry, row: Row) -> tuple[Carry, None]:
+    def step(carry: Carry, row: Row) -> Carry:
         x, state, _, guidance_state = carry
         out, guidance_state = denoise(x, row, guidance_state)
         noise = row.get("step_noise")
@@ -116,9 +119,13 @@ def run_stateful_steps(
         x, state = solver.step(solver.prediction_type, state, x, out, row, noise)
         if between is not None:
             x = between(x, row)
-        return Carry(x, state, x0, guidance_state), None
+        return Carry(x, state, x0, guidance_state)
 
-    return jax.lax.scan(body, carry, dict(rows))[0]
+    if span is None:
+        return jax.lax.scan(lambda carry, row: (step(carry, row), None), carry, dict(rows))[0]
+    return jax.lax.fori_loop(
+        *span, lambda i, carry: step(carry, {name: column[i] for name, column in rows.items()}), carry
+    )
 
 
 def sample(
