@@ -86,6 +86,20 @@ def test_both_embed_alike(run):
         assert result["relative_error"] < 1e-5
 
 
+def test_both_have_the_same_layers(run):
+    """And torch counts work where there are products, and nowhere else."""
+    (rows,) = run("layers", ["--width", "32", "--size", "8", "--batch", "1", "--peers", "torch"])
+    moved = {"group norm, SiLU", "layer norm", "concatenation", "nearest upsampling"}
+    assert {row["kind"] for row in rows if row["unit"] == "GB/s"} == moved
+    computed = {"3x3 convolution", "1x1 convolution", "projection", "self-attention", "cross-attention", "GEGLU"}
+    assert {row["kind"] for row in rows if row["unit"] == "GFLOP/s"} == computed
+    for row in rows:
+        assert row["relative_error"]["unclip_jax"] < 1e-5, row
+        assert row["amount"] > 0
+    with pytest.raises(SystemExit, match=r"--only 'pooling'.*3x3 convolution"):
+        run("layers", ["--only", "pooling", "--peers", "torch"])
+
+
 class Small(torch.nn.Module):
     """Images, and a vector that counts, to images."""
 
