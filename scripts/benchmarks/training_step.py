@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from random_networks import read_unet
 from turns import Step, compiled_facts, torch_facts
-from unet_weights import read_unet
 
 RATE = 1e-4
 

@@ -1,7 +1,9 @@
 """Taking turns: what is compared runs round by round, so that a machine whose speed drifts slows all of it alike."""
 
 import contextlib
+import ctypes
 import dataclasses
+import gc
 import json
 import multiprocessing
 import os
@@ -63,7 +65,10 @@ def processes_in_turns(
         process.start()
         theirs.close()
         running[name] = ours, process
-        sides[name] = Side(*ours.recv())  # so that each loads alone
+        try:
+            sides[name] = Side(*ours.recv())  # so that each loads alone
+        except EOFError:
+            raise SystemExit(f"{name} could not be loaded; its process wrote why") from None
 
     def turn(name: str) -> None:
         pipe, side = running[name][0], sides[name]
@@ -92,6 +97,7 @@ def _work(pipe: Any, load: Load, steps: int) -> None:
     started = time.perf_counter()
     step, facts = load()
     facts["load_s"] = time.perf_counter() - started
+    _return_freed_memory()
     _reset_peak()
     pipe.send((facts, step()))
     while pipe.recv():
@@ -117,6 +123,13 @@ def _reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def _return_freed_memory() -> None:
+    """What loading has left on the heap is not the step's (glibc; elsewhere it stays)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def compiled_facts(compiled: Any, started: float) -> dict[str, Any]:
     """What the table needs to know of our compiled step. started: when its compilation began."""
     import jax
@@ -130,41 +143,84 @@ def compiled_facts(compiled: Any, started: float) -> dict[str, Any]:
     }
 
 
-def torch_facts() -> dict[str, Any]:
-    """The same of a step in diffusers."""
+def torch_facts(library: str = "diffusers") -> dict[str, Any]:
+    """The same of a step in torch. library: whose network it is, or what compiles it."""
     import torch
 
-    return {"library": f"diffusers on torch {torch.__version__}", "threads": torch.get_num_threads()}
+    return {"library": f"{library} on torch {torch.__version__.partition('+')[0]}", "threads": torch.get_num_threads()}
 
 
 def report(what: str, sides: Mapping[str, Side]) -> None:
-    """Prints a table of "unclip_jax" and "diffusers" with their ratios, and a line of JSON."""
-    ours, theirs = sides["unclip_jax"], sides["diffusers"]
-    error = np.linalg.norm(ours.first - theirs.first) / np.linalg.norm(theirs.first)
-    by_pairs = ratios(theirs.seconds, ours.seconds)
+    """Prints a table of "unclip_jax" and its peers, and a line of JSON.
+
+    Outputs are compared with the first peer's, whose figures the line of JSON has once more under its own keys.
+    GFLOP/s are of the same work for all: as the first peer counts it, or else our compiler.
+    """
+    ours = sides["unclip_jax"]
+    peers = {name: side for name, side in sides.items() if side is not ours}
+    reference = next(iter(peers))
+    gflop = {**ours.facts, **peers[reference].facts}["gflop"]
     git = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    facts = ours.facts
     print(
-        f"{facts['device']}, {os.cpu_count()} cores, {platform.machine()}; {what}, {len(by_pairs)} rounds; "
+        f"{ours.facts['device']}, {os.cpu_count()} cores, {platform.machine()}; {what}, {len(ours.seconds)} rounds; "
         f"commit {commit}"
     )
-    print(f"{'':28}{'median s':>10}{'min s':>8}{'max s':>8}{'GFLOP/s':>10}{'step peak GiB':>15}{'load s':>8}")
-    for side in sides.values():
-        median = statistics.median(side.seconds)
-        print(
-            f"{side.facts['library']:28.28}{median:10.3f}{min(side.seconds):8.3f}{max(side.seconds):8.3f}"
-            f"{facts['gflop'] / median:10.0f}{side.peak:15.2f}{side.facts['load_s']:8.1f}"
+    print(
+        f"{'':30}{'median s':>10}{'min s':>9}{'max s':>9}{'GFLOP/s':>9}{'peak GiB':>10}{'load s':>8}"
+        f"{'ours is':>9}{'by pairs':>14}{'memory':>8}{'difference':>12}"
+    )
+    compared = {name: _compare(ours, side) for name, side in peers.items()}
+    for name, side in sides.items():
+        row = (
+            f"{side.facts['library']:30.30}{statistics.median(side.seconds):10.3f}{min(side.seconds):9.3f}"
+            f"{max(side.seconds):9.3f}{gflop / statistics.median(side.seconds):9.0f}{side.peak:10.2f}"
+            f"{side.facts['load_s']:8.1f}"
         )
+        if name in peers:
+            low, high = compared[name]["speed_ratio_range"]
+            pairs = f"{low:.2f}..{high:.2f}"
+            row += f"{compared[name]['speed_ratio']:8.2f}x{pairs:>14}{compared[name]['peak_memory_ratio']:7.2f}x"
+        else:
+            row += " " * 31
+        print(row + ("" if name == reference else f"{_difference(side.first, peers[reference].first):12.1e}"))
+    print(
+        "ours is: so many times as fast, and takes so many times the memory; difference: relative L2 from "
+        f"{reference}'s output"
+    )
+    figures = {name: {**_figures(side, gflop), **compared.get(name, {})} for name, side in sides.items()}
     result = {
+        **compared[reference],
+        "compile_s": ours.facts["compile_s"],
+        "what": what,
+        "gflop": gflop,
+        "unclip_jax": figures.pop("unclip_jax"),
+        "peers": figures,
+    }
+    print(json.dumps(result))
+
+
+def _compare(ours: Side, theirs: Side) -> dict[str, Any]:
+    by_pairs = ratios(theirs.seconds, ours.seconds)
+    return {
         "speed_ratio": statistics.median(by_pairs),
         "speed_ratio_range": [min(by_pairs), max(by_pairs)],
         "peak_memory_ratio": ours.peak / theirs.peak,
-        "relative_error": float(error),
-        "compile_s": facts["compile_s"],
+        "relative_error": _difference(ours.first, theirs.first),
     }
-    print(
-        f"unclip_jax is {result['speed_ratio']:.2f}x as fast ({min(by_pairs):.2f}..{max(by_pairs):.2f} by pairs), "
-        f"with {result['peak_memory_ratio']:.2f}x the memory; outputs differ by {error:.1e} (relative L2)"
-    )
-    print(json.dumps(result))
+
+
+def _figures(side: Side, gflop: float) -> dict[str, Any]:
+    median = statistics.median(side.seconds)
+    return {
+        "library": side.facts["library"],
+        "threads": side.facts.get("threads"),
+        "median_s": median,
+        "range_s": [min(side.seconds), max(side.seconds)],
+        "gflop_per_s": gflop / median,
+        "peak_gib": side.peak,
+    }
+
+
+def _difference(got: np.ndarray, want: np.ndarray) -> float:
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))

@@ -12,3 +12,8 @@ def load(name, log):
         return np.float32(len(name))
 
     return step, {"library": name}
+
+
+def end():
+    """Ends its process, as what is killed for its memory does."""
+    raise SystemExit(1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
 import runpy
@@ -76,31 +77,110 @@ def test_the_report_compares_round_by_round(capsys):
     ours = turns.Side(facts, np.array([3.0, 4.1]), [1.0, 10.0, 1.0], 2.0)
     theirs = turns.Side({"library": "theirs", "load_s": 1.0}, np.array([3.0, 4.0]), [2.0, 20.0, 4.0], 4.0)
     turns.report("a step", {"unclip_jax": ours, "diffusers": theirs})
-    printed = capsys.readouterr().out
-    assert "unclip_jax is 2.00x as fast (2.00..4.00 by pairs), with 0.50x the memory" in printed
-    result = json.loads(printed.splitlines()[-1])
+    rows, result = printed_report(capsys)
+    assert rows["theirs"][-3:] == ["2.00x", "2.00..4.00", "0.50x"]
+    assert result["speed_ratio"] == 2.0
     assert result["speed_ratio_range"] == [2.0, 4.0]
+    assert result["peak_memory_ratio"] == 0.5
     assert result["relative_error"] == pytest.approx(0.1 / 5)
+    assert result["compile_s"] == 3.0
+
+
+def test_the_report_has_every_peer_beside_the_first(capsys):
+    """The same work counts for all, as the first peer counts it."""
+    facts = {"library": "ours", "device": "cpu", "gflop": 1.0, "compile_s": 3.0, "load_s": 2.0}
+    measured = {
+        "unclip_jax": turns.Side(facts, np.array([3.0, 4.1]), [1.0, 1.0], 2.0),
+        "diffusers": turns.Side(
+            {"library": "theirs", "load_s": 1.0, "gflop": 6.0}, np.array([3.0, 4.0]), [2.0, 2.0], 4.0
+        ),
+        "openvino": turns.Side(
+            {"library": "third", "load_s": 1.0, "threads": 2}, np.array([3.5, 4.0]), [0.5, 0.5], 1.0
+        ),
+    }
+    turns.report("a step", measured)
+    rows, result = printed_report(capsys)
+    assert {name: row[3] for name, row in rows.items()} == {"ours": "6", "theirs": "3", "third": "12"}
+    assert rows["ours"][-1] == "2.0e-02"
+    assert rows["theirs"][-1] == "0.50x"
+    assert rows["third"][-4:] == ["0.50x", "0.50..0.50", "2.00x", "1.0e-01"]
+    assert list(result["peers"]) == ["diffusers", "openvino"]
+    assert result["peers"]["diffusers"]["speed_ratio"] == result["speed_ratio"] == 2.0
+    assert result["peers"]["openvino"]["speed_ratio"] == 0.5
+    assert result["peers"]["openvino"]["threads"] == 2
+    assert result["peers"]["openvino"]["relative_error"] == pytest.approx(np.hypot(0.5, 0.1) / np.hypot(3.5, 4.0))
+    assert result["unclip_jax"]["gflop_per_s"] == 6.0
+
+
+def printed_report(capsys):
+    """The table's rows by their first word, and the line of JSON."""
+    _, _, *table, _, line = capsys.readouterr().out.splitlines()
+    return {row.split()[0]: row.split()[1:] for row in table}, json.loads(line)
+
+
+def test_a_library_that_does_not_load_is_named():
+    with pytest.raises(SystemExit, match="broken could not be loaded"):
+        turns.processes_in_turns({"broken": sides.end}, 1)
+
+
+@pytest.mark.parametrize(("missing", "message"), [("torch", "extra `parity`"), ("openvino", "`pip install openvino`")])
+def test_a_missing_peer_is_named_before_anything_runs(monkeypatch, missing, message):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else True)
+    for name in ("unet", "vae", "towers"):
+        with pytest.raises(SystemExit, match=f"--peers: {missing} is not installed.*{message}"):
+            command(name)["main"](["--peers", "openvino"])
 
 
 @pytest.fixture(scope="module")
-def unet_folder(small, tmp_path_factory):
-    """Its UNet, as diffusers would have written it."""
+def diffusers_folder(small, tmp_path_factory):
+    """It as diffusers would have written it."""
     with open_checkpoint(small) as checkpoint:
-        return save_diffusers(checkpoint, tmp_path_factory.mktemp("benchmarks") / "diffusers")[0] / "unet"
+        return save_diffusers(checkpoint, tmp_path_factory.mktemp("benchmarks") / "diffusers")[0]
+
+
+@pytest.fixture(scope="module")
+def unet_folder(diffusers_folder):
+    return diffusers_folder / "unet"
+
+
+def loaded(source, name):
+    """A network of a checkpoint on one device."""
+    with open_checkpoint(source) as checkpoint:
+        abstract = {name: abstract_networks(checkpoint.config)[name]}
+        return load_networks(checkpoint, abstract, local_mesh(jax.devices()[:1]), progress=False)[name]
 
 
 def test_the_unet_is_the_one_in_the_folder(small, unet_folder):
     names = command("unet")
     data = names["inputs"](2, 8, (16, 32), 32)
     step, facts = names["unclip_jax_step"](str(unet_folder), data, "float32")
-    with open_checkpoint(small) as checkpoint:
-        abstract = {"unet": abstract_networks(checkpoint.config)["unet"]}
-        unet = load_networks(checkpoint, abstract, local_mesh(jax.devices()[:1]), progress=False)["unet"]
+    unet = loaded(small, "unet")
     call = jax.jit(lambda params, *given: unet.merge(params)(*given))
     want = call(unet.params, data["x"], np.full(2, names["TIMESTEP"]), data["context"], data["labels"])
     np.testing.assert_allclose(step(), want, rtol=1e-4, atol=1e-5)
     assert facts["gflop"] > 0
+
+
+def test_the_decoder_is_the_one_in_the_folder(small, diffusers_folder):
+    vae = loaded(small, "vae")
+    z = np.random.default_rng(0).standard_normal((1, 4, 4, 4), np.float32)
+    config = vae.merge().config
+    step, facts = command("vae")["unclip_jax_step"](str(diffusers_folder / "vae"), config, z, "float32")
+    want = jax.jit(lambda params, z: vae.merge(params).decode(z))(vae.params, z)
+    np.testing.assert_allclose(step(), want, rtol=1e-4, atol=1e-5)
+    assert facts["gflop"] > 0
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_the_towers_are_the_ones_in_the_folder(small, diffusers_folder, tower):
+    names = command("towers")
+    component = names["COMPONENTS"][tower]
+    network = loaded(small, component)
+    config = dataclasses.replace(network.merge().config, **{"projection_dim": None} if tower == "text" else {})
+    data = names["inputs"](tower, config, 2)
+    step, _ = names["unclip_jax_step"](tower, str(diffusers_folder / component), config, data, "float32")
+    want = jax.jit(lambda params, x: network.merge(params)(x))(network.params, data)
+    np.testing.assert_allclose(step(), want, rtol=1e-4, atol=1e-5)
 
 
 def test_training_steps_lower_the_loss(unet_folder, one_device):
