@@ -94,3 +94,21 @@ def read_network(component: str, folder: str, config: Any, **options: Any) -> An
         tensors = {name: file.tensors[written] for name, written in names.items()}
         read = import_params(table.rules, params, tensors, lambda name: file.read(names[name]))
         return fill(network, lambda name: read[f"{component}.{name}"].read(), lambda name, array: jnp.array(array))
+
+
+def as_pipelines_do(part: str, network: Any, dtype: str, lean: bool) -> tuple[Any, dict[str, str]]:
+    """The parameters that a pipeline's programs read on one device, and what it tells the compiler.
+
+    lean: without transformed kernels. The network's own parameters stay, as they do in a pipeline.
+    """
+    import jax
+
+    from unclip_jax.compilation import compiler_options
+    from unclip_jax.distributed.mesh import local_mesh
+    from unclip_jax.pipelines.memory import Memory
+    from unclip_jax.pipelines.prepared import make_kernels
+
+    mesh = local_mesh(jax.local_devices()[:1])
+    kernels = make_kernels({part: network}, mesh, dtype, Memory(convolution="direct" if lean else None))
+    params = network.params if kernels is None else kernels.weights(part, network.params, progress=False)
+    return params, compiler_options(mesh, dtype)

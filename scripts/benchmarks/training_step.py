@@ -29,6 +29,7 @@ def unclip_jax_training(
     import jax
     import jax.numpy as jnp
 
+    from unclip_jax.compilation import compiler_options
     from unclip_jax.distributed.mesh import batch_sharding, local_mesh, replicated
     from unclip_jax.training.lora import initial_lora, merge_lora
     from unclip_jax.training.optimizer import adamw
@@ -57,7 +58,9 @@ def unclip_jax_training(
         network = type(network)(network.graphdef, {})
     del trained
     started = time.perf_counter()
-    compiled = jax.jit(move, donate_argnums=1, out_shardings=replicated(mesh)).lower(frozen, held[0], batch).compile()
+    options = compiler_options(mesh)
+    jitted = jax.jit(move, donate_argnums=1, out_shardings=replicated(mesh), compiler_options=options)
+    compiled = jitted.lower(frozen, held[0], batch).compile()
 
     def step() -> np.ndarray:
         held[0], metrics = compiled(frozen, held[0], batch)

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import Network
@@ -41,16 +40,6 @@ class Programs:
     start: Any
     run_steps: Any
     decode: Any
-
-
-def compiler_options(mesh: Mesh, dtype: Any) -> dict[str, str]:
-    """What the compiler is told for programs of these devices and this dtype.
-
-    On a CPU in float32, matrix products are left to Eigen: XLA's other library for them, YNNPACK, took a sixth more
-    time for the UNet's on 2 cores of a Zen 3, and twice as much for small batched ones (jaxlib 0.10.1).
-    """
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return {"xla_cpu_experimental_ynn_fusion_type": ""} if on_cpu and jnp.dtype(dtype) == jnp.float32 else {}
 
 
 def make_programs(

@@ -15,11 +15,12 @@ from PIL import Image
 
 from unclip_jax.adapters.loaded import Adapters
 from unclip_jax.checkpoints.checkpoint import Checkpoint
+from unclip_jax.compilation import compiler_options
 from unclip_jax.conditioning.clip_image import ImageSource
 from unclip_jax.pipelines import finish, parts, run
 from unclip_jax.pipelines.adapters import Adaptable
 from unclip_jax.pipelines.arguments import CommonArguments, OutputType, signed
-from unclip_jax.pipelines.compiled import compiler_options, make_programs
+from unclip_jax.pipelines.compiled import make_programs
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.opening import DEFAULT_MEMORY, Opened, fill_networks, open_source
 from unclip_jax.pipelines.output import PipelineOutput, StreamState

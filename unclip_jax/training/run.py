@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from unclip_jax.checkpoints.atomic import replaced_file
+from unclip_jax.compilation import compiler_options
 from unclip_jax.distributed.mesh import batch_sharding, fully_sharded, replicated
 from unclip_jax.progress import Progress
 from unclip_jax.training.step import Losses, TrainState, train_step
@@ -120,7 +121,9 @@ def train(
     losses = losses if isinstance(losses, jax.tree_util.Partial) else jax.tree_util.Partial(losses)
     losses = jax.tree.map(lambda leaf: _on_mesh(leaf, mesh), losses)
 
-    @functools.partial(jax.jit, donate_argnums=1, out_shardings=(shardings, replicated(mesh)))
+    placed, for_compiler = (shardings, replicated(mesh)), compiler_options(mesh)
+
+    @functools.partial(jax.jit, donate_argnums=1, out_shardings=placed, compiler_options=for_compiler)
     def move(losses: Losses, state: TrainState, batch: Any, step: jax.Array) -> tuple[TrainState, dict[str, Any]]:
         return train_step(losses, optimizer, state, batch, ema_decay=options.ema_decay, expected_step=step)
 
