@@ -104,26 +104,21 @@ def abstract_network(
     Returns:
         The network with `jax.ShapeDtypeStruct` parameters.
     """
-    # Shapes need no randomness, and nnx.Rngs counts its draws at a cost that grows with their number. The towers,
-    # which split it over their layers, need the real one and draw little.
-    make_rngs: Any = nnx.Rngs if cls in (TextEncoder, VisionEncoder, DepthEstimator, Prior) else _SameKey
+    rngs: Any = _NoKeys()
 
     def build() -> Any:
-        return cls(config, dtype=dtype, param_dtype=param_dtype or dtype, rngs=make_rngs(0), **options)
+        return cls(config, dtype=dtype, param_dtype=param_dtype or dtype, rngs=rngs, **options)
 
     graphdef, state = nnx.split(nnx.eval_shape(build))
     flat = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
     return Network(graphdef, {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in flat.items()})
 
 
-class _SameKey:
-    """Replaces nnx.Rngs where only shapes are needed."""
+class _NoKeys:
+    """Stands for nnx.Rngs where only shapes are wanted: parameters are then zeros, see `models.layers.or_zeros`."""
 
-    def __init__(self, seed: int):
-        self.key = jax.random.key(seed)
-
-    def params(self) -> jax.Array:
-        return self.key
+    def params(self) -> None:
+        return None
 
 
 def abstract_params(config: AnyConfig) -> dict[str, Any]:

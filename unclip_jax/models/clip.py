@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from unclip_jax.models.attention import attend
-from unclip_jax.models.layers import gelu, layer_norm
+from unclip_jax.models.layers import Embed, Linear, gelu, layer_norm, or_zeros
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -131,13 +131,13 @@ class Layer(nnx.Module):
         self.heads = config.heads
         self.activation = config.activation
         self.norm1 = layer_norm(width, epsilon=epsilon, **kw)
-        self.q_proj = nnx.Linear(width, width, **kw)
-        self.k_proj = nnx.Linear(width, width, **kw)
-        self.v_proj = nnx.Linear(width, width, **kw)
-        self.out_proj = nnx.Linear(width, width, **kw)
+        self.q_proj = Linear(width, width, **kw)
+        self.k_proj = Linear(width, width, **kw)
+        self.v_proj = Linear(width, width, **kw)
+        self.out_proj = Linear(width, width, **kw)
         self.norm2 = layer_norm(width, epsilon=epsilon, **kw)
-        self.fc1 = nnx.Linear(width, config.mlp_width, **kw)
-        self.fc2 = nnx.Linear(config.mlp_width, width, **kw)
+        self.fc1 = Linear(width, config.mlp_width, **kw)
+        self.fc2 = Linear(config.mlp_width, width, **kw)
 
     def __call__(self, x: jax.Array, bias: jax.Array | None) -> jax.Array:
         h = self.norm1(x)
@@ -147,14 +147,21 @@ class Layer(nnx.Module):
 
 
 def stack_layers(config: LayerConfig, rngs: nnx.Rngs, **kw: Any) -> Layer:
-    """All layers of a tower as one module, whose parameters have a leading axis, (layers, ...)."""
+    """All layers of a tower as one module, whose parameters have a leading axis, (layers, ...).
+
+    Of `rngs` that give no keys, see `or_zeros`, there is nothing to split.
+    """
 
     @nnx.split_rngs(splits=config.layers)
     @nnx.vmap(in_axes=(0,), out_axes=0)
     def build(rngs: nnx.Rngs) -> Layer:
         return Layer(config, rngs=rngs, **kw)
 
-    return build(rngs)
+    @nnx.vmap(in_axes=(), out_axes=0, axis_size=config.layers)
+    def shapes() -> Layer:
+        return Layer(config, rngs=rngs, **kw)
+
+    return build(rngs) if isinstance(rngs, nnx.Rngs) else shapes()
 
 
 def run_layers(
@@ -213,14 +220,14 @@ class TextEncoder(nnx.Module):
         kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         self.config = config
         self.remat = remat
-        self.token_embedding = nnx.Embed(config.vocab_size, config.width, rngs=rngs, **kw)
-        self.position_embedding = nnx.Embed(config.context_length, config.width, rngs=rngs, **kw)
+        self.token_embedding = Embed(config.vocab_size, config.width, rngs=rngs, **kw)
+        self.position_embedding = Embed(config.context_length, config.width, rngs=rngs, **kw)
         self.layers = stack_layers(config, rngs, **kw)
         self.final_norm = layer_norm(config.width, rngs=rngs, **kw)
         self.projection = (
             None
             if config.projection_dim is None
-            else nnx.Linear(config.width, config.projection_dim, use_bias=False, rngs=rngs, **kw)
+            else Linear(config.width, config.projection_dim, use_bias=False, rngs=rngs, **kw)
         )
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -285,15 +292,15 @@ class VisionEncoder(nnx.Module):
         self.remat = remat
         self.dtype = dtype
         patch = 3 * config.patch_size**2
-        self.patch_embedding = nnx.Linear(patch, config.width, use_bias=False, rngs=rngs, **kw)
+        self.patch_embedding = Linear(patch, config.width, use_bias=False, rngs=rngs, **kw)
         self.class_embedding = nnx.Param(
-            nnx.initializers.normal(config.width**-0.5)(rngs.params(), (config.width,), param_dtype)
+            or_zeros(nnx.initializers.normal(config.width**-0.5))(rngs.params(), (config.width,), param_dtype)
         )
-        self.position_embedding = nnx.Embed(config.tokens, config.width, rngs=rngs, **kw)
+        self.position_embedding = Embed(config.tokens, config.width, rngs=rngs, **kw)
         self.pre_norm = layer_norm(config.width, rngs=rngs, **kw)
         self.layers = stack_layers(config, rngs, **kw)
         self.post_norm = layer_norm(config.width, rngs=rngs, **kw)
-        self.projection = nnx.Linear(config.width, config.projection_dim, use_bias=False, rngs=rngs, **kw)
+        self.projection = Linear(config.width, config.projection_dim, use_bias=False, rngs=rngs, **kw)
 
     def __call__(self, pixel_values: jax.Array) -> jax.Array:
         size, p = self.config.image_size, self.config.patch_size

@@ -13,7 +13,7 @@ from flax import nnx
 
 from unclip_jax.models.clip import MAX_LAYERS, Activation, run_layers, stack_layers
 from unclip_jax.models.convolution import convolve
-from unclip_jax.models.layers import Conv, GroupNorm, gelu, layer_norm
+from unclip_jax.models.layers import KERNEL_INIT, Conv, Embed, GroupNorm, Linear, gelu, layer_norm
 from unclip_jax.models.resize import resize_bilinear
 
 # Pixels a token of the transformer, along each side: the stem's and the stages' strides.
@@ -105,7 +105,7 @@ class StandardizedConv(nnx.Module):
         rngs: nnx.Rngs,
     ):
         shape = (kernel_size, kernel_size, in_channels, out_channels)
-        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape, param_dtype))
+        self.kernel = nnx.Param(KERNEL_INIT(rngs.params(), shape, param_dtype))
         self.stride = stride
         self.dtype = dtype
 
@@ -175,7 +175,7 @@ class Fusion(nnx.Module):
         # Every published file has `residual1` at the coarsest map too, where nothing reads it.
         self.residual1 = Residual(channels, **kw)
         self.residual2 = Residual(channels, **kw)
-        self.projection = nnx.Linear(channels, channels, **kw)
+        self.projection = Linear(channels, channels, **kw)
 
     def __call__(self, x: jax.Array, finer: jax.Array | None = None) -> jax.Array:
         x = self.residual2(x if finer is None else x + self.residual1(finer))
@@ -210,15 +210,15 @@ class DepthEstimator(nnx.Module):
                 channels = out
             stages.append(Stage(blocks))
         self.stages = nnx.List(stages)
-        self.patch_projection = nnx.Linear(channels, width, **kw)
+        self.patch_projection = Linear(channels, width, **kw)
         self.class_token = nnx.Param(jnp.zeros((width,), param_dtype))
         positions = (config.image_size // PATCH) ** 2 + 1
-        self.position_embedding = nnx.Embed(positions, width, **kw)
+        self.position_embedding = Embed(positions, width, **kw)
         self.layers = stack_layers(config, rngs, epsilon=config.norm_epsilon, dtype=dtype, param_dtype=param_dtype)
         # No output passes through the final norm. Files have it, so it is kept for the way back.
         self.final_norm = layer_norm(width, epsilon=config.norm_epsilon, **kw)
-        self.readouts = nnx.List([nnx.Linear(2 * width, width, **kw) for _ in config.taps])
-        self.reassemble = nnx.List([nnx.Linear(width, out, **kw) for out in config.reassemble_widths])
+        self.readouts = nnx.List([Linear(2 * width, width, **kw) for _ in config.taps])
+        self.reassemble = nnx.List([Linear(width, out, **kw) for out in config.reassemble_widths])
         coarsest = config.reassemble_widths[-1]
         self.reassemble_down = Conv(coarsest, coarsest, stride=2, **kw)
         maps = (*config.stage_widths[:2], *config.reassemble_widths)
@@ -226,7 +226,7 @@ class DepthEstimator(nnx.Module):
         self.fusion = nnx.List([Fusion(fusion, **kw) for _ in maps])
         self.head_conv1 = Conv(fusion, fusion // 2, **kw)
         self.head_conv2 = Conv(fusion // 2, 32, **kw)
-        self.head_out = nnx.Linear(32, 1, **kw)
+        self.head_out = Linear(32, 1, **kw)
 
     def __call__(self, pixel_values: jax.Array) -> jax.Array:
         height, width = pixel_values.shape[1:3]

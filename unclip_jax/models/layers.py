@@ -20,6 +20,37 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 MAX_LEVELS, MAX_LAYERS = 8, 16
 
 
+def or_zeros(initializer: Any) -> Any:
+    """An initialiser that makes zeros where there is no key, in a network of which only the shapes are wanted.
+
+    Tracing random numbers that nothing reads would take most of the time that building a network takes.
+    """
+
+    def initial(key: jax.Array | None, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return jnp.zeros(shape, dtype) if key is None else initializer(key, shape, dtype)
+
+    return initial
+
+
+# Flax's own.
+KERNEL_INIT = or_zeros(nnx.initializers.lecun_normal())
+EMBEDDING_INIT = or_zeros(nnx.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0))
+
+
+class Linear(nnx.Linear):
+    """Flax's layer, also without keys. Call: (..., in_features) -> (..., out_features)."""
+
+    def __init__(self, in_features: int, out_features: int, **kw: Any):
+        super().__init__(in_features, out_features, kernel_init=KERNEL_INIT, **kw)
+
+
+class Embed(nnx.Embed):
+    """Flax's layer, also without keys. Call: (...) int -> (..., features)."""
+
+    def __init__(self, num_embeddings: int, features: int, **kw: Any):
+        super().__init__(num_embeddings, features, embedding_init=EMBEDDING_INIT, **kw)
+
+
 class Conv(nnx.Module):
     """2-D convolution. Call: (B, H, W, in_channels) -> (B, H', W', out_channels); kernel HWIO."""
 
@@ -37,7 +68,7 @@ class Conv(nnx.Module):
         rngs: nnx.Rngs,
     ):
         shape = (kernel_size, kernel_size, in_channels, out_channels)
-        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape, param_dtype))
+        self.kernel = nnx.Param(KERNEL_INIT(rngs.params(), shape, param_dtype))
         self.bias = nnx.Param(jnp.zeros((out_channels,), param_dtype)) if use_bias else None
         self.stride = stride
         self.padding = ((kernel_size // 2,) * 2,) * 2 if padding is None else padding
@@ -124,7 +155,7 @@ class ResnetBlock(nnx.Module):
         kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.norm1 = GroupNorm(in_channels, groups, epsilon=epsilon, param_dtype=param_dtype)
         self.conv1 = Conv(in_channels, out_channels, **kw)
-        self.time_emb_proj = None if time_channels is None else nnx.Linear(time_channels, out_channels, **kw)
+        self.time_emb_proj = None if time_channels is None else Linear(time_channels, out_channels, **kw)
         self.norm2 = GroupNorm(out_channels, groups, epsilon=epsilon, param_dtype=param_dtype)
         self.conv2 = Conv(out_channels, out_channels, **kw)
         self.conv_shortcut = None if in_channels == out_channels else Conv(in_channels, out_channels, 1, **kw)

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from unclip_jax.models.clip import MAX_LAYERS, Activation, run_layers, stack_layers
-from unclip_jax.models.layers import layer_norm
+from unclip_jax.models.layers import Embed, Linear, layer_norm, or_zeros
 from unclip_jax.models.timestep import timestep_embedding
 
 EXTRA_TOKENS = 4  # behind the text: its embedding, the timestep, the noisy image embedding, and the learnt token
@@ -65,8 +65,8 @@ class PriorTimeEmbedding(nnx.Module):
     """Linear, SiLU, linear. Call: sinusoids (B, width) -> (B, width)."""
 
     def __init__(self, width: int, **kw: Any):
-        self.linear_1 = nnx.Linear(width, width, **kw)
-        self.linear_2 = nnx.Linear(width, width, **kw)
+        self.linear_1 = Linear(width, width, **kw)
+        self.linear_2 = Linear(width, width, **kw)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.linear_2(nnx.silu(self.linear_1(x)))
@@ -97,16 +97,16 @@ class Prior(nnx.Module):
         width, dim = config.width, config.embedding_dim
         self.config = config
         self.dtype = dtype
-        self.text_states_proj = nnx.Linear(dim, width, rngs=rngs, **kw)
-        self.text_embeds_proj = nnx.Linear(dim, width, rngs=rngs, **kw)
+        self.text_states_proj = Linear(dim, width, rngs=rngs, **kw)
+        self.text_embeds_proj = Linear(dim, width, rngs=rngs, **kw)
         self.time_embedding = PriorTimeEmbedding(width, rngs=rngs, **kw)
-        self.proj_in = nnx.Linear(dim, width, rngs=rngs, **kw)
-        normal = nnx.initializers.normal(0.01)
+        self.proj_in = Linear(dim, width, rngs=rngs, **kw)
+        normal = or_zeros(nnx.initializers.normal(0.01))
         self.last_token = nnx.Param(normal(rngs.params(), (width,), param_dtype))
-        self.position_embedding = nnx.Embed(config.context_length + EXTRA_TOKENS, width, rngs=rngs, **kw)
+        self.position_embedding = Embed(config.context_length + EXTRA_TOKENS, width, rngs=rngs, **kw)
         self.layers = stack_layers(config, rngs, **kw)
         self.final_norm = layer_norm(width, rngs=rngs, **kw)
-        self.proj_out = nnx.Linear(width, dim, rngs=rngs, **kw)
+        self.proj_out = Linear(width, dim, rngs=rngs, **kw)
 
     def __call__(
         self,

@@ -21,7 +21,9 @@ from unclip_jax.models.layers import (
     MAX_LAYERS,
     MAX_LEVELS,
     Conv,
+    Embed,
     GroupNorm,
+    Linear,
     ResnetBlock,
     gelu,
     layer_norm,
@@ -120,10 +122,10 @@ class Attention(nnx.Module):
     def __init__(self, dim: int, context_dim: int, heads: int, chunk: int | None, **kw: Any):
         self.heads = heads
         self.chunk = chunk
-        self.to_q = nnx.Linear(dim, dim, use_bias=False, **kw)
-        self.to_k = nnx.Linear(context_dim, dim, use_bias=False, **kw)
-        self.to_v = nnx.Linear(context_dim, dim, use_bias=False, **kw)
-        self.to_out = nnx.Linear(dim, dim, **kw)
+        self.to_q = Linear(dim, dim, use_bias=False, **kw)
+        self.to_k = Linear(context_dim, dim, use_bias=False, **kw)
+        self.to_v = Linear(context_dim, dim, use_bias=False, **kw)
+        self.to_out = Linear(dim, dim, **kw)
 
     def encode(self, context: jax.Array) -> KeyValue:
         """context: (B, S, context_dim) -> keys and values, each (B, S, N, H)."""
@@ -143,8 +145,8 @@ class FeedForward(nnx.Module):
     """GEGLU (Shazeer 2020, arXiv:2002.05202) with the exact GELU. Call: (B, T, dim) -> (B, T, dim)."""
 
     def __init__(self, dim: int, **kw: Any):
-        self.proj_in = nnx.Linear(dim, 8 * dim, **kw)
-        self.proj_out = nnx.Linear(4 * dim, dim, **kw)
+        self.proj_in = Linear(dim, 8 * dim, **kw)
+        self.proj_out = Linear(4 * dim, dim, **kw)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         value, gate = jnp.split(self.proj_in(x), 2, axis=-1)
@@ -170,14 +172,14 @@ class Transformer(nnx.Module):
     ):
         self.only_cross_attention = only_cross_attention
         self.norm = GroupNorm(dim, groups, epsilon=1e-6, param_dtype=kw["param_dtype"])
-        self.proj_in = nnx.Linear(dim, dim, **kw)
+        self.proj_in = Linear(dim, dim, **kw)
         self.norm1 = layer_norm(dim, **kw)
         self.attn1 = Attention(dim, context_dim if only_cross_attention else dim, heads, chunk, **kw)
         self.norm2 = layer_norm(dim, **kw)
         self.attn2 = Attention(dim, context_dim, heads, chunk, **kw)
         self.norm3 = layer_norm(dim, **kw)
         self.ff = FeedForward(dim, **kw)
-        self.proj_out = nnx.Linear(dim, dim, **kw)
+        self.proj_out = Linear(dim, dim, **kw)
 
     def encode_context(self, context: jax.Array) -> tuple[KeyValue | None, KeyValue]:
         first = self.attn1.encode(context) if self.only_cross_attention else None
@@ -210,8 +212,8 @@ class TimestepMLP(nnx.Module):
     """Linear, SiLU, Linear: (B, in_features) -> (B, time_channels)."""
 
     def __init__(self, in_features: int, time_channels: int, **kw: Any):
-        self.linear_1 = nnx.Linear(in_features, time_channels, **kw)
-        self.linear_2 = nnx.Linear(time_channels, time_channels, **kw)
+        self.linear_1 = Linear(in_features, time_channels, **kw)
+        self.linear_2 = Linear(time_channels, time_channels, **kw)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.linear_2(nnx.silu(self.linear_1(x)))
@@ -432,10 +434,10 @@ class UNet(nnx.Module):
             yield from block.attentions
 
 
-def _class_embedding(config: UNetConfig, **kw: Any) -> TimestepMLP | nnx.Embed | None:
+def _class_embedding(config: UNetConfig, **kw: Any) -> TimestepMLP | Embed | None:
     if config.class_embedding_size is None:
         return None
-    kind = TimestepMLP if config.class_embedding == "projection" else nnx.Embed
+    kind = TimestepMLP if config.class_embedding == "projection" else Embed
     return kind(config.class_embedding_size, config.time_channels, **kw)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unclip_jax.models.attention import attend
-from unclip_jax.models.layers import MAX_LAYERS, MAX_LEVELS, Conv, GroupNorm, ResnetBlock, upsample_nearest
+from unclip_jax.models.layers import MAX_LAYERS, MAX_LEVELS, Conv, GroupNorm, Linear, ResnetBlock, upsample_nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +83,10 @@ class SelfAttention(nnx.Module):
     def __init__(self, channels: int, groups: int, chunk: int | None, **kw: Any):
         self.chunk = chunk
         self.norm = GroupNorm(channels, groups, epsilon=1e-6, param_dtype=kw["param_dtype"])
-        self.to_q = nnx.Linear(channels, channels, **kw)
-        self.to_k = nnx.Linear(channels, channels, **kw)
-        self.to_v = nnx.Linear(channels, channels, **kw)
-        self.to_out = nnx.Linear(channels, channels, **kw)
+        self.to_q = Linear(channels, channels, **kw)
+        self.to_k = Linear(channels, channels, **kw)
+        self.to_v = Linear(channels, channels, **kw)
+        self.to_out = Linear(channels, channels, **kw)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         b, h, w, c = x.shape

@@ -1,0 +1,38 @@
+"""Networks without weights."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from convert.random import SMALL
+from unclip_jax.checkpoints.networks import NETWORKS, abstract_network
+
+CONFIGS = {
+    f"{kind} {name}": (cls, part)
+    for kind, config in SMALL.items()
+    for name, cls in NETWORKS.items()
+    if (part := getattr(config, name, None)) is not None
+}
+KINDS = {f"{cls.__name__} {part}": (cls, part) for cls, part in CONFIGS.values()}.values()
+
+
+@pytest.mark.parametrize(("cls", "config"), KINDS, ids=[cls.__name__ for cls, _ in KINDS])
+def test_a_network_without_weights_is_one_with_weights_but_for_them(cls, config):
+    abstract = abstract_network(cls, config, jnp.float32)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0))))
+    made = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+    assert abstract.graphdef == graphdef
+    assert {name: (spec.shape, spec.dtype) for name, spec in abstract.params.items()} == {
+        name: (variable.shape, variable.dtype) for name, variable in made.items()
+    }
+
+
+@pytest.mark.parametrize(("cls", "config"), KINDS, ids=[cls.__name__ for cls, _ in KINDS])
+def test_a_network_without_weights_traces_no_random_numbers(cls, config, monkeypatch):
+    def refuse(*args, **options):
+        raise AssertionError("random numbers are drawn, and nothing reads them")
+
+    for draw in ("normal", "truncated_normal"):  # of which the initialisers make everything
+        monkeypatch.setattr(f"jax._src.random.{draw}", refuse)
+    assert abstract_network.__wrapped__(cls, config, np.dtype("float32")).params
