@@ -403,6 +403,22 @@ def test_help_answers_without_jax():
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
 
 
+@pytest.mark.e2e
+def test_a_picture_of_the_demo_model_loads_no_library_that_it_does_not_need(tmp_path: Path):
+    """Each takes longer to import than it takes to look up a compiled program. Flax and JAX import their own."""
+    code = (
+        "import gc, sys\n"
+        "from unclip_jax.cli import main\n"
+        "assert main() == 0 and gc.get_threshold()[0] == 10_000\n"
+        "unwanted = 'convert ftfy httpx huggingface_hub orbax requests scipy tensorstore torch tqdm transformers'\n"
+        "sys.exit(' '.join(sys.modules.keys() & set(unwanted.split())) or 0)\n"
+    )
+    command = [sys.executable, "-c", code, "variations", str(PHOTO), "--steps", "1", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0001-000.png", "0001-sheet.png"]
+
+
 @pytest.fixture
 def training(family_folder, pictures: Path, tmp_path: Path) -> Path:
     """Settings of a short run."""

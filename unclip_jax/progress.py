@@ -5,8 +5,6 @@ import time
 from types import TracebackType
 from typing import Any
 
-from tqdm.auto import tqdm
-
 # Work shorter than this is not worth a line.
 QUIET_SECONDS = 2.0
 NOTE_SECONDS = 30.0
@@ -32,9 +30,11 @@ class Progress:
         self.done, self.total, self.unit = 0, total, unit
         interactive = enabled and _interactive()
         scale: dict[str, Any] = {"unit_scale": True, "unit_divisor": 1024} if bytes_ else {}
-        self.bar = (
-            tqdm(total=total, desc=description, unit=unit, leave=False, delay=0.5, **scale) if interactive else None
-        )
+        self.bar: Any = None
+        if interactive:
+            from tqdm.auto import tqdm  # here, since every command pays for it, also the one that shows no bar
+
+            self.bar = tqdm(total=total, desc=description, unit=unit, leave=False, delay=0.5, **scale)
 
     def update(self, amount: int = 1) -> None:
         self.done += amount

@@ -1,8 +1,10 @@
 """Tokenizers in both dialects: recorded ids, cutting and its warning, refusals. No torch."""
 
+import html
 import json
 import re
 
+import ftfy
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from convert.tokenizer import tokenizer_json_from_folder
 from tests.convert.tokenizer_folder import BANG, CASES, END, MERGES, START, write_files
-from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json, open_clip_tokenizer_json
+from unclip_jax.conditioning.tokenizer import Tokenizer, clean, clip_tokenizer_json, open_clip_tokenizer_json
 
 DIALECTS = ("open_clip", "transformers")
 
@@ -169,3 +171,8 @@ def test_the_shortest_row_is_start_and_end(tokenizer):
 def test_merges_must_follow_from_each_other():
     with pytest.raises(ValueError, match=r"^merges: not a byte-pair vocabulary"):
         open_clip_tokenizer_json([("at", "om</w>")])
+
+
+@given(st.text(st.characters(max_codepoint=0x17F)) | st.text("&;#x26ltampLT<> \t\r\n\x1b[31m\x00\x7f"))
+def test_cleaning_is_that_of_ftfy_also_where_nothing_is_to_be_repaired(text):
+    assert clean(text) == " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()

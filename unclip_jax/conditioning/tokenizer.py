@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-import ftfy
 import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
@@ -178,7 +177,11 @@ class Tokenizer:
 
 def clean(text: str) -> str:
     """A prompt as open_clip reads it: repaired (ftfy), HTML unescaped twice, white space collapsed, in lower case."""
-    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
+    if not (text.isascii() and text.isprintable()) or "&" in text:
+        import ftfy  # here, since it takes a while, and most prompts have nothing to repair
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
 
 
 @functools.cache
