@@ -66,20 +66,20 @@ def begin(parts: Parts, request: Request[Any], conditions: Conditions, chunk: Ch
         )
         for guidance in dict.fromkeys(guidance_of)
     }
-    columns = _columns(request, chunk, known is not None)
-    strengths = {name: chunk.by_call(column) for name, column in request.strengths.items()}
+    columns, by_image = _columns(request, known is not None)
 
     def run_steps(carry: Carry, rows: slice) -> Carry:
         whole = rows.stop - rows.start == solver.calls
         for guidance, calls in itertools.groupby(range(rows.start, rows.stop), guidance_of.__getitem__):
             first, *others = calls
             end = first + 1 + len(others)
-            grid = columns | {name: strengths[name] for name in guidance.strengths}
-            span = None
-            if whole:  # of all rows, so that one program runs every segment with this guidance, however long it is
-                span = np.int32(first), np.int32(end)
-            else:
-                grid = {name: column[first:end] for name, column in grid.items()}
+            # All rows, so that one program runs every segment with this guidance, however long it is; or some, cut on
+            # the host, where that compiles nothing.
+            span = (np.int32(first), np.int32(end)) if whole else None
+            cut = slice(None) if whole else slice(first, end)
+            grid = chunk.everywhere({name: column[cut] for name, column in columns.items()})
+            of_images = by_image | {name: request.strengths[name] for name in guidance.strengths}
+            grid |= {name: chunk.by_call(column[cut]) for name, column in of_images.items()}
             carry = parts.programs.run_steps(
                 unet,
                 solver,
@@ -97,18 +97,16 @@ def begin(parts: Parts, request: Request[Any], conditions: Conditions, chunk: Ch
     return carry, run_steps
 
 
-def _columns(request: Request[Any], chunk: Chunk, puts_back: bool) -> dict[str, jax.Array]:
-    """The grid on the devices, but for the guidance's strengths: the solver's columns, and given noise."""
-    grid = request.solver.grid
-    columns = {name: chunk.everywhere(np.asarray(column)) for name, column in grid.items()}
+def _columns(request: Request[Any], puts_back: bool) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The grid, but for the guidance's strengths: the columns for all images, (calls,), and those of given noise."""
+    columns = {name: np.asarray(column) for name, column in request.solver.grid.items()}
     if puts_back:
         # What is known joins the latents at the noise level of the next evaluation, and at the end without noise.
-        next_levels = np.append(np.asarray(grid["alpha_cumprod"])[1:], np.float32(1))
-        weights = {"known_signal": np.sqrt(next_levels), "known_noise": np.sqrt(1 - next_levels)}
-        columns |= chunk.everywhere({name: column for name, column in weights.items() if name not in columns})
-    if request.step_noise is not None and request.solver.stochastic:
-        columns["step_noise"] = chunk.by_call(request.step_noise)
-    return columns
+        next_levels = np.append(columns["alpha_cumprod"][1:], np.float32(1))
+        columns = {"known_signal": np.sqrt(next_levels), "known_noise": np.sqrt(1 - next_levels)} | columns
+    if request.step_noise is None or not request.solver.stochastic:
+        return columns, {}
+    return columns, {"step_noise": request.step_noise}
 
 
 def _sample_chunk(parts: Parts, request: Request[Any], conditions: Conditions, chunk: Chunk) -> np.ndarray:
