@@ -86,6 +86,8 @@ def transform_kernel(kernel: np.ndarray, tile: int) -> np.ndarray:
     return out.reshape(transformed_shape(kernel.shape, tile))
 
 
+# Jitted, so that a network with many kernels of one shape is traced and lowered with one of them.
+@functools.partial(jax.jit, static_argnames="padding")
 def convolve_transformed(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     """2-D cross-correlation by a transformed kernel.
 
