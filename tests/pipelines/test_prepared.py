@@ -34,7 +34,7 @@ def test_all_wide_convolutions_of_stride_1_are_transformed(cls, config, count):
         ".".join(map(str, path)) + ".kernel"
         for path, module in nnx.iter_modules(network.merge())
         if isinstance(module, Conv) and module.stride == 1
-        if module.kernel.shape[:2] == (3, 3) and min(module.kernel.shape[2:]) >= 64
+        if module.kernel.shape[:2] == (3, 3) and min(module.kernel.shape[2:]) >= 128
     }
     assert set(kernel_tiles(network.params)) == want
     assert len(want) == count
@@ -46,8 +46,8 @@ def wide_folder(tmp_path_factory):
     config = one_level(small_models.SMALL)
     config = dataclasses.replace(
         config,
-        unet=dataclasses.replace(config.unet, block_out_channels=(64,)),
-        vae=dataclasses.replace(config.vae, block_out_channels=(32, 64)),
+        unet=dataclasses.replace(config.unet, block_out_channels=(128,)),
+        vae=dataclasses.replace(config.vae, block_out_channels=(64, 128)),
     )
     return small_models.write(config, tmp_path_factory.mktemp("wide") / "model")
 
@@ -95,7 +95,7 @@ def test_adapters_reach_the_kernels(direct, winograd, tmp_path):
 
     rng = np.random.default_rng(0)
     change = LowRank(
-        rng.standard_normal((3, 3, 64, 2), np.float32), rng.standard_normal((2, 64), np.float32), np.float32(0.1)
+        rng.standard_normal((3, 3, 128, 2), np.float32), rng.standard_normal((2, 128), np.float32), np.float32(0.1)
     )
     file = save_lora(direct.config, {f"unet.{KERNEL}": change}, tmp_path / "lora.safetensors")
     plain = winograd(**CALL).latents

@@ -14,8 +14,6 @@ All of them keep the queries, keys and values for the backward pass and recomput
 grows with the number of tokens, not with its square.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,8 +28,6 @@ _PLAIN_LOGITS = {"cpu": 2**19}
 _PLAIN_LOGITS_ELSEWHERE = 2**24
 _HEADS_BLOCK = 2**22
 _QUERIES_BLOCK = 2**26
-# Numbers that a reduction on a CPU keeps side by side.
-_LANES = 128
 
 
 def attend(
@@ -113,8 +109,7 @@ def _move_heads(inputs: tuple[jax.Array, ...], changes: tuple[jax.Array, ...]) -
 def _each_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     heads = [_swap(a).reshape(-1, a.shape[1], a.shape[3]) for a in (q, k, v)]  # (B N, T or S, H)
     rows = _HEADS_BLOCK // k.shape[1]
-    lanes = _LANES if k.shape[1] % _LANES == 0 else 1
-    out = jax.lax.map(lambda head: _in_blocks(head[0], head[1], head[2], rows, lanes), heads)
+    out = jax.lax.map(lambda head: _in_blocks(head[0], head[1], head[2], rows), heads)
     return _swap(out.reshape(q.shape[0], q.shape[2], q.shape[1], q.shape[3]))
 
 
@@ -131,41 +126,29 @@ def _swap(x: jax.Array) -> jax.Array:
     return jnp.swapaxes(x, 1, 2)
 
 
-def _softmax_product(
-    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None, lanes: int = 1
-) -> jax.Array:
-    """q: (..., T, H), k and v: (..., S, H), bias: (..., T, S) -> (..., T, H). lanes: see `_reduce`."""
-    return jax.checkpoint(functools.partial(_weigh, lanes))(q, k, v, bias)
-
-
-def _weigh(lanes: int, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
-    logits = jnp.einsum("...th,...sh->...ts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+@jax.checkpoint
+def _softmax_product(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """q: (..., T, H), k and v: (..., S, H), bias: (..., T, S) -> (..., T, H)."""
+    scale = q.shape[-1] ** -0.5
+    if q.dtype == jnp.float32:  # half precision would round the scaled queries
+        q, scale = q * scale, 1.0  # there are fewer of them than of logits
+    logits = jnp.einsum("...th,...sh->...ts", q, k, preferred_element_type=jnp.float32) * scale
     if bias is not None:
         logits = logits + bias
-    weights = jnp.exp(logits - jax.lax.stop_gradient(_reduce(jnp.max, logits, lanes)))
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     out = jnp.einsum("...ts,...sh->...th", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     # Divided after the product: there are fewer outputs than weights.
-    return (out / _reduce(jnp.sum, weights, lanes)).astype(q.dtype)
+    return (out / weights.sum(axis=-1, keepdims=True)).astype(q.dtype)
 
 
-def _reduce(reduce: Callable[..., jax.Array], x: jax.Array, lanes: int) -> jax.Array:
-    """A reduction over the last axis, which stays, with 1 element: first to `lanes` numbers side by side.
-
-    XLA's compiler for CPUs makes vector instructions of that, and of a reduction to one number only a few.
-    """
-    if lanes > 1:
-        x = reduce(x.reshape(*x.shape[:-1], -1, lanes), axis=-2)
-    return reduce(x, axis=-1, keepdims=True)
-
-
-def _in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, rows: int, lanes: int = 1) -> jax.Array:
+def _in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, rows: int) -> jax.Array:
     """`_softmax_product` over equal blocks of at most `rows` queries. Shapes as there."""
     *leading, tokens, head_dim = q.shape
     blocks = -(-tokens // max(1, rows))
     rows = -(-tokens // blocks)
     padded = jnp.pad(q, [(0, 0)] * len(leading) + [(0, rows * blocks - tokens), (0, 0)])
     split = jnp.moveaxis(padded.reshape(*leading, blocks, rows, head_dim), -3, 0)
-    out = jax.lax.map(lambda part: _softmax_product(part, k, v, None, lanes), split)
+    out = jax.lax.map(lambda part: _softmax_product(part, k, v), split)
     return jnp.moveaxis(out, 0, -3).reshape(padded.shape)[..., :tokens, :]
 
 

@@ -20,8 +20,10 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 POINTS: dict[int, tuple[float, ...]] = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.5**0.5, -(0.5**0.5), 1.5, -1.5)}
 
-# Floats of transformed inputs at a time: larger maps run in strips of rows, which stay in cache.
-STRIP = 2**22
+# Transformed inputs at a time: larger maps run in strips of rows, which stay in cache.
+STRIP = 2**21
+# Tiles in a strip at least: with few, the products would wait for their kernels to be read.
+MIN_TILES = 256
 # Weights of a kernel that are transformed at a time, for the same reason.
 BLOCK = 2048
 
@@ -54,7 +56,7 @@ def tile_of(shape: tuple[int, ...]) -> int | None:
     Args:
         shape: Of any parameter.
     """
-    if len(shape) != 4 or shape[:2] != (3, 3) or min(shape[2:]) < 64:
+    if len(shape) != 4 or shape[:2] != (3, 3) or min(shape[2:]) < 128:
         return None
     return 2 if shape[3] >= 1280 else 4
 
@@ -87,14 +89,15 @@ def transform_kernel(kernel: np.ndarray, tile: int) -> np.ndarray:
 
 
 # Jitted, so that a network with many kernels of one shape is traced and lowered with one of them.
-@functools.partial(jax.jit, static_argnames="padding")
-def convolve_transformed(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("padding", "strip"))
+def convolve_transformed(x: jax.Array, kernel: jax.Array, padding: Padding, strip: int = STRIP) -> jax.Array:
     """2-D cross-correlation by a transformed kernel.
 
     Args:
         x: (B, H, W, Cin) float32.
         kernel: ((m + 2)^2, Cin, Cout), from `transform_kernel`.
         padding: ((top, bottom), (left, right)), zeros around x.
+        strip: The number of transformed inputs at a time.
 
     Returns:
         (B, H', W', Cout), with H' = H + top + bottom - 2.
@@ -104,19 +107,21 @@ def convolve_transformed(x: jax.Array, kernel: jax.Array, padding: Padding) -> j
     (top, bottom), (left, right) = padding
     height, width = x.shape[1] + top + bottom - 2, x.shape[2] + left + right - 2
     down, across = -(-height // m), -(-width // m)  # tiles
-    strips = min(down, -(-n * n * x.shape[0] * down * across * x.shape[3] // STRIP))
-    rows = -(-down // strips)  # of tiles in a strip
+    tiles = x.shape[0] * across  # in a row of tiles
+    rows = min(down, max(-(-MIN_TILES // tiles), strip // (n * n * tiles * x.shape[3])))
+    strips = -(-down // rows)
+    rows = -(-down // strips)
     x = jnp.pad(x, ((0, 0), (top, bottom + rows * strips * m - height), (0, 0), (0, 0)))
     sides = (left, right + across * m - width)
     if strips == 1:
         out = _strip(x, kernel, rows, across, sides)
     else:
 
-        def strip(number: jax.Array) -> jax.Array:
+        def some(number: jax.Array) -> jax.Array:
             part = jax.lax.dynamic_slice_in_dim(x, number * rows * m, rows * m + 2, axis=1)
             return _strip(part, kernel, rows, across, sides)
 
-        out = jnp.moveaxis(jax.lax.map(strip, jnp.arange(strips)), 0, 1)
+        out = jnp.moveaxis(jax.lax.map(some, jnp.arange(strips)), 0, 1)
         out = out.reshape(out.shape[0], -1, *out.shape[3:])
     return out[:, :height, :width]
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import Network
+from unclip_jax.compilation import compiler_options
 from unclip_jax.conditioning.depth import depth_condition
 from unclip_jax.conditioning.latents import latents_from_moments
 from unclip_jax.conditioning.noise_augmentation import mix_conditions, noise_image_embeddings
@@ -43,18 +45,18 @@ class Programs:
 
 
 def make_programs(
-    config: CheckpointConfig, networks: Mapping[str, Network], memory: Memory, options: Mapping[str, str]
+    config: CheckpointConfig, networks: Mapping[str, Network], mesh: Mesh, dtype: Any, memory: Memory
 ) -> Programs:
     """The programs for networks of these structures; their parameters are not touched.
 
-    Programs of networks that the checkpoint does not have are not to be called. options: for the compiler, of programs
-    that run networks. Raises ValueError for a tile that does not fit the VAE.
+    Programs of networks that the checkpoint does not have are not to be called. Raises ValueError for a tile that does
+    not fit the VAE.
     """
     # The structures are closed over: as static arguments they would be hashed at every call.
     unet, vae, text = (networks[name] for name in ("unet", "vae", "text_encoder"))
     tile = memory.check_tile(config.vae.factor, config.unet.sample_size * config.vae.factor)
 
-    jit = functools.partial(jax.jit, compiler_options=dict(options))
+    jit = functools.partial(jax.jit, compiler_options=compiler_options(mesh, dtype))
 
     def apply(name: str) -> Any:
         return jit(lambda params, x: networks[name].merge(params)(x))

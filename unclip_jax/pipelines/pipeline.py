@@ -15,7 +15,6 @@ from PIL import Image
 
 from unclip_jax.adapters.loaded import Adapters
 from unclip_jax.checkpoints.checkpoint import Checkpoint
-from unclip_jax.compilation import compiler_options
 from unclip_jax.conditioning.clip_image import ImageSource
 from unclip_jax.pipelines import finish, parts, run
 from unclip_jax.pipelines.adapters import Adaptable
@@ -59,7 +58,7 @@ class Pipeline(Adaptable):
         self.config, self.tokenizer, self.networks = opened.config, opened.tokenizer, dict(opened.networks)
         self.mesh, self.dtype, self.memory, self.residency = opened.mesh, opened.dtype, opened.memory, opened.residency
         self.adapters = Adapters((self.tokenizer, self.networks), self.tokenizer)
-        self.programs = make_programs(self.config, self.networks, self.memory, compiler_options(self.mesh, self.dtype))
+        self.programs = make_programs(self.config, self.networks, self.mesh, self.dtype, self.memory)
         self.kernels = make_kernels(self.networks, self.mesh, self.dtype, self.memory)
         self.progress = True
         self.watermark: bytes | None = None
