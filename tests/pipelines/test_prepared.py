@@ -123,10 +123,11 @@ def test_they_are_made_where_they_serve(winograd, monkeypatch):
     for place, dtype in ((mesh, "float16"), (split, "float32")):
         with pytest.raises(ValueError, match='convolution is "winograd"; that needs float32 on CPUs'):
             make_kernels(networks, place, dtype, Memory(convolution="winograd"))
-    monkeypatch.setattr(prepared, "available_memory", lambda: 2**31)
+    more = sum(4 * spec.size for specs in transformed_specs(networks).values() for spec in specs.values())
+    monkeypatch.setattr(prepared, "available_memory", lambda: 2**31 + more - 1)
     assert make_kernels(networks, mesh, "float32", Memory()) is None
     assert make_kernels(networks, mesh, "float32", Memory(convolution="winograd")) is not None
-    monkeypatch.setattr(prepared, "available_memory", lambda: 2**31 + 2**25)
+    monkeypatch.setattr(prepared, "available_memory", lambda: 2**31 + more)
     assert make_kernels(networks, mesh, "float32", Memory()) is not None
 
 
