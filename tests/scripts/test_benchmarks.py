@@ -153,7 +153,7 @@ def loaded(source, name):
 def test_the_unet_is_the_one_in_the_folder(small, unet_folder):
     names = command("unet")
     data = names["inputs"](2, 8, (16, 32), 32)
-    step, facts = names["unclip_jax_step"](str(unet_folder), data, "float32")
+    step, facts = names["unclip_jax_step"](str(unet_folder), data, "float32", False)
     unet = loaded(small, "unet")
     call = jax.jit(lambda params, *given: unet.merge(params)(*given))
     want = call(unet.params, data["x"], np.full(2, names["TIMESTEP"]), data["context"], data["labels"])
@@ -165,7 +165,7 @@ def test_the_decoder_is_the_one_in_the_folder(small, diffusers_folder):
     vae = loaded(small, "vae")
     z = np.random.default_rng(0).standard_normal((1, 4, 4, 4), np.float32)
     config = vae.merge().config
-    step, facts = command("vae")["unclip_jax_step"](str(diffusers_folder / "vae"), config, z, "float32")
+    step, facts = command("vae")["unclip_jax_step"](str(diffusers_folder / "vae"), config, z, "float32", False)
     want = jax.jit(lambda params, z: vae.merge(params).decode(z))(vae.params, z)
     np.testing.assert_allclose(step(), want, rtol=1e-4, atol=1e-5)
     assert facts["gflop"] > 0
