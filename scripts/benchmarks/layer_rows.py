@@ -12,7 +12,7 @@ from flax import nnx
 from peers import as_module
 from random_networks import full_size
 from unclip_jax.models.attention import attend
-from unclip_jax.models.layers import Conv, GroupNorm, layer_norm, upsample_nearest
+from unclip_jax.models.layers import Conv, GroupNorm, Linear, layer_norm, upsample_nearest
 from unclip_jax.models.unet import FeedForward
 
 Shape = tuple[int, ...]
@@ -85,8 +85,13 @@ def convolution(where: str, shape: Shape, out: int, side: int) -> Row:
 
         return torch.nn.Conv2d(shape[-1], out, side, padding=side // 2), _call
 
-    layer = lambda: Conv(shape[-1], out, side, rngs=nnx.Rngs(0), **KW)  # noqa: E731
-    return Row(f"{side}x{side} convolution", where, lambda: (layer(), _call), theirs, (shape,))
+    return Row(
+        f"{side}x{side} convolution",
+        where,
+        lambda: (Conv(shape[-1], out, side, rngs=nnx.Rngs(0), **KW), _call),
+        theirs,
+        (shape,),
+    )
 
 
 def projection(where: str, shape: Shape) -> Row:
@@ -95,8 +100,9 @@ def projection(where: str, shape: Shape) -> Row:
 
         return torch.nn.Linear(shape[-1], shape[-1]), _call
 
-    layer = lambda: nnx.Linear(shape[-1], shape[-1], rngs=nnx.Rngs(0), **KW)  # noqa: E731
-    return Row("projection", where, lambda: (layer(), _call), theirs, (shape,))
+    return Row(
+        "projection", where, lambda: (Linear(shape[-1], shape[-1], rngs=nnx.Rngs(0), **KW), _call), theirs, (shape,)
+    )
 
 
 def feed_forward(where: str, shape: Shape) -> Row:
@@ -105,8 +111,7 @@ def feed_forward(where: str, shape: Shape) -> Row:
 
         return Theirs(shape[-1], activation_fn="geglu"), _call
 
-    layer = lambda: FeedForward(shape[-1], rngs=nnx.Rngs(0), **KW)  # noqa: E731
-    return Row("GEGLU", where, lambda: (layer(), _call), theirs, (shape,))
+    return Row("GEGLU", where, lambda: (FeedForward(shape[-1], rngs=nnx.Rngs(0), **KW), _call), theirs, (shape,))
 
 
 def attention(kind: str, where: str, shape: Shape, context: int, heads: int) -> Row:
@@ -132,8 +137,13 @@ def group_norm(where: str, shape: Shape, epsilon: float) -> Row:
 
         return torch.nn.GroupNorm(32, shape[-1], epsilon), lambda layer, x: torch.nn.functional.silu(layer(x))
 
-    layer = lambda: GroupNorm(shape[-1], 32, epsilon=epsilon)  # noqa: E731
-    return Row("group norm, SiLU", where, lambda: (layer(), lambda layer, x: nnx.silu(layer(x))), theirs, (shape,))
+    return Row(
+        "group norm, SiLU",
+        where,
+        lambda: (GroupNorm(shape[-1], 32, epsilon=epsilon), lambda layer, x: nnx.silu(layer(x))),
+        theirs,
+        (shape,),
+    )
 
 
 def norm(where: str, shape: Shape) -> Row:
@@ -142,8 +152,7 @@ def norm(where: str, shape: Shape) -> Row:
 
         return torch.nn.LayerNorm(shape[-1]), _call
 
-    layer = lambda: layer_norm(shape[-1], rngs=nnx.Rngs(0), **KW)  # noqa: E731
-    return Row("layer norm", where, lambda: (layer(), _call), theirs, (shape,))
+    return Row("layer norm", where, lambda: (layer_norm(shape[-1], rngs=nnx.Rngs(0), **KW), _call), theirs, (shape,))
 
 
 def concatenation(where: str, shape: Shape) -> Row:
@@ -154,7 +163,9 @@ def concatenation(where: str, shape: Shape) -> Row:
 
         return torch.cat(given, 1)
 
-    ours = lambda _, *given: jnp.concatenate(given, -1)  # noqa: E731
+    def ours(_: Any, *given: jax.Array) -> jax.Array:
+        return jnp.concatenate(given, -1)
+
     return Row("concatenation", where, lambda: (nnx.Module(), ours), lambda: (_nothing(), call), (shape, shape))
 
 
@@ -164,7 +175,9 @@ def upsampling(where: str, shape: Shape) -> Row:
 
         return torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
 
-    ours = lambda _, x: upsample_nearest(x)  # noqa: E731
+    def ours(_: Any, x: jax.Array) -> jax.Array:
+        return upsample_nearest(x)
+
     return Row("nearest upsampling", where, lambda: (nnx.Module(), ours), lambda: (_nothing(), call), (shape,))
 
 

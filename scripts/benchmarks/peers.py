@@ -19,7 +19,7 @@ import numpy as np
 from turns import Load, Step, torch_facts
 
 # OpenVINO, which torch.compile imports as well, would report its use over the network, by forks of this process.
-sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # None: to import it raises ImportError
 
 COMPILERS = ("torch.compile", "openvino")
 # Makes the network, a torch.nn.Module in float32. Pickled, as turns.Load is.
@@ -69,7 +69,10 @@ def load_peer(
     device, kind = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, dtype)
     inputs = [x.to(device, kind if x.is_floating_point() else x.dtype) for x in inputs]
     run = torch_run(module.to(device, kind), inputs, compiled=name == "torch.compile")
-    step = lambda: channels_last(run().float().cpu().numpy())  # noqa: E731
+
+    def step() -> np.ndarray:
+        return channels_last(run().float().cpu().numpy())
+
     if name == "torch.compile":
         started = time.perf_counter()
         step()

@@ -124,7 +124,10 @@ def _reset_peak() -> None:
 
 
 def _return_freed_memory() -> None:
-    """What loading has left on the heap is not the step's (glibc; elsewhere it stays)."""
+    """What loading has left on the heap is not the step's (glibc; elsewhere it stays).
+
+    Not the library's own function for it, whose import would bring JAX into the peers' processes.
+    """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

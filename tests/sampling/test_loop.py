@@ -87,7 +87,10 @@ def test_spans_are_the_same_run_by_one_program(name):
     @jax.jit
     def run(carry, first, end):
         traces.append(1)
-        stateful = lambda x, row, state: (denoise(x, row), state + 1)  # noqa: E731
+
+        def stateful(x, row, state):
+            return denoise(x, row), state + 1
+
         return run_stateful_steps(stateful, solver, carry, rows, keys, span=(first, end))
 
     carry = start(solver, latents(), guidance_state=jnp.int32(0))

@@ -119,7 +119,7 @@ def small_arrays():
 @pytest.mark.parametrize("name", ["torch", "torch.compile", "openvino"])
 def test_every_peer_gives_what_torch_gives(monkeypatch, name):
     if name == "openvino":
-        pytest.importorskip("openvino")
+        pytest.importorskip("openvino")  # in no extra of ours: whoever compares with it installs it
     # The compiler itself takes a minute and a C++ compiler.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     arrays = small_arrays()

@@ -133,18 +133,19 @@ def _strip(x: jax.Array, kernel: jax.Array, down: int, across: int, sides: tuple
     inputs, _, outputs = matrices(m)
     # The padding between the two transforms is also what keeps the compiler from making one of them, which would
     # compute the first of them n times over.
-    x = combine(inputs, [x[:, i : i + m * down : m] for i in range(n)])  # (n, B, down, W, Cin)
+    x = _combine(inputs, [x[:, i : i + m * down : m] for i in range(n)])  # (n, B, down, W, Cin)
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), sides, (0, 0)))
-    x = combine(inputs, [x[:, :, :, i : i + m * across : m] for i in range(n)], axis=1)  # (n, n, B, down, across, Cin)
+    x = _combine(inputs, [x[:, :, :, i : i + m * across : m] for i in range(n)], axis=1)  # (n, n, B, down, across, Cin)
     y = jnp.einsum("pti,pio->pto", x.reshape(n * n, -1, x.shape[-1]), kernel)
     y = y.reshape(n, *x.shape[1:-1], -1)
-    y = combine(outputs, list(y))  # (m, n, B, down, across, Cout)
+    y = _combine(outputs, list(y))  # (m, n, B, down, across, Cout)
+    # Stacked: as one expression it would be fused with the transform before, and take three to six times as long.
     y = jnp.stack([_weighted(row, [y[:, i] for i in range(n)]) for row in outputs], axis=4)
     # (m, B, down, across, m, Cout)
     return jnp.moveaxis(y, 0, 2).reshape(y.shape[1], m * down, m * across, -1)
 
 
-def combine(matrix: np.ndarray, parts: list[jax.Array], axis: int = 0) -> jax.Array:
+def _combine(matrix: np.ndarray, parts: list[jax.Array], axis: int = 0) -> jax.Array:
     """The matrix (rows, len(parts)) times the parts, stacked along a new axis.
 
     One expression for all rows: it compiles in a fifth of the time of one for each.

@@ -23,9 +23,9 @@ class Memory:
             diffusers' rule, with the memory of one tile, and images that depend a little on the tiles.
         tile: of "tiled", pixels along a side. None: the size that the checkpoint was trained at, as in diffusers.
         attention_chunk: queries that attention takes at a time in the UNet and the VAE. None: left to the platform.
-        convolution: "winograd": on CPUs in float32, 3x3 convolutions of the UNet and the VAE by kernels that were
-            transformed once, in about half of the time; they are held beside the weights (UNet and VAE of Stable
-            Diffusion 2: 4.4 and 0.9 GiB more). "direct": by the weights themselves. None: "winograd" where it is
+        convolution: "winograd": on CPUs in float32, wide 3x3 convolutions of the UNet and the VAE by kernels that
+            were transformed once, in about half of the time; they are held beside the weights (UNet and VAE of Stable
+            Diffusion 2: 4.0 and 1.2 GiB more). "direct": by the weights themselves. None: "winograd" where it is
             possible and that much memory, and 2 GiB more, is free when the pipeline is opened.
         free_networks: whether each network is read from the checkpoint when its stage begins, and freed after it.
 

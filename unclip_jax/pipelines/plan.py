@@ -95,7 +95,7 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, memo
     held = {part: sum(map(_bytes, arrays.values())) for part, arrays in weights.items()}
     sizes = {part: [_bytes(array) for array in arrays.values()] for part, arrays in weights.items()}
     transformed: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
-    if memory.convolution != "direct" and not memory.free_networks and may_transform(mesh, pipe.dtype):
+    if may_transform(mesh, pipe.dtype, memory):
         for part, specs in transformed_specs(pipe.networks).items():
             transformed[part] = {name: _array(spec.shape, one) for name, spec in specs.items()}
             weights[part] |= transformed[part]

@@ -5,7 +5,6 @@ at the first use, and made again when an adapter puts others in their place.
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -72,19 +71,20 @@ def make_kernels(networks: Mapping[str, Network], mesh: Mesh, dtype: Any, memory
     Raises:
         ValueError: `memory` asks for what these devices or this dtype do not have.
     """
-    if memory.convolution == "direct" or memory.free_networks:
-        return None
-    if not may_transform(mesh, dtype):
+    if not may_transform(mesh, dtype, memory):
         if memory.convolution == "winograd":
             raise ValueError('convolution is "winograd"; that needs float32 on CPUs without a "model" axis')
         return None
     free = available_memory()
-    more = sum(_bytes(specs.values()) for specs in transformed_specs(networks).values()) * mesh.size
+    specs = [spec for part in transformed_specs(networks).values() for spec in part.values()]
+    more = sum(spec.size * spec.dtype.itemsize for spec in specs) * mesh.size
     return Kernels() if memory.convolution == "winograd" or free is None or more + _RESERVE <= free else None
 
 
-def may_transform(mesh: Mesh, dtype: Any) -> bool:
-    """Whether transformed kernels serve here: elsewhere the platform's own convolution is as fast or more exact."""
+def may_transform(mesh: Mesh, dtype: Any, memory: Memory) -> bool:
+    """Whether transformed kernels are wanted and serve here; on other devices and in half precision nobody measured."""
+    if memory.convolution == "direct" or memory.free_networks:
+        return False
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return on_cpu and jnp.dtype(dtype) == jnp.float32 and mesh.shape.get("model", 1) == 1
 
@@ -106,7 +106,3 @@ def transformed_specs(networks: Mapping[str, Network]) -> dict[str, dict[str, ja
         for part, network in networks.items()
         if part in NETWORKS
     }
-
-
-def _bytes(specs: Any) -> int:
-    return sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs)

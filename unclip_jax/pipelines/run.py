@@ -71,8 +71,8 @@ def begin(parts: Parts, request: Request[Any], conditions: Conditions, chunk: Ch
     def run_steps(carry: Carry, rows: slice) -> Carry:
         whole = rows.stop - rows.start == solver.calls
         for guidance, calls in itertools.groupby(range(rows.start, rows.stop), guidance_of.__getitem__):
-            first, *others = calls
-            end = first + 1 + len(others)
+            first, *_ = numbers = list(calls)
+            end = first + len(numbers)
             # All rows, so that one program runs every segment with this guidance, however long it is; or some, cut on
             # the host, where that compiles nothing.
             span = (np.int32(first), np.int32(end)) if whole else None
