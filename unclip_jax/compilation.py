@@ -34,12 +34,14 @@ def use_compilation_cache() -> Path | None:
     return folder
 
 
-def compiler_options(mesh: Mesh, dtype: Any = np.float32) -> dict[str, str]:
+def compiler_options(mesh: Mesh, dtype: Any = np.float32, *, tower: bool = False) -> dict[str, str]:
     """What `jax.jit` tells the compiler of a program that runs a network on these devices in this dtype.
 
     On a CPU in float32, matrix products and convolutions are left to Eigen. By XLA's other library, YNNPACK, those of
-    the UNet take a sixth more time on 2 cores of a Zen 3, and the gradients of kernels up to twice as much (jaxlib
-    0.10.1).
+    the UNet take a sixth more time on 2 cores of a Zen 3, and the gradients of kernels up to twice as much. A CLIP
+    tower's have so few rows that YNNPACK is as fast (257 tokens) or a quarter faster (154), and keeps them. (jaxlib
+    0.10.1)
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return {"xla_cpu_experimental_ynn_fusion_type": ""} if on_cpu and np.dtype(dtype) == np.float32 else {}
+    eigen = on_cpu and np.dtype(dtype) == np.float32 and not tower
+    return {"xla_cpu_experimental_ynn_fusion_type": ""} if eigen else {}

@@ -111,4 +111,4 @@ def as_pipelines_do(part: str, network: Any, dtype: str, lean: bool) -> tuple[An
     mesh = local_mesh(jax.local_devices()[:1])
     kernels = make_kernels({part: network}, mesh, dtype, Memory(convolution="direct" if lean else None))
     params = network.params if kernels is None else kernels.weights(part, network.params, progress=False)
-    return params, compiler_options(mesh, dtype)
+    return params, compiler_options(mesh, dtype, tower=part in ("image_encoder", "text_encoder"))

@@ -53,20 +53,23 @@ def make_programs(
     not fit the VAE.
     """
     # The structures are closed over: as static arguments they would be hashed at every call.
-    unet, vae, text = (networks[name] for name in ("unet", "vae", "text_encoder"))
+    unet, vae = networks["unet"], networks["vae"]
     tile = memory.check_tile(config.vae.factor, config.unet.sample_size * config.vae.factor)
 
     jit = functools.partial(jax.jit, compiler_options=compiler_options(mesh, dtype))
 
     def apply(name: str) -> Any:
-        return jit(lambda params, x: networks[name].merge(params)(x))
+        return lambda params, x: networks[name].merge(params)(x)
+
+    def tower(name: str) -> Any:
+        return jax.jit(apply(name), compiler_options=compiler_options(mesh, dtype, tower=True))
 
     return Programs(
-        embed_images=apply("image_encoder"),
+        embed_images=tower("image_encoder"),
         vae_encode=jit(lambda params, x: vae.merge(params).moments(x)),
-        estimate_depth=apply("depth_estimator"),
+        estimate_depth=jit(apply("depth_estimator")),
         depth_condition=jax.jit(depth_condition, static_argnums=(1, 2)),
-        embed_text=jit(lambda params, tokens: text.merge(params)(tokens)),
+        embed_text=tower("text_encoder"),
         class_labels=jax.jit(_class_labels, static_argnames=("mixed", "width")),
         draw=jax.jit(_draw, static_argnames=("branch", "shape", "number")),
         sample_latents=jax.jit(functools.partial(latents_from_moments, scaling_factor=config.vae.scaling_factor)),
