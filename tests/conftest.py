@@ -1,4 +1,4 @@
-"""What all tests share: exact arithmetic, four virtual devices, and live comparisons only when asked for."""
+"""What all tests share: four virtual devices, and live comparisons only when asked for."""
 
 import functools
 import json
@@ -27,7 +27,6 @@ from unclip_jax import progress
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.pipelines.unclip import UnCLIPPipeline
 
-jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "allow")
 # Programs of tests are small and run a few times: compiling them is most of the work, and this halves it.
 jax.config.update("jax_disable_most_optimizations", True)

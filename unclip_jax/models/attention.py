@@ -14,6 +14,7 @@ All of them keep the queries, keys and values for the backward pass and recomput
 grows with the number of tokens, not with its square.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 from unclip_jax.models.attention_tpu import flash
 from unclip_jax.models.partition import over_devices
 from unclip_jax.models.platform import Implementation, by_platform
+from unclip_jax.models.precision import precision_of
 
 # Largest product of lengths for the plain form, and floats of logits in a block of queries.
 _PLAIN_LOGITS = {"cpu": 2**19}
@@ -132,11 +134,12 @@ def _softmax_product(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array |
     scale = q.shape[-1] ** -0.5
     if q.dtype == jnp.float32:  # half precision would round the scaled queries
         q, scale = q * scale, 1.0  # there are fewer of them than of logits
-    logits = jnp.einsum("...th,...sh->...ts", q, k, preferred_element_type=jnp.float32) * scale
+    product = functools.partial(jnp.einsum, precision=precision_of(q.dtype), preferred_element_type=jnp.float32)
+    logits = product("...th,...sh->...ts", q, k) * scale
     if bias is not None:
         logits = logits + bias
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    out = jnp.einsum("...ts,...sh->...th", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = product("...ts,...sh->...th", weights.astype(v.dtype), v)
     # Divided after the product: there are fewer outputs than weights.
     return (out / weights.sum(axis=-1, keepdims=True)).astype(q.dtype)
 

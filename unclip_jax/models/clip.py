@@ -332,4 +332,4 @@ def similarity(image_embeds: jax.Array, text_embeds: jax.Array, logit_scale: jax
         x = x.astype(jnp.float32)
         return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
-    return jnp.exp(logit_scale) * unit(image_embeds) @ unit(text_embeds).T
+    return jnp.matmul(jnp.exp(logit_scale) * unit(image_embeds), unit(text_embeds).T, precision="highest")

@@ -4,6 +4,7 @@ from typing import Literal
 
 import jax
 
+from unclip_jax.models.precision import precision_of
 from unclip_jax.models.winograd import convolve_transformed
 
 
@@ -33,5 +34,8 @@ def convolve(
         assert padding != "SAME"
         out = convolve_transformed(x, kernel, padding)
         return out if bias is None else out + bias
-    out = jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    dimensions, precision = ("NHWC", "HWIO", "NHWC"), precision_of(kernel.dtype)
+    out = jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=dimensions, precision=precision
+    )
     return out if bias is None else out + bias

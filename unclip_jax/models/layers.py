@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from unclip_jax.models.convolution import convolve
+from unclip_jax.models.precision import precision_of
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -38,10 +39,15 @@ EMBEDDING_INIT = or_zeros(nnx.initializers.variance_scaling(1.0, "fan_in", "norm
 
 
 class Linear(nnx.Linear):
-    """Flax's layer, also without keys. Call: (..., in_features) -> (..., out_features)."""
+    """Flax's layer, also without keys, exact in float32. Call: (..., in_features) -> (..., out_features)."""
 
     def __init__(self, in_features: int, out_features: int, **kw: Any):
-        super().__init__(in_features, out_features, kernel_init=KERNEL_INIT, **kw)
+        super().__init__(in_features, out_features, kernel_init=KERNEL_INIT, dot_general=_dot_general, **kw)
+
+
+def _dot_general(x: jax.Array, kernel: jax.Array, *args: Any, precision: Any, **kw: Any) -> jax.Array:
+    """`jax.lax.dot_general`, whose precision depends on the dtype that the layer computes in."""
+    return jax.lax.dot_general(x, kernel, *args, precision=precision_of(kernel.dtype), **kw)
 
 
 class Embed(nnx.Embed):

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unclip_jax.models.precision import precision_of
+
 
 def resize_bilinear(x: jax.Array, height: int, width: int, *, align_corners: bool) -> jax.Array:
     """x: (B, H, W, C) -> (B, height, width, C).
@@ -12,7 +14,7 @@ def resize_bilinear(x: jax.Array, height: int, width: int, *, align_corners: boo
     """
     rows = _weights(x.shape[1], height, align_corners).astype(x.dtype)
     columns = _weights(x.shape[2], width, align_corners).astype(x.dtype)
-    return jnp.einsum("bhwc,yh,xw->byxc", x, rows, columns)
+    return jnp.einsum("bhwc,yh,xw->byxc", x, rows, columns, precision=precision_of(x.dtype))
 
 
 def resize_bicubic(x: jax.Array, height: int, width: int) -> jax.Array:
@@ -20,7 +22,7 @@ def resize_bicubic(x: jax.Array, height: int, width: int) -> jax.Array:
     rows, columns = (
         cubic_weights(old, new).astype(x.dtype) for old, new in zip(x.shape[1:3], (height, width), strict=True)
     )
-    return jnp.einsum("bhwc,yh,xw->byxc", x, rows, columns)
+    return jnp.einsum("bhwc,yh,xw->byxc", x, rows, columns, precision=precision_of(x.dtype))
 
 
 def cubic_weights(old: int, new: int) -> np.ndarray:

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unclip_jax.models.precision import precision_of
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 POINTS: dict[int, tuple[float, ...]] = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.5**0.5, -(0.5**0.5), 1.5, -1.5)}
@@ -136,7 +138,8 @@ def _strip(x: jax.Array, kernel: jax.Array, down: int, across: int, sides: tuple
     x = _combine(inputs, [x[:, i : i + m * down : m] for i in range(n)])  # (n, B, down, W, Cin)
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), sides, (0, 0)))
     x = _combine(inputs, [x[:, :, :, i : i + m * across : m] for i in range(n)], axis=1)  # (n, n, B, down, across, Cin)
-    y = jnp.einsum("pti,pio->pto", x.reshape(n * n, -1, x.shape[-1]), kernel)
+    precision = precision_of(kernel.dtype)
+    y = jnp.einsum("pti,pio->pto", x.reshape(n * n, -1, x.shape[-1]), kernel, precision=precision)
     y = y.reshape(n, *x.shape[1:-1], -1)
     y = _combine(outputs, list(y))  # (m, n, B, down, across, Cout)
     # Stacked: as one expression it would be fused with the transform before, and take three to six times as long.

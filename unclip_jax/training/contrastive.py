@@ -49,7 +49,7 @@ def decorrelation_loss(embeddings: jax.Array) -> jax.Array:
     """
     x = embeddings.astype(jnp.float32)
     x = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-4)
-    correlation = x.T @ x / len(x)
+    correlation = jnp.matmul(x.T, x, precision="highest") / len(x)
     different = 1 - jnp.eye(x.shape[1])
     return jnp.square(correlation * different).sum() / different.sum()
 
