@@ -14,12 +14,12 @@ def family(family_folder):
     @functools.cache
     def pipeline(name):
         kind = small_family.KINDS[name]
-        return small_family.open_pipeline(family_folder(kind.model), kind.pipeline, progress=kind.progress)
+        return small_family.open_pipeline(family_folder(kind.model), kind.pipeline)
 
     return pipeline
 
 
 @pytest.fixture(scope="session")
 def opened(family_folder):
-    """opened(devices, dtype=, memory=): the small unCLIP, whose calls run their loop as one program; opened anew."""
+    """opened(devices, dtype=, memory=): the small unCLIP, opened anew."""
     return functools.partial(small_family.open_pipeline, family_folder("SMALL"), "UnCLIPPipeline", progress=False)

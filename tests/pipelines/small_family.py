@@ -16,15 +16,11 @@ STEPS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """model: of `small_models`. pipeline: of `unclip_jax`. settings: what a call has beside what all have.
-
-    progress: whether calls show a bar, and run the programs of a stream, of one step each.
-    """
+    """model: of `small_models`. pipeline: of `unclip_jax`. settings: what a call has beside what all have."""
 
     model: str
     pipeline: str
     settings: dict = dataclasses.field(default_factory=dict)
-    progress: bool = True
 
 
 def photo(seed=0, height=HEIGHT, width=WIDTH):
@@ -55,15 +51,13 @@ KINDS = {
         "SMALL", "InpaintPipeline", {**HOLE, "condition_image": photo(9), "projected_guidance": PROJECTED}
     ),
     "upscaling": Kind("UPSCALE", "UpscalePipeline", {"image": photo()}),
-    # And its calls run their loop as one program.
-    "variations": Kind("SMALL", "UnCLIPPipeline", {**SIZE, "image": photo(), "noise_level": 300}, progress=False),
+    "variations": Kind("SMALL", "UnCLIPPipeline", {**SIZE, "image": photo(), "noise_level": 300}),
 }
 COMMON = {"prompt": "a cat", "num_inference_steps": STEPS, "scheduler": "ddim", "eta": 1.0, "seed": 3}
 COMMON |= {"guidance_scale": 4.0, "output_type": "latent"}
 
 
 def open_pipeline(folder, pipeline, devices=1, *, dtype="float32", progress=True, **options):
-    """With progress, calls and streams run the same programs, of one step each, and half as much is compiled."""
     mesh = local_mesh(jax.local_devices()[:devices])
     pipe = getattr(unclip_jax, pipeline).from_pretrained(folder, dtype, mesh, **options)
     pipe.progress = progress

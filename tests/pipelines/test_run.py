@@ -26,7 +26,7 @@ def counted(pipe, request):
     ran = []
 
     def run_steps(unet, solver, carry, grid, constants, seed, indices, span, *, guidance, tile):
-        evaluations = np.asarray(grid["index"])[slice(*span) if span else slice(None)].tolist()
+        evaluations = np.asarray(grid["index"])[slice(*span)].tolist()
         (rows,) = {len(array) for array in jax.tree.leaves((constants.text, constants.classes, constants.channels))}
         ran.append((guidance, evaluations, rows))
         given = (unet, solver, carry, grid, constants, seed, indices, span)
@@ -52,7 +52,7 @@ def assert_close(got, want):
 
 @pytest.mark.parametrize("name", ["variations", "inpainting"])
 def test_outside_an_interval_an_image_is_one_row(name, family):
-    """By programs of the whole loop, and of one step; a stream and chunks run the same ones."""
+    """Of calls, of chunks and of a stream."""
     pipe, settings = family(name), arguments(name, **INTERVAL)
     latents, ran = counted(pipe, pipe.check(**settings))
     assert ran == [(ONE_ROW, [0], 1), (TWO_ROWS, [1], 2), (ONE_ROW, [2], 1)]
@@ -75,6 +75,28 @@ def test_other_intervals_compile_nothing(family):
             assert [guidance for guidance, *_ in ran] == needed
             assert [call for _, evaluations, _ in ran for call in evaluations] == [*range(STEPS)]
     assert compiled.count == 0
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_another_number_of_steps_compiles_nothing(family, progress, monkeypatch):
+    """Nor does another share of them: of a run from an image, also."""
+    for name, others in (("variations", [{}]), ("image to image", [{"strength": 1.0}, {"strength": 0.5}])):
+        pipe = family(name)
+        monkeypatch.setattr(pipe, "progress", progress)
+        pipe(**arguments(name, num_inference_steps=4))
+        with Compilations() as compiled:
+            for steps in (5, 11):
+                for other in others:
+                    pipe(**arguments(name, num_inference_steps=steps, **other))
+        assert compiled.count == 0
+
+
+def test_watched_steps_make_the_same_image(family, monkeypatch):
+    pipe = family("variations")
+    monkeypatch.setattr(pipe, "progress", False)
+    alone = pipe(**arguments("variations")).latents
+    monkeypatch.setattr(pipe, "progress", True)
+    np.testing.assert_array_equal(pipe(**arguments("variations")).latents, alone)
 
 
 def test_every_kind_of_guidance_in_an_interval(family):

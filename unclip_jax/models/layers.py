@@ -45,9 +45,9 @@ class Linear(nnx.Linear):
         super().__init__(in_features, out_features, kernel_init=KERNEL_INIT, dot_general=_dot_general, **kw)
 
 
-def _dot_general(x: jax.Array, kernel: jax.Array, *args: Any, precision: Any, **kw: Any) -> jax.Array:
-    """`jax.lax.dot_general`, whose precision depends on the dtype that the layer computes in."""
-    return jax.lax.dot_general(x, kernel, *args, precision=precision_of(kernel.dtype), **kw)
+def _dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: None, **options: Any) -> jax.Array:
+    """`jax.lax.dot_general` with the precision of the dtype that the layer computes in, instead of the layer's own."""
+    return jax.lax.dot_general(x, kernel, dimensions, precision_of(kernel.dtype), **options)
 
 
 class Embed(nnx.Embed):

@@ -132,21 +132,21 @@ def _run_steps(
     constants: Constants,
     seed: jax.Array,
     indices: jax.Array,
-    span: tuple[jax.Array, jax.Array] | None = None,
+    span: tuple[jax.Array, jax.Array],
     *,
     guidance: Guidance,
     tile: tuple[int, int] | None = None,
-) -> Carry:
-    """Some steps of the loop.
+) -> tuple[Carry, jax.Array]:
+    """Some steps of the loop, and their number: it is there when they are done, and is not donated to the next ones.
 
     Args:
-        span: which of the rows, see `unclip_jax.sampling.run_stateful_steps`; None: all.
+        span: which of the rows, see `unclip_jax.sampling.run_stateful_steps`.
         tile: size and overlap in latents, see `unclip_jax.sampling.tiled`; None: no tiles.
     """
     denoise = unet_denoiser(unet, params, constants, guidance, solver.prediction_type, tile)
     keys = image_keys(seed, indices) if solver.stochastic else None
     between = None if constants.known is None else put_back(constants.known)
-    return run_stateful_steps(denoise, solver, carry, rows, keys, between, span)
+    return run_stateful_steps(denoise, solver, carry, rows, keys, between, span), span[1] - span[0]
 
 
 def _decode(

@@ -27,14 +27,12 @@ class Constants(NamedTuple):
 
     Attributes:
         text: the keys and values of every cross-attention.
-        times: (calls, C), the embedding of every network evaluation's timestep.
-        classes: (rows, C), to be added to it.
+        classes: (rows, C), to be added to the embedding of the time.
         channels: (rows, h, w, c), what the UNet reads beside the latents.
         known: of B images.
     """
 
     text: Any
-    times: jax.Array
     classes: jax.Array | None
     channels: jax.Array | None
     known: Known | None
@@ -47,7 +45,6 @@ def prepare(
     text: jax.Array,
     negative: jax.Array | None,
     labels: jax.Array | None,
-    timesteps: jax.Array,
     channels: jax.Array | None = None,
     known: Known | None = None,
     freeu: FreeU | None = None,
@@ -59,7 +56,6 @@ def prepare(
     Args:
         text, negative: (B, T, C) states of the text encoder; negative is not read without guidance.
         labels: (B, 2 D) of unCLIP, (B,) integers of an upscaler.
-        timesteps: (calls,) float32.
         channels: (B, h, w, c).
     """
     model = unet.merge(params)
@@ -70,7 +66,6 @@ def prepare(
         classes = model.embed_class(guidance_rows(guidance, labels if labels.ndim == 1 else 0 * labels, labels))
     return Constants(
         text=model.encode_context(guidance_rows(guidance, negative, text)),
-        times=model.embed_time(timesteps),
         classes=classes,
         channels=None if channels is None else guidance_rows(guidance, channels, channels),
         known=known,
@@ -91,12 +86,13 @@ def unet_denoiser(
     Args:
         tile: size and overlap in latents, see `unclip_jax.sampling.tiled`; None: the whole image at once.
     """
-    text, times, classes, channels, _, freeu = constants
+    text, classes, channels, _, freeu = constants
 
     def network(x: jax.Array, row: Row, perturbed: jax.Array | None) -> jax.Array:
         # Merged within the loop: a network that recomputes its activations must not come from outside of it.
         model = unet.merge(params)
-        emb = times[row["index"]][None]
+        # Not outside of the loop, where its shape would be the number of steps, and another number another program.
+        emb = model.embed_time(row["timestep"][None])
         emb = emb if classes is None else emb + classes
         x = x if channels is None else jnp.concatenate([x, channels], axis=-1)
         layers = None if perturbed is None else model.perturb_attention(perturbed)

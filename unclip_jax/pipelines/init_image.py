@@ -17,6 +17,7 @@ from unclip_jax.pipelines.parts import Parts, noise_of
 from unclip_jax.pipelines.request import Request
 from unclip_jax.sampling.loop import Carry
 from unclip_jax.sampling.noise import Branch
+from unclip_jax.sampling.solvers.solver import without_grid
 
 Loaded = TypeVar("Loaded")
 
@@ -133,6 +134,6 @@ def from_image(parts: Parts, request: Request[Any], init: InitImage, moments: np
     def start(chunk: Chunk) -> Carry:
         latents = sample_latents(parts, request, init, moments, chunk)
         noise = noise_of(parts, init.noise, Branch.LATENTS, request.latent_shape, chunk)
-        return parts.programs.start(request.solver, noise, latents, guidance=request.guidance)
+        return parts.programs.start(without_grid(request.solver), noise, latents, guidance=request.guidance)
 
     return start

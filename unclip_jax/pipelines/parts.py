@@ -26,6 +26,7 @@ from unclip_jax.pipelines.request import Request
 from unclip_jax.progress import Progress
 from unclip_jax.sampling.loop import Carry
 from unclip_jax.sampling.noise import Branch
+from unclip_jax.sampling.solvers.solver import without_grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +168,6 @@ def from_noise(parts: Parts, request: Request[Any], latents: np.ndarray | None) 
 
     def start(chunk: Chunk) -> Carry:
         noise = noise_of(parts, latents, Branch.LATENTS, request.latent_shape, chunk)
-        return parts.programs.start(request.solver, noise, None, guidance=request.guidance)
+        return parts.programs.start(without_grid(request.solver), noise, None, guidance=request.guidance)
 
     return start

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
@@ -19,9 +19,11 @@ from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.opening import DEFAULT_MEMORY
 from unclip_jax.pipelines.pipeline import Pipeline
 from unclip_jax.pipelines.prepared import may_transform, transformed_specs
+from unclip_jax.pipelines.run import GRID_ROWS
 from unclip_jax.progress import Progress
 from unclip_jax.sampling.guidance import Guidance
 from unclip_jax.sampling.solvers import make_solver
+from unclip_jax.sampling.solvers.solver import without_grid
 
 STAGES = [
     ("image_encoder", "encoding images"),
@@ -128,22 +130,23 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, memo
         count("text_encoder", programs.embed_text.lower(weights["text_encoder"], tokens), tokens)
 
         solver = make_solver(config.scheduler, config.scheduler_config, 20)
-        grid = {name: np.asarray(column) for name, column in solver.grid.items()}
+        columns = {name: _array((GRID_ROWS,), one, column.dtype) for name, column in solver.grid.items()}
+        columns["guidance_scale"] = _array((GRID_ROWS, rows), NamedSharding(mesh, PartitionSpec(None, *many.spec)))
         states = _array((rows, text.context_length, text.width), many)
         extra = config.unet.in_channels - latent_shape[-1]
         channels = _array((rows, *latent_shape[:2], extra), many) if extra else None
-        given = (states, states, _labels(config, rows, many), _array(grid["timestep"].shape, one), channels, None, None)
+        given = (states, states, _labels(config, rows, many), channels, None, None)
         prepare = count("unet", programs.prepare.lower(weights["unet"], *given, guidance=Guidance()), given)
         noise = _array((rows, *latent_shape), many)
+        solver = without_grid(solver)
         start = count("unet", programs.start.lower(solver, noise, None, guidance=Guidance()), ())
-        columns = {name: _array((1, *column.shape[1:]), one, column.dtype) for name, column in grid.items()}
-        columns["guidance_scale"] = _array((1, rows), one)
         step = (
             _outputs(start),
             columns,
             _outputs(prepare),
             _array((), one, np.uint32),
             _array((rows,), many, np.int32),
+            (_array((), one, np.int32),) * 2,
         )
         count("unet", programs.run_steps.lower(weights["unet"], solver, *step, guidance=Guidance()), step)
 

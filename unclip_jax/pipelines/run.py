@@ -7,15 +7,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from unclip_jax.distributed.mesh import Chunk, make_chunk
+from unclip_jax.distributed.mesh import Chunk, make_chunk, pad_batch
 from unclip_jax.pipelines.parts import Parts
 from unclip_jax.pipelines.request import Conditions, Request
 from unclip_jax.progress import Progress
-from unclip_jax.sampling.guidance import guidance_by_call
+from unclip_jax.sampling.guidance import Guidance, guidance_by_call
 from unclip_jax.sampling.loop import Carry
+from unclip_jax.sampling.solvers.solver import without_grid
 
-# Takes a run through some rows of the grid. The carry that it is given is donated: use the one that it returns.
-RunSteps = Callable[[Carry, slice], Carry]
+# (carry, first, end) -> carry, something that is there when the evaluations first..end are done. The carry that it is
+# given is donated: use the one that it returns.
+RunSteps = Callable[[Carry, int, int], tuple[Carry, jax.Array]]
+# The grid is filled up to a multiple of this, so that one program runs any number of steps.
+GRID_ROWS = 2048
 
 
 def sample_latents(parts: Parts, request: Request[Any], conditions: Conditions) -> np.ndarray:
@@ -36,29 +40,26 @@ def stream_states(
     chunk = make_chunk(parts.mesh, np.arange(request.batch), request.repeats, request.seed)
     carry, run_steps = begin(parts, request, conditions, chunk)
     for evaluation in range(request.solver.calls):
-        carry = run_steps(carry, slice(evaluation, evaluation + 1))
+        carry, _ = run_steps(carry, evaluation, evaluation + 1)
         yield evaluation + 1, chunk.trim(carry.latents), chunk.trim(carry.x0)
 
 
 def begin(parts: Parts, request: Request[Any], conditions: Conditions, chunk: Chunk) -> tuple[Carry, RunSteps]:
     """A run before its first step, and the function that takes it through rows of the grid."""
-    solver = request.solver
-    guidance_of = guidance_by_call(request.guidance, request.strengths, solver.calls)
+    guidance_of = guidance_by_call(request.guidance, request.strengths, request.solver.calls)
     text = chunk.of_prompts(conditions.text)
     negative = None if conditions.negative is None else chunk.of_prompts(conditions.negative)
     labels = None if conditions.labels is None else conditions.labels(chunk)
     channels = None if conditions.channels is None else conditions.channels(chunk)
     known = None if conditions.known is None else conditions.known(chunk)
-    timesteps = chunk.everywhere(np.asarray(solver.grid["timestep"]))
     carry = conditions.start(chunk)
-    unet = parts.weights("unet")
+    unet, solver = parts.weights("unet"), without_grid(request.solver)
     constants = {
         guidance: parts.programs.prepare(
             unet,
             text,
             negative if guidance.unconditional else None,
             labels,
-            timesteps,
             channels,
             known,
             parts.freeu,
@@ -66,25 +67,17 @@ def begin(parts: Parts, request: Request[Any], conditions: Conditions, chunk: Ch
         )
         for guidance in dict.fromkeys(guidance_of)
     }
-    columns, by_image = _columns(request, known is not None)
+    grids = {guidance: _grid(request, guidance, known is not None, chunk) for guidance in constants}
 
-    def run_steps(carry: Carry, rows: slice) -> Carry:
-        whole = rows.stop - rows.start == solver.calls
-        for guidance, calls in itertools.groupby(range(rows.start, rows.stop), guidance_of.__getitem__):
-            first, *_ = numbers = list(calls)
-            end = first + len(numbers)
-            # All rows, so that one program runs every segment with this guidance, however long it is; or some, cut on
-            # the host, where that compiles nothing.
-            span = (np.int32(first), np.int32(end)) if whole else None
-            cut = slice(None) if whole else slice(first, end)
-            grid = chunk.everywhere({name: column[cut] for name, column in columns.items()})
-            of_images = by_image | {name: request.strengths[name] for name in guidance.strengths}
-            grid |= {name: chunk.by_call(column[cut]) for name, column in of_images.items()}
-            carry = parts.programs.run_steps(
+    def run_steps(carry: Carry, first: int, end: int) -> tuple[Carry, jax.Array]:
+        for guidance, calls in itertools.groupby(range(first, end), guidance_of.__getitem__):
+            numbers = list(calls)
+            span = np.int32(numbers[0]), np.int32(numbers[-1] + 1)
+            carry, done = parts.programs.run_steps(
                 unet,
                 solver,
                 carry,
-                grid,
+                grids[guidance],
                 constants[guidance],
                 chunk.seed,
                 chunk.indices,
@@ -92,34 +85,42 @@ def begin(parts: Parts, request: Request[Any], conditions: Conditions, chunk: Ch
                 guidance=guidance,
                 tile=request.tile,
             )
-        return carry
+        return carry, done
 
     return carry, run_steps
 
 
-def _columns(request: Request[Any], puts_back: bool) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The grid, but for the guidance's strengths: the columns for all images, (calls,), and those of given noise."""
+def _grid(request: Request[Any], guidance: Guidance, puts_back: bool, chunk: Chunk) -> dict[str, jax.Array]:
+    """The rows of all network evaluations on the devices, and more, up to a number that is the same for most runs."""
     columns = {name: np.asarray(column) for name, column in request.solver.grid.items()}
     if puts_back:
         # What is known joins the latents at the noise level of the next evaluation, and at the end without noise.
         next_levels = np.append(columns["alpha_cumprod"][1:], np.float32(1))
         columns = {"known_signal": np.sqrt(next_levels), "known_noise": np.sqrt(1 - next_levels)} | columns
-    if request.step_noise is None or not request.solver.stochastic:
-        return columns, {}
-    return columns, {"step_noise": request.step_noise}
+    size = -(-request.solver.calls // GRID_ROWS) * GRID_ROWS
+    grid: dict[str, jax.Array] = chunk.everywhere(pad_batch(columns, size))
+    of_images = pad_batch({name: request.strengths[name] for name in guidance.strengths}, size)
+    if request.step_noise is not None and request.solver.stochastic:
+        of_images["step_noise"] = request.step_noise  # as large as it is
+    return grid | {name: chunk.by_call(column) for name, column in of_images.items()}
 
 
 def _sample_chunk(parts: Parts, request: Request[Any], conditions: Conditions, chunk: Chunk) -> np.ndarray:
     calls = request.solver.calls
     carry, run_steps = begin(parts, request, conditions, chunk)
+    if not parts.progress:
+        return chunk.trim(run_steps(carry, 0, calls)[0].latents)
     label = f"sampling {chunk.count} image{'s' * (chunk.count > 1)}"
-    with Progress(f"{label} (compiling)", calls, unit="step", enabled=parts.progress) as bar:
-        # With somebody watching, a program of one step runs `calls` times; otherwise one runs all with equal guidance.
-        stride = 1 if parts.progress else calls
-        for first in range(0, calls, stride):
-            carry = run_steps(carry, slice(first, first + stride))
-            if parts.progress:
-                jax.block_until_ready(carry.latents)
-                bar.stage(label)
-            bar.update(stride)
-        return chunk.trim(carry.latents)
+    with Progress(f"{label} (compiling)", calls, unit="step") as bar:
+        done = None
+        for call in range(calls):
+            carry, next_done = run_steps(carry, call, call + 1)
+            bar.stage(label)
+            # One evaluation behind, so that the devices always have the next one.
+            if done is not None:
+                jax.block_until_ready(done)
+                bar.update()
+            done = next_done
+        latents = chunk.trim(carry.latents)
+        bar.update()
+        return latents

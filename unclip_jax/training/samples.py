@@ -63,9 +63,8 @@ def sample_latents(
         channels = jnp.concatenate([encoded["mask"], masked], axis=-1)
     elif "depth_map" in encoded:
         channels = encoded["depth_map"]
-    timesteps = jnp.asarray(solver.grid["timestep"])
     context = encoded["context"]
-    constants = prepare(unet, params, context, empty, labels, timesteps, channels, guidance=guidance)
+    constants = prepare(unet, params, context, empty, labels, channels, guidance=guidance)
     denoise = unet_denoiser(unet, params, constants, guidance, solver.prediction_type)
     rows = {name: jnp.asarray(column) for name, column in solver.grid.items()}
     rows["guidance_scale"] = jnp.broadcast_to(guidance_scale, (solver.calls,))

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -79,6 +79,11 @@ class Solver:
         """(calls,) int32: the step of each network evaluation. Those that repeat a timestep belong to one step."""
         timesteps = np.asarray(self.grid["timestep"])
         return np.concatenate([[0], np.cumsum(timesteps[1:] != timesteps[:-1])]).astype(np.int32)
+
+
+def without_grid(solver: Solver) -> Solver:
+    """The solver as programs take it that are given the grid apart: one of any number of steps is the same to them."""
+    return replace(solver, grid={})
 
 
 def make_grid(
