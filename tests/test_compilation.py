@@ -3,16 +3,18 @@
 import jax
 import pytest
 
-from unclip_jax.compilation import use_compilation_cache
+from unclip_jax.compilation import MAX_BYTES, use_compilation_cache
 
 
 @pytest.fixture
 def unconfigured():
     """As in a process of a user who configured nothing."""
-    configured = jax.config.jax_compilation_cache_dir
+    names = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")
+    configured = {name: getattr(jax.config, name) for name in names}
     jax.config.update("jax_compilation_cache_dir", None)
     yield
-    jax.config.update("jax_compilation_cache_dir", configured)
+    for name, value in configured.items():
+        jax.config.update(name, value)
 
 
 def test_programs_are_kept_in_the_users_folder(unconfigured, monkeypatch, tmp_path):
@@ -20,6 +22,19 @@ def test_programs_are_kept_in_the_users_folder(unconfigured, monkeypatch, tmp_pa
     assert use_compilation_cache() == tmp_path / "unclip_jax" / "compiled"
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "unclip_jax" / "compiled")
     assert list((tmp_path / "unclip_jax" / "compiled").iterdir()) == []
+
+
+def test_the_folder_is_bounded(unconfigured, monkeypatch, tmp_path):
+    """Also one with programs that an interrupted process, or an earlier version, left without their time of use."""
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
+    folder = tmp_path / "unclip_jax" / "compiled"
+    folder.mkdir(parents=True)
+    (folder / "unfinished-cache").write_bytes(b"1")
+    (folder / "finished-cache").write_bytes(b"2")
+    (folder / "finished-atime").write_bytes(b"3")
+    use_compilation_cache()
+    assert jax.config.jax_compilation_cache_max_size == MAX_BYTES
+    assert sorted(file.name for file in folder.iterdir()) == ["finished-atime", "finished-cache"]
 
 
 def test_what_the_user_configured_stays(unconfigured, monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """The persistent compilation cache: a program compiled once is read back in later runs."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ import jax
 import numpy as np
 import platformdirs
 from jax.sharding import Mesh
+
+# What the folder may hold: programs of a few networks at a few sizes. The least recently used go first.
+MAX_BYTES = 8 * 2**30
 
 
 def use_compilation_cache() -> Path | None:
@@ -26,12 +30,24 @@ def use_compilation_cache() -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"\0" * 4096)
         probe.unlink()
+        _remove_unfinished(folder)
     except OSError:
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
+    # JAX's partitioned attention for NVIDIA GPUs has an address of this process in its program.
+    jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
     # The programs around the loop are many and small: together they are seconds.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.01)
     return folder
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Removes programs without a time of use: while there is one, JAX cannot tell which to drop, and writes none."""
+    for program in folder.glob("*-cache"):
+        if not program.with_name(f"{program.name.removesuffix('-cache')}-atime").exists():
+            with contextlib.suppress(FileNotFoundError):  # another process does the same
+                program.unlink()
 
 
 def compiler_options(mesh: Mesh, dtype: Any = np.float32, *, tower: bool = False) -> dict[str, str]:
