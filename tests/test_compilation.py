@@ -1,5 +1,10 @@
 """The persistent compilation cache is the user's folder, or whatever the user configured, or off: never an error."""
 
+import json
+import os
+import subprocess
+import sys
+
 import jax
 import pytest
 
@@ -58,3 +63,38 @@ def test_a_full_disk_leaves_the_cache_off(unconfigured, monkeypatch, tmp_path):
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     assert use_compilation_cache() is None
+
+
+RUN = """
+import collections, json, sys
+import jax
+events = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: events.update([event.rsplit("/", 1)[1]]))
+import unclip_jax
+pipe = unclip_jax.UnCLIPPipeline.from_pretrained(sys.argv[1], "float32")
+assert pipe.mesh.size == 4
+pipe.progress = False
+call = {"prompt": "a cat", "num_images_per_prompt": 4, "num_inference_steps": 2, "height": 128, "width": 128}
+pipe(image=sys.argv[2], **call)
+print(json.dumps(events))
+"""
+
+
+@pytest.mark.e2e
+def test_another_process_compiles_nothing_on_several_devices(small_model, tmp_path):
+    """With attention that each device computes for its own images: 1024 tokens are more than the plain form takes."""
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "XDG_CACHE_HOME": str(tmp_path)}
+    picture = "unclip_jax/demo/pictures/red-apple.png"
+    counts = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, str(small_model), picture],
+            env={**os.environ, **devices},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        counts.append(json.loads(done.stdout.splitlines()[-1]))
+    assert counts[0].get("cache_misses", 0) > 5
+    assert counts[1].get("cache_misses", 0) == 0
+    assert counts[1]["cache_hits"] > 5
