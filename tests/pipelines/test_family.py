@@ -72,7 +72,7 @@ def test_an_image_does_not_depend_on_the_devices(name, run, family_folder):
     Of the pipeline with the most inputs, by programs of one step; and of one whose loop is one program.
     """
     kind = KINDS[name]
-    spread = open_pipeline(family_folder(kind.model), kind.pipeline, devices=4, progress=kind.progress)
+    spread = open_pipeline(family_folder(kind.model), kind.pipeline, devices=4)
     whole = run(name, num_images_per_prompt=3, batch_size=1).latents
     for batch_size in (None, 2):
         assert_close(spread(**arguments(name, num_images_per_prompt=3, batch_size=batch_size)).latents, whole)
@@ -115,10 +115,7 @@ def test_a_stream_is_the_same_run_and_can_be_closed(name, family, run):
     settings = {key: value for key, value in arguments(name).items() if key != "output_type"}
     states = list(family(name).stream(**settings))
     assert [state.step for state in states] == [*range(1, states[0].num_steps + 1)]
-    if KINDS[name].progress:
-        np.testing.assert_array_equal(states[-1].latents, whole)
-    else:  # programs of the whole loop and of one step, which round otherwise
-        assert_close(states[-1].latents, whole)
+    np.testing.assert_array_equal(states[-1].latents, whole)
     height, width = whole.shape[1:3]
     assert [preview.size for preview in states[0].preview()] == [(width, height)]
     if "upscaling" in name:

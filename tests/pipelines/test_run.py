@@ -32,7 +32,8 @@ def counted(pipe, request):
         given = (unet, solver, carry, grid, constants, seed, indices, span)
         return pipe.programs.run_steps(*given, guidance=guidance, tile=tile)
 
-    parts = dataclasses.replace(pipe.parts, programs=dataclasses.replace(pipe.programs, run_steps=run_steps))
+    programs = dataclasses.replace(pipe.programs, run_steps=run_steps)
+    parts = dataclasses.replace(pipe.parts, programs=programs, progress=False)
     return run.sample_latents(parts, request, pipe.task.conditions(parts, request)), ran
 
 
