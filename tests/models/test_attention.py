@@ -20,22 +20,30 @@ from unclip_jax.models.attention_tpu import flash
 F32, BF16 = jnp.float32, jnp.bfloat16
 FLASH_GRADIENT = jax.grad(lambda *arrays: flash(*arrays).sum(), (0, 1, 2))
 
-CHOICES = [
-    (("cpu", F32, 256, 77, 64, False), "plain"),
-    (("cpu", F32, 4096, 4096, 64, False), "heads"),
-    (("cpu", BF16, 4096, 4096, 64, False), "heads"),
-    (("gpu", BF16, 4096, 4096, 64, False), "cudnn"),
-    (("gpu", BF16, 9216, 77, 64, False), "cudnn"),
-    (("gpu", F32, 4096, 4096, 64, False), "plain"),
-    (("gpu", F32, 9216, 9216, 64, False), "queries"),
-    (("gpu", BF16, 4096, 4096, 512, False), "plain"),  # the VAE's one head is too wide for cuDNN
-    (("gpu", BF16, 9216, 9216, 512, False), "queries"),
-    (("tpu", BF16, 4096, 4096, 64, False), "flash"),
-    (("tpu", F32, 9216, 9216, 512, False), "flash"),
-    (("tpu", BF16, 4096, 77, 64, False), "plain"),  # the text does not fill a block
-    (("rocm", BF16, 9216, 9216, 64, False), "queries"),
-    (("cpu", F32, 77, 77, 64, True), "plain"),
-    (("gpu", BF16, 77, 77, 64, True), "plain"),
+F16 = jnp.float16
+CHOICES = [  # platform, dtype, (B, T, N, H), S
+    (("cpu", F32, (2, 256, 5, 64), 77), "plain"),
+    (("cpu", F32, (2, 4096, 5, 64), 4096), "heads"),
+    (("cpu", BF16, (64, 4096, 5, 64), 4096), "heads"),
+    (("cpu", F32, (64, 4096, 5, 64), 77), "plain"),
+    (("gpu", BF16, (2, 4096, 5, 64), 4096), "cudnn"),
+    (("gpu", F16, (2, 9216, 5, 64), 77), "cudnn"),
+    (("gpu", BF16, (1, 257, 16, 80), 257), "cudnn"),
+    (("gpu", F32, (2, 4096, 5, 64), 4096), "plain"),  # 0.6 GiB of logits
+    (("gpu", F32, (8, 4096, 5, 64), 4096), "queries"),  # 2.5 GiB
+    (("gpu", F32, (2, 9216, 5, 64), 9216), "queries"),
+    (("gpu", BF16, (1, 9216, 1, 512), 9216), "plain"),  # the VAE's one head is too wide for cuDNN
+    (("gpu", BF16, (4, 9216, 1, 512), 9216), "queries"),
+    (("old-gpu", F16, (2, 4096, 5, 64), 4096), "plain"),
+    (("old-gpu", F16, (8, 4096, 5, 64), 4096), "queries"),
+    (("tpu", BF16, (2, 4096, 5, 64), 4096), "flash"),
+    (("tpu", F32, (1, 9216, 1, 512), 9216), "flash"),
+    (("tpu", F16, (2, 4096, 5, 64), 4096), "plain"),  # Mosaic has no float16
+    (("tpu", BF16, (2, 4096, 5, 64), 77), "plain"),  # the text does not fill a block
+    (("old-tpu", BF16, (8, 4096, 5, 64), 4096), "queries"),  # v2 and v3 have no products of bfloat16 in Mosaic
+    (("rocm", BF16, (2, 9216, 5, 64), 9216), "queries"),
+    (("cpu", F32, (2, 77, 16, 64), 77, True), "plain"),
+    (("gpu", BF16, (2, 77, 16, 64), 77, True), "plain"),
 ]
 
 
@@ -69,9 +77,16 @@ def test_every_form_is_the_definition(b, t, s, n, h):
 def test_blocks_that_do_not_divide_the_queries(block, monkeypatch):
     monkeypatch.setattr(attention, "_HEADS_BLOCK", block)
     monkeypatch.setattr(attention, "_QUERIES_BLOCK", block)
+    monkeypatch.setattr(attention, "_QUERIES_ROWS", 1)
     q, k, v = inputs(2, 37, 53, 2, 8)
     for form in (attention._queries, attention._heads):
         np.testing.assert_allclose(form(q, k, v), definition(q, k, v), atol=2e-6)
+
+
+def test_blocks_of_queries_are_not_small():
+    """However many images and heads there are: 64 and 5 of 96x96 latents, without computing them."""
+    q = jax.ShapeDtypeStruct((64, 9216, 5, 64), F32)
+    assert "f32[72,64,5,128,64]" in str(jax.make_jaxpr(attention._queries)(q, q, q))
 
 
 def test_large_logits_do_not_overflow():
@@ -90,6 +105,7 @@ def test_a_causal_bias():
 def test_gradients_are_the_definitions(form, monkeypatch):
     monkeypatch.setattr(attention, "_HEADS_BLOCK", 100)
     monkeypatch.setattr(attention, "_QUERIES_BLOCK", 100)
+    monkeypatch.setattr(attention, "_QUERIES_ROWS", 1)
     check_grads(form, inputs(1, 11, 7, 2, 4), order=1, modes=["rev"], atol=2e-2, rtol=2e-2)
 
 

@@ -2,8 +2,8 @@
 
 The implementation is a function of the platform and of static shapes, `attention_kernel`:
 
-- "cudnn": NVIDIA's flash attention, for half precision and heads of at most 128;
-- "flash": the Pallas kernel for TPUs, for lengths that fill its blocks;
+- "cudnn": NVIDIA's flash attention, for half precision and heads of at most 128, on Ampere and newer;
+- "flash": the Pallas kernel for TPUs, v4 and newer, for lengths that fill its blocks, not in float16;
 - "heads": long sequences on a CPU, one head and one block of queries at a time, so that a block's logits stay in cache
   (0.25 s against 0.75 s for the plain form at 4096 tokens, 10 heads of 64, on 2 cores);
 - "queries": long sequences on an accelerator whose flash kernel does not take them (the VAE's head of 512): all heads,
@@ -25,11 +25,14 @@ from unclip_jax.models.partition import over_devices
 from unclip_jax.models.platform import Implementation, by_platform
 from unclip_jax.models.precision import precision_of
 
-# Largest product of lengths for the plain form, and floats of logits in a block of queries.
-_PLAIN_LOGITS = {"cpu": 2**19}
-_PLAIN_LOGITS_ELSEWHERE = 2**24
+# The plain form's largest product of lengths on a CPU, whose caches one head's logits are to fit, and elsewhere its
+# largest number of logits, which are 1 GiB.
+_PLAIN_LENGTHS_CPU = 2**19
+_PLAIN_LOGITS = 2**28
+# Floats of logits in a block of queries, and the fewest queries that are worth a block.
 _HEADS_BLOCK = 2**22
 _QUERIES_BLOCK = 2**26
+_QUERIES_ROWS = 128
 
 
 def attend(
@@ -49,7 +52,6 @@ def attend(
     Returns:
         (B, T, N, H) in q's dtype.
     """
-    tokens, head_dim = q.shape[1], q.shape[3]
     k, v = k.astype(q.dtype), v.astype(q.dtype)
     if bias is not None:
         return _plain(q, k, v, bias)
@@ -57,20 +59,21 @@ def attend(
         return _swap(_in_blocks(_swap(q), _swap(k), _swap(v), chunk))
 
     def choose(platform: str) -> Implementation:
-        return _KERNELS[attention_kernel(platform, q.dtype, tokens, k.shape[1], head_dim, False)]
+        return _KERNELS[attention_kernel(platform, q.dtype, q.shape, k.shape[1], False)]
 
     return by_platform(choose, q, k, v)
 
 
-def attention_kernel(platform: str, dtype: Any, tokens: int, context_tokens: int, head_dim: int, has_bias: bool) -> str:
+def attention_kernel(
+    platform: str, dtype: Any, shape: tuple[int, ...], context_tokens: int, has_bias: bool = False
+) -> str:
     """The implementation that `attend` takes: "plain", "heads", "queries", "cudnn" or "flash".
 
     Args:
-        platform: "cpu", "gpu" (NVIDIA), "tpu" or any other name.
+        platform: See `unclip_jax.models.platform.platform_of`.
         dtype: Of q, k and v.
-        tokens: T.
+        shape: Of q, (B, T, N, H).
         context_tokens: S.
-        head_dim: H.
         has_bias: Whether there is a bias.
 
     Returns:
@@ -78,15 +81,15 @@ def attention_kernel(platform: str, dtype: Any, tokens: int, context_tokens: int
     """
     if has_bias:
         return "plain"
-    half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
-    if platform == "gpu" and half and head_dim <= 128 and head_dim % 8 == 0:
+    batch, tokens, heads, head_dim = shape
+    if platform == "cpu":
+        return "plain" if tokens * context_tokens <= _PLAIN_LENGTHS_CPU else "heads"
+    if platform == "gpu" and jnp.dtype(dtype) != jnp.float32 and head_dim <= 128 and head_dim % 8 == 0:
         return "cudnn"
-    whole_blocks = tokens % 128 == 0 and context_tokens % 128 == 0
-    if platform == "tpu" and whole_blocks and (head_dim <= 128 or head_dim % 128 == 0):
+    whole_blocks = tokens % 128 == 0 and context_tokens % 128 == 0 and (head_dim <= 128 or head_dim % 128 == 0)
+    if platform == "tpu" and jnp.dtype(dtype) != jnp.float16 and whole_blocks:
         return "flash"
-    if tokens * context_tokens <= _PLAIN_LOGITS.get(platform, _PLAIN_LOGITS_ELSEWHERE):
-        return "plain"
-    return "heads" if platform == "cpu" else "queries"
+    return "plain" if batch * heads * tokens * context_tokens <= _PLAIN_LOGITS else "queries"
 
 
 def _plain(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:
@@ -95,7 +98,7 @@ def _plain(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = No
 
 def _queries(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     rows = _QUERIES_BLOCK // (q.shape[0] * q.shape[2] * k.shape[1])
-    return _swap(_in_blocks(_swap(q), _swap(k), _swap(v), rows))
+    return _swap(_in_blocks(_swap(q), _swap(k), _swap(v), max(rows, _QUERIES_ROWS)))
 
 
 @jax.custom_jvp
