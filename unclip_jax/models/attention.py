@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from unclip_jax.models.attention_tpu import flash
-from unclip_jax.models.partition import over_devices
+from unclip_jax.models.kernels import kernel_over_devices
+from unclip_jax.models.partition import folding_vmap, over_devices
 from unclip_jax.models.platform import Implementation, by_platform
 from unclip_jax.models.precision import precision_of
 
@@ -101,16 +102,6 @@ def _queries(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return _swap(_in_blocks(_swap(q), _swap(k), _swap(v), max(rows, _QUERIES_ROWS)))
 
 
-@jax.custom_jvp
-def _heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    return _split_heads(q, k, v)
-
-
-@_heads.defjvp
-def _move_heads(inputs: tuple[jax.Array, ...], changes: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-    return _heads(*inputs), jax.jvp(_each_head, inputs, changes)[1]
-
-
 def _each_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     heads = [_swap(a).reshape(-1, a.shape[1], a.shape[3]) for a in (q, k, v)]  # (B N, T or S, H)
     rows = _HEADS_BLOCK // k.shape[1]
@@ -120,10 +111,30 @@ def _each_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 # The loop is over images as well, and the compiler would first gather those of other devices.
 _split_heads = over_devices(_each_head, "b t n h, b s n h, b s n h -> b t n h")
+_folded_heads = folding_vmap(_split_heads)
 
 
-def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+@jax.custom_jvp
+def _heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    return _folded_heads(q, k, v)
+
+
+@_heads.defjvp
+def _move_heads(inputs: tuple[jax.Array, ...], changes: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    return _heads(*inputs), jax.jvp(_split_heads, inputs, changes)[1]
+
+
+def _cudnn_kernel(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jax.nn.dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, implementation="cudnn")
+
+
+def _differentiated(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    # JAX 0.10.1 takes every attention for one with a bias, and refuses the gradient of odd lengths: 77 words.
+    odd = q.shape[1] % 2 or k.shape[1] % 2
+    return _queries(q, k, v) if odd else _cudnn_kernel(q, k, v)
+
+
+_cudnn = kernel_over_devices(_cudnn_kernel, _differentiated)
 
 
 def _swap(x: jax.Array) -> jax.Array:

@@ -1,37 +1,9 @@
-"""The Pallas flash attention that JAX ships for TPUs, made to work under grad, vmap and on several devices.
-
-It has four layers, from the outside: the gradient, because the next two have no rule for it; vmap, which becomes a
-larger batch; the partitioning over devices by batch and heads (`over_devices` does both), because the compiler does not
-split a Pallas call by itself; and the kernel.
-"""
+"""The Pallas flash attention that JAX ships for TPUs, made to work under grad, vmap and on several devices."""
 
 import jax
 import jax.numpy as jnp
 
-from unclip_jax.models.partition import over_devices
-
-
-@jax.custom_vjp
-def flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(H)) v.
-
-    Args:
-        q: (B, T, N, H). T is a multiple of 128, and so is H if it is larger than 128.
-        k: (B, S, N, H). S is a multiple of 128.
-        v: (B, S, N, H).
-
-    Returns:
-        (B, T, N, H).
-    """
-    return _forward(q, k, v)
-
-
-def _save_inputs(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    return _forward(q, k, v), (q, k, v)
-
-
-def _pull_back(inputs: tuple[jax.Array, ...], grad: jax.Array) -> tuple[jax.Array, ...]:
-    return _backward(*inputs, grad)
+from unclip_jax.models.kernels import kernel_over_devices
 
 
 def _kernel(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -52,10 +24,6 @@ def _kernel(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.swapaxes(flash_attention(q, k, v, sm_scale=q.shape[-1] ** -0.5, block_sizes=sizes), 1, 2)
 
 
-def _kernel_gradient(q: jax.Array, k: jax.Array, v: jax.Array, grad: jax.Array) -> tuple[jax.Array, ...]:
-    return jax.vjp(_kernel, q, k, v)[1](grad)
-
-
-_forward = over_devices(_kernel, "b t n h, b s n h, b s n h -> b t n h")
-_backward = over_devices(_kernel_gradient, "b t n h, b s n h, b s n h, b t n h -> b t n h, b s n h, b s n h")
-flash.defvjp(_save_inputs, _pull_back)
+# softmax(q k^T / sqrt(H)) v of q (B, T, N, H), k and v (B, S, N, H) -> (B, T, N, H), in float32 or bfloat16.
+# T and S are multiples of 128, and so is H if it is larger than 128.
+flash = kernel_over_devices(_kernel)
