@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from convert.architecture.presets import PRESETS
-from unclip_jax.checkpoints.networks import abstract_networks
+from unclip_jax.checkpoints.networks import abstract_networks, head_width
 from unclip_jax.distributed.mesh import batch_sharding, parameter_sharding
 
 CONFIG = PRESETS["sd21-unclip-h"]
@@ -47,8 +47,11 @@ def mesh(data, model):
 def lower(platform, config, mesh, part, function, shapes, gradient=False, dtype=jnp.bfloat16):
     """The text of a network's program for a platform, with weights placed on the mesh as a pipeline places them."""
     network = abstract_networks(config, dtype)[part]
+    width = head_width(config, part)
     params = {
-        name: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=parameter_sharding(mesh, f"{part}.{name}", spec.shape))
+        name: jax.ShapeDtypeStruct(
+            spec.shape, dtype, sharding=parameter_sharding(mesh, f"{part}.{name}", spec.shape, width)
+        )
         for name, spec in network.params.items()
     }
 
