@@ -15,7 +15,7 @@ from jax.test_util import check_grads
 
 from unclip_jax.models import attention
 from unclip_jax.models.attention import attend, attention_kernel
-from unclip_jax.models.attention_tpu import flash
+from unclip_jax.models.attention_tpu import flash, largest_block
 
 F32, BF16 = jnp.float32, jnp.bfloat16
 FLASH_GRADIENT = jax.grad(lambda *arrays: flash(*arrays).sum(), (0, 1, 2))
@@ -204,6 +204,11 @@ def test_the_kernel_for_tpus_is_the_definition():
             np.testing.assert_allclose(got, want, atol=5e-6)  # 1.2e-6
         over_queries = jax.vmap(flash, in_axes=(0, None, None))(jnp.stack([q, 2 * q]), k, v)
         np.testing.assert_allclose(over_queries[1], definition(2 * q, k, v), atol=2e-6)
+
+
+@pytest.mark.parametrize(("length", "block"), [(9216, 1024), (4096, 1024), (2304, 768), (1024, 1024), (1664, 128)])
+def test_blocks_of_the_kernel_for_tpus_are_large(length, block):
+    assert largest_block(length, 1024) == block
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
