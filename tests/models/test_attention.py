@@ -52,6 +52,15 @@ def test_the_kernel_is_chosen_by_platform_and_shapes(situation, kernel):
     assert attention_kernel(*situation) == kernel
 
 
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_a_way_around_the_kernels(platform, monkeypatch):
+    monkeypatch.setenv("UNCLIP_JAX_PLAIN_ATTENTION", "1")
+    assert attention_kernel(platform, BF16, (2, 4096, 5, 64), 4096) == "plain"
+    assert attention_kernel(platform, BF16, (8, 4096, 5, 64), 4096) == "queries"
+    monkeypatch.setenv("UNCLIP_JAX_PLAIN_ATTENTION", "")
+    assert attention_kernel(platform, BF16, (2, 4096, 5, 64), 4096) in ("cudnn", "flash")
+
+
 def definition(q, k, v, bias=0.0):
     q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
     logits = np.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[-1]) + bias

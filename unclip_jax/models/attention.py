@@ -10,11 +10,15 @@ The implementation is a function of the platform and of static shapes, `attentio
   one block of queries at a time, to bound memory;
 - "plain": everything at once, and the only one that takes a bias.
 
+Where the environment variable UNCLIP_JAX_PLAIN_ATTENTION is set, nothing takes "cudnn" or "flash": a way out where an
+installation of cuDNN is broken, and the one to forward-mode derivatives, which those do not have.
+
 All of them keep the queries, keys and values for the backward pass and recompute the rest, so that training memory
 grows with the number of tokens, not with its square.
 """
 
 import functools
+import os
 from typing import Any
 
 import jax
@@ -85,10 +89,11 @@ def attention_kernel(
     batch, tokens, heads, head_dim = shape
     if platform == "cpu":
         return "plain" if tokens * context_tokens <= _PLAIN_LENGTHS_CPU else "heads"
-    if platform == "gpu" and jnp.dtype(dtype) != jnp.float32 and head_dim <= 128 and head_dim % 8 == 0:
+    fused = os.environ.get("UNCLIP_JAX_PLAIN_ATTENTION", "0") in ("", "0")
+    if fused and platform == "gpu" and jnp.dtype(dtype) != jnp.float32 and head_dim <= 128 and head_dim % 8 == 0:
         return "cudnn"
     whole_blocks = tokens % 128 == 0 and context_tokens % 128 == 0 and (head_dim <= 128 or head_dim % 128 == 0)
-    if platform == "tpu" and jnp.dtype(dtype) != jnp.float16 and whole_blocks:
+    if fused and platform == "tpu" and jnp.dtype(dtype) != jnp.float16 and whole_blocks:
         return "flash"
     return "plain" if batch * heads * tokens * context_tokens <= _PLAIN_LOGITS else "queries"
 
