@@ -1,13 +1,17 @@
 """Where arrays go."""
 
+import collections
+import re
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from convert.architecture.presets import PRESETS
 from tests.convert.diffusers_folder import CONFIG
-from unclip_jax.checkpoints.networks import abstract_params
+from unclip_jax.checkpoints.networks import abstract_network, abstract_params, head_width
 from unclip_jax.distributed.mesh import (
     PARTITION_RULES,
     batch_sharding,
@@ -17,6 +21,7 @@ from unclip_jax.distributed.mesh import (
     pad_batch,
     parameter_sharding,
 )
+from unclip_jax.models.unet import UNet, UNetConfig
 
 
 def test_all_local_devices_along_data():
@@ -38,9 +43,9 @@ def test_weights_are_split_where_the_rules_say_and_sizes_allow():
     mesh = check_mesh(jax.make_mesh((2, 2), ("data", "model")))
     params = abstract_params(CONFIG)
     split = {
-        name: parameter_sharding(mesh, name, spec.shape).spec
+        name: parameter_sharding(mesh, name, spec.shape, head_width(CONFIG, name.split(".")[0])).spec
         for name, spec in params.items()
-        if parameter_sharding(mesh, name, spec.shape).spec != P()
+        if parameter_sharding(mesh, name, spec.shape, head_width(CONFIG, name.split(".")[0])).spec != P()
     }
     assert split["unet.mid_block.attentions.0.attn1.to_q.kernel"] == P(None, "model")
     assert split["unet.mid_block.attentions.0.attn1.to_out.kernel"] == P("model", None)
@@ -58,6 +63,50 @@ def test_weights_are_split_where_the_rules_say_and_sizes_allow():
     odd = parameter_sharding(mesh, "unet.x.to_q.kernel", (8, 7))
     assert odd.spec == P()
     assert PARTITION_RULES[-1] == (r".*", ())
+
+
+@pytest.mark.parametrize(("width", "spec"), [(320, P()), (640, P(None, "model"))])
+def test_attention_is_split_between_heads(width, spec):
+    """Of 64: five of them are not for two devices, ten are."""
+    mesh = check_mesh(jax.make_mesh((2, 2), ("data", "model")))
+    sharding = parameter_sharding(mesh, "unet.x.to_q.kernel", (320, width), 64)
+    assert sharding.spec == spec
+    assert parameter_sharding(mesh, "unet.x.ff.proj_out.kernel", (width, 320), 64).spec == P("model", None)
+
+
+def test_head_widths_are_the_configurations():
+    sd = PRESETS["sd21-unclip-h"]
+    widths = {name: head_width(sd, name) for name in ("unet", "vae", "text_encoder", "image_encoder")}
+    assert widths == {"unet": 64, "vae": 512, "text_encoder": 64, "image_encoder": 80}
+    upscaler = UNetConfig(block_out_channels=(256, 512, 512, 1024), num_heads=(8, 8, 8, 8))
+    assert upscaler.head_width == 128
+
+
+@pytest.mark.parametrize(("heads", "branches"), [(4, 5 + 3 * 4), (5, 5 + 4)])
+def test_a_level_gathers_nothing_and_reduces_once_a_branch(heads, branches):
+    """Of five resnets and four transformers of three branches; where two devices do not divide the heads, of one."""
+    config = UNetConfig(
+        block_out_channels=(32 * heads,),
+        layers_per_block=1,
+        attention_levels=(True,),
+        num_heads=(heads,),
+        only_cross_attention=(False,),
+        cross_attention_dim=16,
+        norm_groups=16,
+    )
+    mesh = check_mesh(jax.make_mesh((2, 2), ("data", "model")))
+    network = abstract_network(UNet, config)
+    params = {
+        name: jax.ShapeDtypeStruct(
+            spec.shape, spec.dtype, sharding=parameter_sharding(mesh, f"unet.{name}", spec.shape, config.head_width)
+        )
+        for name, spec in network.params.items()
+    }
+    shapes = ((4, 32, 32, 4), (4,), (4, 77, 16))
+    arrays = [jax.ShapeDtypeStruct(shape, np.float32, sharding=batch_sharding(mesh)) for shape in shapes]
+    compiled = jax.jit(lambda params, *a: network.merge(params)(*a)).lower(params, *arrays).compile().as_text()
+    operations = collections.Counter(re.findall(r" = \S+ (all-\w+|reduce-scatter)\(", compiled))
+    assert operations == {"all-reduce": branches + 1}  # and the time embedding's
 
 
 def test_without_a_model_axis_weights_are_everywhere():

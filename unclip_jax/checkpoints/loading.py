@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from unclip_jax.checkpoints.checkpoint import Checkpoint
-from unclip_jax.checkpoints.networks import Network, fill
+from unclip_jax.checkpoints.networks import Network, fill, head_width
 from unclip_jax.distributed.mesh import parameter_sharding
 from unclip_jax.progress import Progress
 
@@ -47,7 +47,8 @@ def load_networks(
                 return parameter
 
             def place(name: str, array: np.ndarray, component: str = component) -> jax.Array:
-                placed = jax.device_put(array, parameter_sharding(mesh, f"{component}.{name}", array.shape))
+                width = head_width(checkpoint.config, component)
+                placed = jax.device_put(array, parameter_sharding(mesh, f"{component}.{name}", array.shape, width))
                 # The transfer goes on in the background and keeps what was read: not with several of a gigabyte.
                 return placed.block_until_ready() if array.nbytes > LARGE else placed
 

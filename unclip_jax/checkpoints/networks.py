@@ -88,6 +88,17 @@ def abstract_networks(
     return networks
 
 
+def head_width(config: AnyConfig, name: str) -> int:
+    """Neighbouring features of a network's attention that belong to the same heads; 1 where it has none to split.
+
+    Args:
+        config: The checkpoint's configuration.
+        name: Of the network, or of another part of the checkpoint.
+    """
+    width: int = getattr(getattr(config, name, None), "head_width", 1)
+    return width
+
+
 @functools.cache
 def abstract_network(
     cls: Any, config: Any, dtype: Any = jnp.float32, param_dtype: Any = None, **options: Any

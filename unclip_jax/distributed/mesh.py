@@ -13,13 +13,19 @@ from jax.sharding import PartitionSpec as P
 AXES = ("data", "model")
 
 # Parameter name -> which axis of it is split over "model"; the first match wins and the last row matches everything.
-# Inputs of a residual branch are split by output feature and its end by input feature: one reduction a branch.
+# Inputs of a residual branch are split by output feature and its end by input feature: one reduction a branch. "heads"
+# is split over "model", too, but only between attention heads: within one, attention would have to gather them.
 PARTITION_RULES: list[tuple[str, tuple[str | None, ...]]] = [
-    (r"(text_encoder|image_encoder|prior)\.layers\.(q_proj|k_proj|v_proj|fc1)\.kernel", (None, None, "model")),
-    (r"(text_encoder|image_encoder|prior)\.layers\.(q_proj|k_proj|v_proj|fc1)\.bias", (None, "model")),
-    (r"(text_encoder|image_encoder|prior)\.layers\.(out_proj|fc2)\.kernel", (None, "model", None)),
-    (r".*\.(to_q|to_k|to_v|linear_1)\.kernel", (None, "model")),
-    (r".*\.(to_out|ff\.proj_out|linear_2)\.kernel", ("model", None)),
+    (r"(text_encoder|image_encoder|prior)\.layers\.(q_proj|k_proj|v_proj)\.kernel", (None, None, "heads")),
+    (r"(text_encoder|image_encoder|prior)\.layers\.(q_proj|k_proj|v_proj)\.bias", (None, "heads")),
+    (r"(text_encoder|image_encoder|prior)\.layers\.out_proj\.kernel", (None, "heads", None)),
+    (r"(text_encoder|image_encoder|prior)\.layers\.fc1\.kernel", (None, None, "model")),
+    (r"(text_encoder|image_encoder|prior)\.layers\.fc1\.bias", (None, "model")),
+    (r"(text_encoder|image_encoder|prior)\.layers\.fc2\.kernel", (None, "model", None)),
+    (r".*\.(to_q|to_k|to_v)\.kernel", (None, "heads")),
+    (r".*\.to_out\.kernel", ("heads", None)),
+    (r".*\.linear_1\.kernel", (None, "model")),
+    (r".*\.(ff\.proj_out|linear_2)\.kernel", ("model", None)),
     (r".*\.(conv1)\.kernel", (None, None, None, "model")),
     (r".*\.(conv2)\.kernel", (None, None, "model", None)),
     (r".*", ()),
@@ -44,22 +50,24 @@ def check_mesh(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
-def parameter_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
+def parameter_sharding(mesh: Mesh, name: str, shape: tuple[int, ...], head_width: int = 1) -> NamedSharding:
     """The sharding of a parameter: split over "model" if the axis in its rule divides evenly, else replicated.
 
     Args:
         mesh: The mesh.
         name: The parameter's name.
         shape: Its shape.
+        head_width: Of its network, see `unclip_jax.checkpoints.networks.head_width`.
 
     Returns:
         The sharding.
     """
     axes = next(axes for pattern, axes in PARTITION_RULES if re.fullmatch(pattern, name))
     size = mesh.shape.get("model", 1)
-    if size == 1 or any(axis == "model" and shape[i] % size for i, axis in enumerate(axes)):
+    unit = {"model": size, "heads": size * head_width}
+    if size == 1 or any(axis is not None and shape[i] % unit[axis] for i, axis in enumerate(axes)):
         axes = ()
-    return NamedSharding(mesh, P(*axes))
+    return NamedSharding(mesh, P(*(axis and "model" for axis in axes)))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -2,34 +2,42 @@
 
 The implementation is a function of the platform and of static shapes, `attention_kernel`:
 
-- "cudnn": NVIDIA's flash attention, for half precision and heads of at most 128;
-- "flash": the Pallas kernel for TPUs, for lengths that fill its blocks;
+- "cudnn": NVIDIA's flash attention, for half precision and heads of at most 128, on Ampere and newer;
+- "flash": the Pallas kernel for TPUs, v4 and newer, for lengths that fill its blocks, not in float16;
 - "heads": long sequences on a CPU, one head and one block of queries at a time, so that a block's logits stay in cache
   (0.25 s against 0.75 s for the plain form at 4096 tokens, 10 heads of 64, on 2 cores);
 - "queries": long sequences on an accelerator whose flash kernel does not take them (the VAE's head of 512): all heads,
   one block of queries at a time, to bound memory;
 - "plain": everything at once, and the only one that takes a bias.
 
+Where the environment variable UNCLIP_JAX_PLAIN_ATTENTION is set, nothing takes "cudnn" or "flash": a way out where an
+installation of cuDNN is broken, and the one to forward-mode derivatives, which those do not have.
+
 All of them keep the queries, keys and values for the backward pass and recompute the rest, so that training memory
 grows with the number of tokens, not with its square.
 """
 
 import functools
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from unclip_jax.models.attention_tpu import flash
-from unclip_jax.models.partition import over_devices
+from unclip_jax.models.kernels import kernel_over_devices
+from unclip_jax.models.partition import folding_vmap, over_devices
 from unclip_jax.models.platform import Implementation, by_platform
 from unclip_jax.models.precision import precision_of
 
-# Largest product of lengths for the plain form, and floats of logits in a block of queries.
-_PLAIN_LOGITS = {"cpu": 2**19}
-_PLAIN_LOGITS_ELSEWHERE = 2**24
+# The plain form's largest product of lengths on a CPU, whose caches one head's logits are to fit, and elsewhere its
+# largest number of logits, which are 1 GiB.
+_PLAIN_LENGTHS_CPU = 2**19
+_PLAIN_LOGITS = 2**28
+# Floats of logits in a block of queries, and the fewest queries that are worth a block.
 _HEADS_BLOCK = 2**22
 _QUERIES_BLOCK = 2**26
+_QUERIES_ROWS = 128
 
 
 def attend(
@@ -49,7 +57,6 @@ def attend(
     Returns:
         (B, T, N, H) in q's dtype.
     """
-    tokens, head_dim = q.shape[1], q.shape[3]
     k, v = k.astype(q.dtype), v.astype(q.dtype)
     if bias is not None:
         return _plain(q, k, v, bias)
@@ -57,20 +64,21 @@ def attend(
         return _swap(_in_blocks(_swap(q), _swap(k), _swap(v), chunk))
 
     def choose(platform: str) -> Implementation:
-        return _KERNELS[attention_kernel(platform, q.dtype, tokens, k.shape[1], head_dim, False)]
+        return _KERNELS[attention_kernel(platform, q.dtype, q.shape, k.shape[1], False)]
 
     return by_platform(choose, q, k, v)
 
 
-def attention_kernel(platform: str, dtype: Any, tokens: int, context_tokens: int, head_dim: int, has_bias: bool) -> str:
+def attention_kernel(
+    platform: str, dtype: Any, shape: tuple[int, ...], context_tokens: int, has_bias: bool = False
+) -> str:
     """The implementation that `attend` takes: "plain", "heads", "queries", "cudnn" or "flash".
 
     Args:
-        platform: "cpu", "gpu" (NVIDIA), "tpu" or any other name.
+        platform: See `unclip_jax.models.platform.platform_of`.
         dtype: Of q, k and v.
-        tokens: T.
+        shape: Of q, (B, T, N, H).
         context_tokens: S.
-        head_dim: H.
         has_bias: Whether there is a bias.
 
     Returns:
@@ -78,15 +86,16 @@ def attention_kernel(platform: str, dtype: Any, tokens: int, context_tokens: int
     """
     if has_bias:
         return "plain"
-    half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
-    if platform == "gpu" and half and head_dim <= 128 and head_dim % 8 == 0:
+    batch, tokens, heads, head_dim = shape
+    if platform == "cpu":
+        return "plain" if tokens * context_tokens <= _PLAIN_LENGTHS_CPU else "heads"
+    fused = os.environ.get("UNCLIP_JAX_PLAIN_ATTENTION", "0") in ("", "0")
+    if fused and platform == "gpu" and jnp.dtype(dtype) != jnp.float32 and head_dim <= 128 and head_dim % 8 == 0:
         return "cudnn"
-    whole_blocks = tokens % 128 == 0 and context_tokens % 128 == 0
-    if platform == "tpu" and whole_blocks and (head_dim <= 128 or head_dim % 128 == 0):
+    whole_blocks = tokens % 128 == 0 and context_tokens % 128 == 0 and (head_dim <= 128 or head_dim % 128 == 0)
+    if fused and platform == "tpu" and jnp.dtype(dtype) != jnp.float16 and whole_blocks:
         return "flash"
-    if tokens * context_tokens <= _PLAIN_LOGITS.get(platform, _PLAIN_LOGITS_ELSEWHERE):
-        return "plain"
-    return "heads" if platform == "cpu" else "queries"
+    return "plain" if batch * heads * tokens * context_tokens <= _PLAIN_LOGITS else "queries"
 
 
 def _plain(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:
@@ -95,17 +104,7 @@ def _plain(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = No
 
 def _queries(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     rows = _QUERIES_BLOCK // (q.shape[0] * q.shape[2] * k.shape[1])
-    return _swap(_in_blocks(_swap(q), _swap(k), _swap(v), rows))
-
-
-@jax.custom_jvp
-def _heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    return _split_heads(q, k, v)
-
-
-@_heads.defjvp
-def _move_heads(inputs: tuple[jax.Array, ...], changes: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-    return _heads(*inputs), jax.jvp(_each_head, inputs, changes)[1]
+    return _swap(_in_blocks(_swap(q), _swap(k), _swap(v), max(rows, _QUERIES_ROWS)))
 
 
 def _each_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -117,10 +116,30 @@ def _each_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 # The loop is over images as well, and the compiler would first gather those of other devices.
 _split_heads = over_devices(_each_head, "b t n h, b s n h, b s n h -> b t n h")
+_folded_heads = folding_vmap(_split_heads)
 
 
-def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+@jax.custom_jvp
+def _heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    return _folded_heads(q, k, v)
+
+
+@_heads.defjvp
+def _move_heads(inputs: tuple[jax.Array, ...], changes: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    return _heads(*inputs), jax.jvp(_split_heads, inputs, changes)[1]
+
+
+def _cudnn_kernel(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jax.nn.dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, implementation="cudnn")
+
+
+def _differentiated(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    # JAX 0.10.1 takes every attention for one with a bias, and refuses the gradient of odd lengths: 77 words.
+    odd = q.shape[1] % 2 or k.shape[1] % 2
+    return _queries(q, k, v) if odd else _cudnn_kernel(q, k, v)
+
+
+_cudnn = kernel_over_devices(_cudnn_kernel, _differentiated)
 
 
 def _swap(x: jax.Array) -> jax.Array:

@@ -51,6 +51,10 @@ class TextConfig:
     def __post_init__(self) -> None:
         _check_layers(self)
 
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
@@ -83,6 +87,10 @@ class VisionConfig:
         _check_layers(self)
         if not 0 < self.patch_size <= self.image_size:
             raise ValueError(f"VisionConfig.patch_size is {self.patch_size}; want 1 to image_size, {self.image_size}")
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
 
     @property
     def tokens(self) -> int:

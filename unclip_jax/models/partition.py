@@ -1,47 +1,73 @@
-"""Attention that each device computes for its own images and heads, where the compiler would not split it by itself."""
+"""Functions that each device computes for its own images and heads, where the compiler would not split them by itself.
+
+How they are split is decided while a program is traced, by a `shard_map`: no Python runs when the program is compiled,
+as it would for `custom_partitioning`. So programs are the same in every process, the disk cache finds them, and they
+compile for devices that are not there. The mesh has to be known by then: it is the one that the function runs in
+(`jax.set_mesh`, `shard_map`, `pmap`), or else the one on which the program's arguments were placed.
+"""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
+
+# Letter of a rule -> the mesh axis over which it is split.
+_MESH_AXES = {"b": "data", "n": "model"}
 
 
 def over_devices(function: Any, rule: str) -> Any:
-    """Splits a function over devices by images and heads, and under vmap over its first axis; without a gradient.
+    """Splits a function over devices: images over the mesh axis "data", heads over "model".
+
+    An axis that the devices do not divide evenly, and every other axis, is whole on each of them. Where no mesh is
+    known, the function is called as it is.
 
     Args:
-        function: Treats each index along b and n on its own. Every device has the other axes whole.
+        function: Treats each index along b and n on its own.
         rule: The axes of its operands and results, as in "b t n h, b s n h -> b t n h".
 
     Returns:
-        The function, partitioned.
+        The function, split. A kernel that has no derivative has none in it, either.
     """
-    split = custom_partitioning(function)
     operands, results = ([array.split() for array in side.split(",")] for side in rule.split("->"))
-    # XLA wants them in the order in which the rule names them.
-    every_axis = dict.fromkeys(axis for axes in operands + results for axis in axes)
-    whole = tuple(axis for axis in every_axis if axis not in ("b", "n"))
 
-    def partition(mesh: Any, arguments: Any, result: Any) -> Any:
-        # Operands may come split each in another way, or along an axis that has to be whole.
-        devices: dict[str, Any] = {}
-        for axes, array in zip(operands + results, jax.tree.leaves((arguments, result)), strict=True):
-            # In a shard_map over some of the axes the others are unknown: each device does all of it.
-            for axis, name in zip(axes, getattr(array.sharding, "spec", ()), strict=False):
-                if name is not None and axis not in whole and not _names(name) & _names(*devices.values()):
-                    devices.setdefault(axis, name)
+    def on_each_device(*arrays: jax.Array) -> Any:
+        mesh = mesh_of(*arrays)
+        # In a shard_map over some of the axes, the others are left to be split here.
+        free = {
+            name: mesh.shape[name]
+            for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+            if kind == AxisType.Auto
+        }
+        if all(size == 1 for size in free.values()):
+            return function(*arrays)
+        sizes = dict(zip(operands[0], arrays[0].shape, strict=True))
+        names = {axis: name for axis, name in _MESH_AXES.items() if name in free and sizes[axis] % free[name] == 0}
+        specs, made = ([PartitionSpec(*map(names.get, axes)) for axes in side] for side in (operands, results))
+        return jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=tuple(specs),
+            out_specs=tuple(made) if len(made) > 1 else made[0],
+            axis_names=set(free),
+            check_vma=False,  # kernels do not say over which axes their results vary
+        )(*arrays)
 
-        def shardings(arrays: list[list[str]]) -> list[NamedSharding]:
-            return [NamedSharding(mesh, PartitionSpec(*map(devices.get, axes))) for axes in arrays]
+    # Alone, outside a program, arrays have to be given to one.
+    return jax.jit(on_each_device)
 
-        made = jax.tree.unflatten(jax.tree.structure(result), shardings(results))
-        return mesh, function, made, tuple(shardings(operands))
 
-    split.def_partition(partition, sharding_rule=rule, need_replication_factors=whole)
-    batched = custom_vmap(split)
+def folding_vmap(function: Any) -> Any:
+    """The same function, whose first axis becomes larger under vmap; without a gradient.
+
+    Args:
+        function: Of arrays whose first axis is the batch, and so are its results'.
+
+    Returns:
+        The function.
+    """
+    batched = custom_vmap(function)
 
     @batched.def_vmap
     def fold(size: int, mapped: list[bool], *operands: jax.Array) -> Any:
@@ -52,6 +78,7 @@ def over_devices(function: Any, rule: str) -> Any:
     return batched
 
 
-def _names(*axes: str | tuple[str, ...]) -> set[str]:
-    """The mesh axes in entries of a partition spec."""
-    return {name for axis in axes for name in ((axis,) if isinstance(axis, str) else axis)}
+def mesh_of(*arrays: jax.Array) -> jax.sharding.AbstractMesh:
+    """The mesh that the surrounding program runs on, as far as it is known; empty otherwise."""
+    meshes = (jax.sharding.get_abstract_mesh(), *(jax.typeof(array).sharding.mesh for array in arrays))
+    return next((mesh for mesh in meshes if not mesh.empty), meshes[0])

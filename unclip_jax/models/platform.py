@@ -15,10 +15,28 @@ import jax
 Implementation = Callable[..., jax.Array]
 
 
+def platform_of(device: Any) -> str:
+    """What decides about a device's kernels.
+
+    Args:
+        device: A `jax.Device`.
+
+    Returns:
+        "gpu": NVIDIA's since Ampere (compute capability 8); "old-gpu": NVIDIA's before; "rocm"; "tpu": v4 and newer;
+        "old-tpu": v2 and v3; "cpu" or a plug-in's name.
+    """
+    if device.platform == "gpu" and "rocm" in device.client.platform_version:
+        return "rocm"
+    if device.platform == "gpu":
+        return "gpu" if int(device.compute_capability.split(".")[0]) >= 8 else "old-gpu"
+    if device.platform == "tpu":
+        return "old-tpu" if device.device_kind in ("TPU v2", "TPU v3") else "tpu"
+    return str(device.platform)
+
+
 def accelerator() -> str:
-    """The best platform of this process: "tpu", "gpu" (NVIDIA), "rocm", another plug-in's name, or "cpu"."""
-    backend = jax.default_backend()
-    return "rocm" if backend == "gpu" and "rocm" in jax.devices()[0].client.platform_version else backend
+    """The best platform of this process, in the words of `platform_of`."""
+    return platform_of(jax.devices()[0])
 
 
 def by_platform(choose: Callable[[str], Implementation], *operands: Any) -> jax.Array:

@@ -53,6 +53,10 @@ class PriorConfig:
                 raise ValueError(f"PriorConfig.{name} is {getattr(self, name)}; want at least 1")
 
     @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
     def mlp_width(self) -> int:
         return 4 * self.width
 

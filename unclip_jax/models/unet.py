@@ -8,6 +8,7 @@ What a sampling loop needs only once is its own method: `embed_time`, `embed_cla
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -105,6 +106,13 @@ class UNetConfig:
     @property
     def time_channels(self) -> int:
         return 4 * self.block_out_channels[0]
+
+    @property
+    def head_width(self) -> int:
+        """A multiple of the width of every level's attention heads."""
+        attending = [*self.attention_levels[:-1], True]
+        levels = zip(self.block_out_channels, self.num_heads, attending, strict=True)
+        return math.lcm(*(channels // heads for channels, heads, attends in levels if attends))
 
     @property
     def size_multiple(self) -> int:

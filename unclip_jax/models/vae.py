@@ -59,6 +59,11 @@ class VAEConfig:
         """The side of a latent cell in pixels."""
         return 2 ** (len(self.block_out_channels) - 1)
 
+    @property
+    def head_width(self) -> int:
+        """Of the one head of attention."""
+        return self.block_out_channels[-1]
+
 
 class Posterior(NamedTuple):
     """The diagonal Gaussian that the encoder predicts; mean and logvar are (B, H/f, W/f, latent_channels) float32."""

@@ -21,6 +21,7 @@ from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.compilation import use_compilation_cache
 from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.distributed import mesh as placement
+from unclip_jax.models.platform import platform_of
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.parts import Residency
 from unclip_jax.sampling.schedule import alphas_cumprod
@@ -127,9 +128,13 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
 
 
 def check_dtype(dtype: DTypeLike | None, mesh: Mesh) -> Any:
-    """The dtype of weights and computation: None is float32 on a CPU and bfloat16 elsewhere. Raises ValueError."""
+    """The dtype of weights and computation.
+
+    None is float32 on a CPU, float16 on NVIDIA GPUs that have no bfloat16, and bfloat16 elsewhere. Raises ValueError.
+    """
     if dtype is None:
-        return jnp.float32 if mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16
+        defaults = {"cpu": jnp.float32, "old-gpu": jnp.float16}
+        return defaults.get(platform_of(mesh.devices.flat[0]), jnp.bfloat16)
     try:
         name = jnp.dtype(dtype).name
     except TypeError:

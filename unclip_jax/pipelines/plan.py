@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
 from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.networks import head_width
 from unclip_jax.distributed import mesh as placement
 from unclip_jax.pipelines.auto import pipeline_for
 from unclip_jax.pipelines.checks import MAX_IMAGES, check_integer, check_latent_shape
@@ -89,7 +90,11 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, memo
     image = (1, factor * latent_shape[0], factor * latent_shape[1], 3)
     weights = {
         part: {
-            name: _array(spec.shape, placement.parameter_sharding(mesh, f"{part}.{name}", spec.shape), spec.dtype)
+            name: _array(
+                spec.shape,
+                placement.parameter_sharding(mesh, f"{part}.{name}", spec.shape, head_width(config, part)),
+                spec.dtype,
+            )
             for name, spec in network.params.items()
         }
         for part, network in pipe.networks.items()
