@@ -9,8 +9,10 @@ import pytest
 from tests.pipelines.small_family import KINDS, Compilations, arguments, open_pipeline, photo
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.pipelines.depth_to_image import depth_channel
+from unclip_jax.pipelines.finish import Marks, finish, to_pil
 from unclip_jax.pipelines.parts import one_by_one
 from unclip_jax.progress import Progress
+from unclip_jax.reference import Reference
 
 
 class Output:
@@ -111,3 +113,17 @@ def test_depth_maps_of_images_are_made_together(family):
     apart = depth_channel(parts, dataclasses.replace(request, inputs=larger))
     assert seen == [(4, side), (4, side), (4, side + 32)]
     np.testing.assert_array_equal(apart[0], together[0])
+
+
+@pytest.mark.parametrize("reference", Reference)
+def test_pictures_are_the_decoded_floats_in_8_bits(family, reference):
+    pipe = family("variations")
+    parts = dataclasses.replace(pipe.parts, config=dataclasses.replace(pipe.config, reference=reference))
+    request = pipe.check(**arguments("variations", output_type="pil"))
+    latents = np.random.default_rng(0).standard_normal((3, *request.latent_shape), np.float32)
+    images, _ = finish(parts, Marks(), request, latents)
+    want = to_pil(reference, pipe.decode_latents(latents))
+    np.testing.assert_array_equal(np.stack(images), np.stack(want))
+    latents[1] = np.nan
+    with pytest.raises(FloatingPointError, match="images have NaN pixels"):
+        finish(parts, Marks(), request, latents)

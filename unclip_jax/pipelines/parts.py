@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from numpy.typing import NDArray
 
 from unclip_jax.adapters.textual_inversion import EMBEDDING, expand_words
 from unclip_jax.checkpoints.checkpoint import Checkpoint
@@ -20,6 +21,7 @@ from unclip_jax.checkpoints.networks import Network
 from unclip_jax.conditioning.clip_image import ImageSource, load_images, preprocess
 from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.distributed.mesh import Chunk, batch_sharding, data_size, pad_batch
+from unclip_jax.image_files import Rounding, refuse_nan, to_uint8_on_device
 from unclip_jax.models.freeu import FreeU
 from unclip_jax.pipelines.compiled import Programs
 from unclip_jax.pipelines.memory import Memory
@@ -130,8 +132,27 @@ def decode_latents(parts: Parts, latents: np.ndarray, in_tiles: int | None = Non
 
     in_tiles: latent cells along a tile's side, instead of the way that `Memory` chooses.
     """
+    return _decode(parts, functools.partial(parts.programs.decode, in_tiles=in_tiles), latents)
+
+
+def decode_to_uint8(
+    parts: Parts, latents: np.ndarray, rounding: Rounding, in_tiles: int | None = None
+) -> NDArray[np.uint8]:
+    """The same, as `to_uint8` makes them 8 bits; on the devices, which then send a quarter of the bytes.
+
+    Raises FloatingPointError as there.
+    """
+
+    def program(params: Mapping[str, jax.Array], rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return to_uint8_on_device(parts.programs.decode(params, rows, in_tiles=in_tiles), rounding=rounding)
+
+    images, broken = _decode(parts, program, latents)
+    refuse_nan(broken.any())
+    return images
+
+
+def _decode(parts: Parts, program: Program, latents: np.ndarray) -> Any:
     params = parts.weights("vae")
-    program = functools.partial(parts.programs.decode, in_tiles=in_tiles)
     bar = Progress("decoding", len(latents), unit="image", enabled=parts.progress)
     return one_by_one(parts.mesh, program, params, latents, bar)
 
