@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from unclip_jax.image_files import contact_sheet, read_recipe, save_png, to_uint8
+from unclip_jax.image_files import contact_sheet, read_recipe, refuse_nan, save_png, to_uint8, to_uint8_on_device
 
 RECIPE = {
     "prompt": "a photo of a cat, sleeping",
@@ -91,6 +91,38 @@ def test_bad_pixels_and_rounding():
         to_uint8(np.array([[[[0, np.nan, 0]]]]), "round")
     with pytest.raises(ValueError, match="rounding is 'floor'; accepted: round, truncate"):
         to_uint8(np.zeros((1, 2, 2, 3)), "floor")
+
+
+def around_every_tie():
+    """The floats at and beside every level and every tie of two levels, and what is special; (2, 1, T, 3)."""
+    levels = np.arange(0, 255.5, 0.5, dtype=np.float32) / np.float32(255)
+    beside = [np.nextafter(levels, np.float32(end)) for end in (-np.inf, np.inf)]
+    special = np.array([-0.0, 1, np.inf, -np.inf, 1e-45, 1e-38, np.nextafter(np.float32(1), 2), -3, 7], np.float32)
+    return np.resize(np.concatenate([levels, *beside, special]), (2, 1, 512, 3))
+
+
+@pytest.mark.parametrize("rounding", ["round", "truncate"])
+def test_a_device_rounds_as_the_host_does(rounding):
+    images = around_every_tie()
+    got, broken = to_uint8_on_device(images, rounding)
+    np.testing.assert_array_equal(got, to_uint8(images, rounding))
+    assert got.dtype == np.uint8
+    assert not broken.any()
+
+
+@given(st.lists(st.floats(-0.25, 1.25, width=32), min_size=6, max_size=6), st.sampled_from(["round", "truncate"]))
+def test_a_device_rounds_any_pixel_as_the_host_does(values, rounding):
+    images = np.array(values, np.float32).reshape(1, 1, 2, 3)
+    np.testing.assert_array_equal(to_uint8_on_device(images, rounding)[0], to_uint8(images, rounding))
+
+
+def test_a_device_tells_which_images_have_a_nan():
+    images = around_every_tie()
+    images[1, 0, 5, 2] = np.nan
+    _, broken = to_uint8_on_device(images, "round")
+    assert broken.tolist() == [False, True]
+    with pytest.raises(FloatingPointError, match="NaN pixels"):
+        refuse_nan(broken.any())
 
 
 # Recipes

@@ -1,5 +1,6 @@
 """Output: pixels to images, PNG files that carry their recipe, and the contact sheet."""
 
+import functools
 import io
 import json
 import math
@@ -8,8 +9,10 @@ import unicodedata
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
@@ -17,6 +20,8 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from unclip_jax.conditioning.address import fetch, is_address, shown
 from unclip_jax.conditioning.clip_image import ImageSource, load_image
+
+Rounding = Literal["round", "truncate"]
 
 RECIPE_KEY = "unclip_jax"  # text chunk with the whole recipe as JSON
 PARAMETERS_KEY = "parameters"  # text chunk with the line that AUTOMATIC1111's web UI started and other tools read
@@ -35,7 +40,7 @@ BACKGROUND, MAT, RULE, TEXT, HEADING = "#fafafa", "#efefef", "#d8d8d8", "#3c3c3c
 LOOKALIKES = str.maketrans("×–—‘’“”", "x--''\"\"")
 
 
-def to_uint8(images: ArrayLike, rounding: Literal["round", "truncate"]) -> NDArray[np.uint8]:
+def to_uint8(images: ArrayLike, rounding: Rounding) -> NDArray[np.uint8]:
     """Converts floats in 0..1 to 8 bits. Values outside are clipped, as in both references.
 
     Args:
@@ -50,12 +55,33 @@ def to_uint8(images: ArrayLike, rounding: Literal["round", "truncate"]) -> NDArr
         FloatingPointError: There is a NaN, which means that the network overflowed in its dtype.
         ValueError: The rounding is unknown.
     """
-    if rounding not in ("round", "truncate"):
-        raise ValueError(f"rounding is {rounding!r}; accepted: round, truncate")
-    levels = np.clip(np.asarray(images, np.float32), 0, 1) * np.float32(255)
-    if np.isnan(levels).any():
+    levels = _levels(np, np.asarray(images, np.float32), rounding)
+    refuse_nan(np.isnan(levels).any())
+    return levels.astype(np.uint8)
+
+
+@functools.partial(jax.jit, static_argnames="rounding")
+def to_uint8_on_device(images: jax.Array, rounding: Rounding) -> tuple[jax.Array, jax.Array]:
+    """`to_uint8` of (B, H, W, 3) float32 where they are, bit for bit, and which of the images have a NaN, (B,) bool.
+
+    For `refuse_nan` on the host; the pixels of such an image mean nothing.
+    """
+    levels = _levels(jnp, images, rounding)
+    return levels.astype(jnp.uint8), jnp.isnan(levels).any(axis=(1, 2, 3))
+
+
+def refuse_nan(found: Any) -> None:
+    """Raises FloatingPointError where a NaN was found in images."""
+    if found:
         raise FloatingPointError("images have NaN pixels: the network overflowed; try dtype float32 or bfloat16")
-    return (np.rint(levels) if rounding == "round" else levels).astype(np.uint8)
+
+
+def _levels(numpy: Any, images: Any, rounding: Rounding) -> Any:
+    """The 8-bit levels of float32 images, as floats. numpy: or jax.numpy."""
+    if rounding not in get_args(Rounding):
+        raise ValueError(f"rounding is {rounding!r}; accepted: {', '.join(get_args(Rounding))}")
+    levels = numpy.clip(images, 0, 1) * np.float32(255)
+    return numpy.rint(levels) if rounding == "round" else levels
 
 
 def save_png(path: str | os.PathLike[str], image: Image.Image, recipe: Mapping[str, Any]) -> None:

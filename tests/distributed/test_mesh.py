@@ -39,6 +39,13 @@ def test_meshes_of_other_axes_are_refused():
     assert set(mesh.axis_types) == {AxisType.Auto}
 
 
+def test_meshes_of_other_processes_are_refused(monkeypatch):
+    """As seen from the second of two processes: none of the devices is its own."""
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(ValueError, match=r"mesh has devices of processes \[0\], and this is 1; want"):
+        check_mesh(jax.make_mesh((4,), ("data",)))
+
+
 def test_weights_are_split_where_the_rules_say_and_sizes_allow():
     mesh = check_mesh(jax.make_mesh((2, 2), ("data", "model")))
     params = abstract_params(CONFIG)

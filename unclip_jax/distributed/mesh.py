@@ -43,10 +43,16 @@ def check_mesh(mesh: Mesh) -> Mesh:
     `jax.make_mesh` gives explicit axes, with which every operation would have to decide that.
 
     Raises:
-        ValueError: The axes are not "data" and/or "model".
+        ValueError: The axes are not "data" and/or "model", or there are devices of other processes.
     """
     if not mesh.axis_names or not set(mesh.axis_names) <= set(AXES):
         raise ValueError(f"mesh has axes {mesh.axis_names}; accepted: 'data' and/or 'model'")
+    others = {device.process_index for device in mesh.devices.flat} - {jax.process_index()}
+    if others:
+        raise ValueError(
+            f"mesh has devices of processes {sorted(others)}, and this is {jax.process_index()}; want this process's "
+            "devices alone, see docs/devices.md"
+        )
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 

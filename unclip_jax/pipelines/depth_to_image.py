@@ -26,7 +26,7 @@ from unclip_jax.pipelines.init_image import (
     load_init_images,
     resize_images,
 )
-from unclip_jax.pipelines.parts import Parts, one_by_one, text_states, vae_encode
+from unclip_jax.pipelines.parts import Parts, encode, text_states, vae_encode
 from unclip_jax.pipelines.pipeline import Pipeline, calls, streams
 from unclip_jax.pipelines.request import Conditions, Request, Task
 from unclip_jax.reference import Reference
@@ -70,10 +70,13 @@ def conditions(parts: Parts, request: Request[Inputs]) -> Conditions:
 def depth_channel(parts: Parts, request: Request[Inputs]) -> np.ndarray:
     """The depth maps as the UNet reads them, (images, h, w, 1) in -1..1."""
     height, width, _ = request.latent_shape
-    maps = request.inputs.depth_maps or [
-        one_by_one(parts, "depth_estimator", parts.programs.estimate_depth, view, "estimating depth")[0]
-        for view in request.inputs.views or []
-    ]
+    maps: Sequence[np.ndarray] | None = request.inputs.depth_maps
+    if maps is None:
+        views = request.inputs.views or []
+        # Together where they have one size: over all devices.
+        groups = [np.concatenate(views)] if len({view.shape for view in views}) == 1 else views
+        estimate = parts.programs.estimate_depth
+        maps = [m for group in groups for m in encode(parts, "depth_estimator", estimate, group, "estimating depth")]
     return np.concatenate([np.asarray(parts.programs.depth_condition(depth[None], height, width)) for depth in maps])
 
 

@@ -1,14 +1,14 @@
 """From latents to finished images: decoded, pasted back, checked, marked, in this order."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from unclip_jax.conditioning.crop import paste_back
-from unclip_jax.image_files import to_uint8
-from unclip_jax.pipelines.parts import Parts, decode_latents
+from unclip_jax.image_files import Rounding, to_uint8
+from unclip_jax.pipelines.parts import Parts, decode_latents, decode_to_uint8
 from unclip_jax.pipelines.request import Kept, Request
 from unclip_jax.reference import Reference
 from unclip_jax.safety import SafetyChecker
@@ -40,21 +40,17 @@ def finish(parts: Parts, marks: Marks, request: Request[Any], latents: np.ndarra
     """Latents (B, h, w, 4) -> images as `output_type` asks, and which of them the safety checker has flagged."""
     if request.output_type == "latent":
         return latents, None
-    images = decode(parts, request, latents)
-    return (images, None) if request.output_type == "np" else finish_images(parts, marks, request, images)
-
-
-def decode(parts: Parts, request: Request[Any], latents: np.ndarray) -> np.ndarray:
-    """(B, H, W, 3) float32 in 0..1. Images made in tiles are decoded in tiles, unless `Memory` has another way."""
-    in_tiles = None if request.tile is None or parts.memory.decoding != "whole" else request.tile[0]
-    return decode_latents(parts, latents, in_tiles)
+    if request.output_type == "np":
+        return decode_latents(parts, latents, _tiles(parts, request)), None
+    return finish_images(parts, marks, request, latents)
 
 
 def finish_images(
-    parts: Parts, marks: Marks, request: Request[Any], arrays: np.ndarray
+    parts: Parts, marks: Marks, request: Request[Any], latents: np.ndarray
 ) -> tuple[list[Image.Image], list[bool] | None]:
-    """(B, H, W, 3) in 0..1 -> PIL images: pasted back, then black where flagged, then marked."""
-    images = to_pil(parts.config.reference, arrays)
+    """Latents (B, h, w, 4) -> PIL images: pasted back, then black where flagged, then marked."""
+    arrays = decode_to_uint8(parts, latents, rounding_of(parts.config.reference), _tiles(parts, request))
+    images = [Image.fromarray(array) for array in arrays]
     if request.kept is not None:
         kept = request.kept
         images = [_pasted(image, kept[min(i // request.repeats, len(kept) - 1)]) for i, image in enumerate(images)]
@@ -69,8 +65,17 @@ def finish_images(
 
 def to_pil(reference: Reference, images: np.ndarray) -> list[Image.Image]:
     """(B, H, W, 3) in 0..1 -> PIL images, with the rounding of the checkpoint's reference."""
-    rounding: Literal["truncate", "round"] = "truncate" if reference == Reference.ORIGINAL else "round"
-    return [Image.fromarray(array) for array in to_uint8(images, rounding)]
+    return [Image.fromarray(array) for array in to_uint8(images, rounding_of(reference))]
+
+
+def rounding_of(reference: Reference) -> Rounding:
+    """How a reference makes 8 bits of pixels."""
+    return "truncate" if reference == Reference.ORIGINAL else "round"
+
+
+def _tiles(parts: Parts, request: Request[Any]) -> int | None:
+    """Images made in tiles are decoded in tiles, unless `Memory` has another way."""
+    return None if request.tile is None or parts.memory.decoding != "whole" else request.tile[0]
 
 
 def _pasted(image: Image.Image, kept: Kept) -> Image.Image:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from numpy.typing import NDArray
 
 from unclip_jax.adapters.textual_inversion import EMBEDDING, expand_words
 from unclip_jax.checkpoints.checkpoint import Checkpoint
@@ -17,7 +20,8 @@ from unclip_jax.checkpoints.loading import load_networks, return_freed_memory
 from unclip_jax.checkpoints.networks import Network
 from unclip_jax.conditioning.clip_image import ImageSource, load_images, preprocess
 from unclip_jax.conditioning.tokenizer import Tokenizer
-from unclip_jax.distributed.mesh import Chunk, batch_sharding, data_size, pad_batch, replicated
+from unclip_jax.distributed.mesh import Chunk, batch_sharding, data_size, pad_batch
+from unclip_jax.image_files import Rounding, refuse_nan, to_uint8_on_device
 from unclip_jax.models.freeu import FreeU
 from unclip_jax.pipelines.compiled import Programs
 from unclip_jax.pipelines.memory import Memory
@@ -27,6 +31,9 @@ from unclip_jax.progress import Progress
 from unclip_jax.sampling.loop import Carry
 from unclip_jax.sampling.noise import Branch
 from unclip_jax.sampling.solvers.solver import without_grid
+
+# (a network's parameters, arrays of R rows on the devices) -> arrays of R rows there.
+Program = Callable[[Mapping[str, jax.Array], jax.Array], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +100,7 @@ def encode_prompts(parts: Parts, prompts: Sequence[str]) -> np.ndarray:
     rows = parts.networks["text_encoder"].params[EMBEDDING].shape[0]
     if tokens.max() >= rows:
         raise ValueError(f"prompt: token id {tokens.max()} is outside the text encoder's vocabulary of {rows}")
-    states = one_by_one(parts, "text_encoder", parts.programs.embed_text, tokens, "encoding prompts")
+    states = encode(parts, "text_encoder", parts.programs.embed_text, tokens, "encoding prompts")
     return states[[unique.index(prompt) for prompt in prompts]]
 
 
@@ -103,13 +110,21 @@ def encode_image_embeds(parts: Parts, images: ImageSource | Sequence[ImageSource
         raise ValueError("images are given, but this checkpoint has no image encoder")
     size = parts.config.image_encoder.image_size
     loaded = load_images(images, "images")
-    pixels = np.stack([preprocess(image, parts.config.preprocess, size) for image in loaded])
-    return one_by_one(parts, "image_encoder", parts.programs.embed_images, pixels, "encoding images")
+    with ThreadPoolExecutor() as pool:  # Pillow's resizing lets other threads run
+        pixels = np.stack(list(pool.map(lambda image: preprocess(image, parts.config.preprocess, size), loaded)))
+    return encode(parts, "image_encoder", parts.programs.embed_images, pixels, "encoding images")
 
 
 def vae_encode(parts: Parts, pixels: np.ndarray) -> np.ndarray:
     """Images (B, H, W, 3) in -1..1 -> the moments of the VAE's posterior (B, H/f, W/f, 8) float32."""
-    return one_by_one(parts, "vae", parts.programs.vae_encode, pixels, "encoding images with the VAE")
+    return encode(parts, "vae", parts.programs.vae_encode, pixels, "encoding images with the VAE")
+
+
+def encode(parts: Parts, network: str, program: Program, inputs: np.ndarray, stage: str) -> np.ndarray:
+    """A network's program on each of B inputs: (B, ...) -> (B, ...) float32."""
+    params = parts.weights(network)
+    bar = Progress(stage, len(inputs), unit="input", enabled=parts.progress)
+    return np.asarray(one_by_one(parts.mesh, program, params, inputs, bar), np.float32)
 
 
 def decode_latents(parts: Parts, latents: np.ndarray, in_tiles: int | None = None) -> np.ndarray:
@@ -117,26 +132,53 @@ def decode_latents(parts: Parts, latents: np.ndarray, in_tiles: int | None = Non
 
     in_tiles: latent cells along a tile's side, instead of the way that `Memory` chooses.
     """
-    group, params = data_size(parts.mesh), parts.weights("vae")
-    images = []
-    with Progress("decoding", len(latents), unit="image", enabled=parts.progress) as bar:
-        for first in range(0, len(latents), group):
-            rows = latents[first : first + group]
-            padded = jax.device_put(pad_batch(rows, group), batch_sharding(parts.mesh))
-            images.append(np.asarray(parts.programs.decode(params, padded, in_tiles=in_tiles))[: len(rows)])
-            bar.update(len(rows))
-    return np.concatenate(images)
+    return _decode(parts, functools.partial(parts.programs.decode, in_tiles=in_tiles), latents)
 
 
-def one_by_one(parts: Parts, network: str, program: Any, inputs: np.ndarray, stage: str) -> np.ndarray:
-    """A network's program on each of B inputs: (B, ...) -> (B, ...) float32. No result depends on its company."""
-    params, rows = parts.weights(network), []
-    with Progress(stage, len(inputs), unit="input", enabled=parts.progress) as bar:
-        for row in inputs:
-            placed = jax.device_put(row[None], replicated(parts.mesh))
-            rows.append(np.asarray(program(params, placed), np.float32))
-            bar.update()
-    return np.concatenate(rows)
+def decode_to_uint8(
+    parts: Parts, latents: np.ndarray, rounding: Rounding, in_tiles: int | None = None
+) -> NDArray[np.uint8]:
+    """The same, as `to_uint8` makes them 8 bits; on the devices, which then send a quarter of the bytes.
+
+    Raises FloatingPointError as there.
+    """
+
+    def program(params: Mapping[str, jax.Array], rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return to_uint8_on_device(parts.programs.decode(params, rows, in_tiles=in_tiles), rounding=rounding)
+
+    images, broken = _decode(parts, program, latents)
+    refuse_nan(broken.any())
+    return images
+
+
+def _decode(parts: Parts, program: Program, latents: np.ndarray) -> Any:
+    params = parts.weights("vae")
+    bar = Progress("decoding", len(latents), unit="image", enabled=parts.progress)
+    return one_by_one(parts.mesh, program, params, latents, bar)
+
+
+def one_by_one(mesh: Mesh, program: Program, params: Mapping[str, jax.Array], inputs: np.ndarray, bar: Progress) -> Any:
+    """What a program makes of each of B inputs, on the host: (B, ...) -> its arrays, (B, ...) each.
+
+    Each device has one input at a time, so no result depends on its company, and one program serves any number of
+    them. While results are fetched, the devices have the next inputs already.
+    """
+    group = data_size(mesh)
+    waiting: list[Any] = []
+    made: list[Any] = []
+
+    def fetch() -> None:
+        made.append(jax.tree.map(np.asarray, waiting.pop(0)))
+        bar.update(min(group, len(inputs) - bar.done))
+
+    with bar:
+        for first in range(0, len(inputs), group):
+            rows = pad_batch(inputs[first : first + group], group)
+            waiting.append(program(params, jax.device_put(rows, batch_sharding(mesh))))
+            if len(waiting) > 1:
+                fetch()
+        fetch()
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(inputs)], *made)
 
 
 # -- pieces of conditions ----------------------------------------------------------------------------------------------

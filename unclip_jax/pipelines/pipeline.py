@@ -165,7 +165,7 @@ class Pipeline(Adaptable):
         request, now, marks = self._check(arguments, "pil"), self.parts, self._marks
 
         def images_of(latents: np.ndarray) -> list[Image.Image]:
-            return finish.finish_images(now, marks, request, finish.decode(now, request, latents))[0]
+            return finish.finish_images(now, marks, request, latents)[0]
 
         def states() -> Generator[StreamState, None, None]:
             for step, latents, x0 in run.stream_states(now, request, self.task.conditions(now, request)):

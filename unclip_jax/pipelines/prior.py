@@ -38,7 +38,7 @@ from unclip_jax.pipelines.checks import (
 )
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.opening import DEFAULT_MEMORY, check_dtype
-from unclip_jax.pipelines.parts import Residency
+from unclip_jax.pipelines.parts import Residency, one_by_one
 from unclip_jax.progress import Progress
 from unclip_jax.reference import Reference
 from unclip_jax.sampling.guidance import Guidance, guidance_rows, guided
@@ -174,9 +174,10 @@ class TextToEmbeddingPrior:
         prompts = list(prompts)
         unique = list(dict.fromkeys(prompts))
         tokens, mask = self.tokenizer.with_mask(unique)
-        params, everywhere = self._weights("text_encoder"), replicated(self.mesh)
-        rows = [self.embed_text(params, jax.device_put(row[None], everywhere)) for row in tokens]
-        states, embeds = (np.concatenate([np.asarray(row[i], np.float32) for row in rows]) for i in (0, 1))
+        params = self._weights("text_encoder")
+        bar = Progress("encoding prompts", len(tokens), unit="input", enabled=self.progress)
+        described = one_by_one(self.mesh, self.embed_text, params, tokens, bar)
+        states, embeds = (np.asarray(array, np.float32) for array in described)
         places = [unique.index(prompt) for prompt in prompts]
         return TextFeatures(states[places], embeds[places], mask[places])
 

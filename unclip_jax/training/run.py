@@ -88,7 +88,7 @@ def train(
     """Trains from the folder's last checkpoint, or from `state` if there is none.
 
     A run that is killed and restarted reaches the same weights, bit for bit, as an uninterrupted one on the same
-    devices. Lines in `metrics.jsonl` after the last checkpoint are then rewritten.
+    devices (GPUs: see docs/training.md). Lines in `metrics.jsonl` after the last checkpoint are then rewritten.
 
     Args:
         losses: See `unclip_jax.training.step`. A `jax.tree_util.Partial` whose arguments are frozen weights keeps them
