@@ -1,7 +1,7 @@
 """The layers that the UNet and the VAE share: convolution, normalisation, the residual block, resampling.
 
 Every default that differs between JAX and the PyTorch original is written at the call: epsilons, paddings, the exact
-GELU. Norm statistics are float32 with the two-pass variance, whatever dtype the network computes in.
+GELU. Norm statistics are float32, whatever dtype the network computes in.
 """
 
 import math
@@ -113,8 +113,18 @@ class GroupNorm(nnx.Module):
     def statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and variance of each channel's group, (B, C) float32."""
         x32 = x.astype(jnp.float32)
-        mean = self._group_mean(x32)
-        return mean, self._group_mean(jnp.square(x32 - mean[:, None, None, :]))
+        if x.dtype == jnp.float32:
+            mean = self._group_mean(x32.mean(axis=(1, 2)))
+            return mean, self._group_mean(jnp.square(x32 - mean[:, None, None, :]).mean(axis=(1, 2)))
+        # In half precision x is read once for both: float32 sums of squares are exact enough for its few bits, about
+        # a value of each channel instead of its mean.
+        origin = x32[:, 0, 0]
+        moved = x32 - origin[:, None, None, :]
+        first, second = moved.mean(axis=(1, 2)), jnp.square(moved).mean(axis=(1, 2))
+        of_channel = origin + first
+        mean = self._group_mean(of_channel)
+        within, between = jnp.maximum(second - jnp.square(first), 0), jnp.square(of_channel - mean)
+        return mean, self._group_mean(within + between)
 
     def apply(self, x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
         """Normalises x, or a part of the image, by the `statistics` of the whole."""
@@ -122,11 +132,10 @@ class GroupNorm(nnx.Module):
         scale = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...].astype(jnp.float32)
         return (x32 * scale[:, None, None, :] + self.bias[...].astype(jnp.float32)).astype(x.dtype)
 
-    def _group_mean(self, x: jax.Array) -> jax.Array:
-        # Space first, then the channels of a group: the large reduction then runs along contiguous channels.
-        by_channel = x.mean(axis=(1, 2))  # (B, C)
-        by_group = by_channel.reshape(x.shape[0], self.groups, -1).mean(axis=-1)  # (B, G)
-        return jnp.repeat(by_group, x.shape[-1] // self.groups, axis=-1)
+    def _group_mean(self, by_channel: jax.Array) -> jax.Array:
+        """(B, C) -> (B, C). Means over space come first: the large reduction then runs along contiguous channels."""
+        by_group = by_channel.reshape(len(by_channel), self.groups, -1).mean(axis=-1)  # (B, G)
+        return jnp.repeat(by_group, by_channel.shape[-1] // self.groups, axis=-1)
 
 
 def layer_norm(width: int, *, epsilon: float = 1e-5, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:

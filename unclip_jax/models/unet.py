@@ -28,9 +28,9 @@ from unclip_jax.models.layers import (
     ResnetBlock,
     gelu,
     layer_norm,
-    upsample_nearest,
 )
 from unclip_jax.models.timestep import timestep_embedding
+from unclip_jax.models.upsampling import upsample_and_convolve
 
 KeyValue = tuple[jax.Array, jax.Array]  # each (B, S, N, H)
 TextKeyValues = list[tuple[KeyValue | None, KeyValue]]  # one entry a transformer: its first and second attention
@@ -419,7 +419,7 @@ class UNet(nnx.Module):
                     x, skip = reweight(x, skip, level, freeu)
                 x = layer(block, index, jnp.concatenate([x, skip], axis=-1))
             if block.resample is not None:
-                x = block.resample(upsample_nearest(x))
+                x = upsample_and_convolve(block.resample, x)
         return self.conv_out(nnx.silu(self.conv_norm_out(x)))
 
     def __call__(

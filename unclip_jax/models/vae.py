@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unclip_jax.models.attention import attend
-from unclip_jax.models.layers import MAX_LAYERS, MAX_LEVELS, Conv, GroupNorm, Linear, ResnetBlock, upsample_nearest
+from unclip_jax.models.layers import MAX_LAYERS, MAX_LEVELS, Conv, GroupNorm, Linear, ResnetBlock
+from unclip_jax.models.upsampling import upsample_and_convolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +175,7 @@ class Decoder(nnx.Module):
             for resnet in level.resnets:
                 x = resnet(x)
             if level.resample is not None:
-                x = level.resample(upsample_nearest(x))
+                x = upsample_and_convolve(level.resample, x)
         return self.conv_out(nnx.silu(self.conv_norm_out(x)))
 
 
