@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-GIB, MIB = 2**30, 2**20
+MIB = 2**20
 BEGIN, END = "<!-- scripts/compile_for writes from here -->", "<!-- to here -->"
 
 
@@ -18,7 +18,7 @@ class Chip(NamedTuple):
 
 CHIPS = {"v5e": Chip(16, 1.5), "v5p": Chip(95, 1.75), "v6e": Chip(32, 1.75)}
 COLUMNS = (
-    *("compiled in s", "arguments GiB", "temporaries GiB", "of the memory", "GFLOP", "estimated ms"),
+    *("compiled in s", "arguments MiB", "temporaries MiB", "of the memory", "GFLOP", "estimated ms"),
     *("without an estimate", "collectives", "copies MiB", "of arguments"),
 )
 WHAT = ("model", "size", "levels", "topology", "mesh", "dtype", "batch")
@@ -33,8 +33,8 @@ def cells(result: Mapping[str, Any]) -> list[str]:
     moved = [f"{count} {kind} {size / MIB:,.1f} MiB" for kind, (count, size) in sorted(result["collectives"].items())]
     return [
         f"{result['seconds']:.0f}",
-        f"{result['arguments'] / GIB:.2f}",
-        f"{result['temporaries'] / GIB:.2f}",
+        f"{result['arguments'] / MIB:,.1f}",
+        f"{result['temporaries'] / MIB:,.1f}",
         f"{held / chip.gigabytes / 1e7:.0f} %",
         f"{result['flop'] / 1e9:,.0f}",
         f"{result['cycles'] / chip.gigahertz / 1e6:.2f}",

@@ -143,7 +143,7 @@ def test_one_that_fails_does_not_keep_the_others_from_being_tried(monkeypatch, t
     assert text.endswith("after\n")
     assert "### sd21-unclip-h: v5e:2x2, one device, bfloat16, 64x64 latents, batch 1" in text
     assert "| prepare | fails: Bad lhs type: a\\|b |" in text
-    row = "| 460 | 1.00 | 0.50 | 10 % | 2,000 | 20.00 | 2 kernels, 640 blocks | 3 all-reduce 1.0 MiB | 2.0 | 0.0 |"
+    row = "| 460 | 1,024.0 | 512.0 | 10 % | 2,000 | 20.00 | 2 kernels, 640 blocks | 3 all-reduce 1.0 MiB | 2.0 | 0.0 |"
     assert f"| run_steps {row}" in text
     assert main([*options, "--json", str(lines), "--report", str(page)]) == 0  # nothing is compiled, and the page stays
     assert page.read_text() == text
