@@ -31,7 +31,7 @@ def measure(run: Run, add: Add) -> None:
             add({"what": name, "value": importlib.metadata.version(name)})
         except importlib.metadata.PackageNotFoundError:
             continue
-    for name in ("XLA_FLAGS", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+    for name in ("XLA_FLAGS", "XLA_CLIENT_MEM_FRACTION"):
         if name in os.environ:
             add({"what": name, "value": os.environ[name]})
     add({"what": "copy, GB/s", "value": copy_speed(run), "predicted": 4300 if run.full_size else None})

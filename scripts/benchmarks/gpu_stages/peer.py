@@ -8,12 +8,13 @@ from typing import Any
 
 from gpu_stages.run import Add, Row, Run, add_each, times, unet_settings
 
-# (latents, rows, how): what takes longest comes last.
+# (latents, rows, how): what the bounds need comes early.
 CASES = (
-    *((64, rows, "eager") for rows in (2, 16, 64)),
-    *((96, rows, "eager") for rows in (2, 16)),
+    *((64, rows, "eager") for rows in (2, 16)),
     *((64, rows, "compiled") for rows in (16, 2)),
     (64, 2, "reduce-overhead"),
+    *((96, rows, "eager") for rows in (2, 16)),
+    (64, 64, "eager"),
 )
 COMPILING = 70.0  # seconds that have to be left for it at full size
 CONTEXT, LABELS = (77, 1024), 2048
