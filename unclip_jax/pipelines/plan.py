@@ -7,23 +7,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
-from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.distributed import mesh as placement
 from unclip_jax.pipelines.auto import pipeline_for
 from unclip_jax.pipelines.checks import MAX_IMAGES, check_integer, check_latent_shape
+from unclip_jax.pipelines.lowering import Lowerable, around_the_loop, parameters, shaped, the_loop
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.opening import DEFAULT_MEMORY
 from unclip_jax.pipelines.pipeline import Pipeline
 from unclip_jax.pipelines.prepared import may_transform, transformed_specs
-from unclip_jax.pipelines.run import GRID_ROWS
 from unclip_jax.progress import Progress
-from unclip_jax.sampling.guidance import Guidance
-from unclip_jax.sampling.solvers import make_solver
-from unclip_jax.sampling.solvers.solver import without_grid
 
 STAGES = [
     ("image_encoder", "encoding images"),
@@ -81,77 +77,35 @@ def plan(
 
 
 def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, memory: Memory) -> list[Stage]:
-    config, mesh, programs = pipe.config, pipe.mesh, pipe.programs
-    one, many = placement.replicated(mesh), placement.batch_sharding(mesh)
-    group = placement.data_size(mesh)
-    rows = -(-batch // group) * group
-    factor, text = config.vae.factor, config.text_encoder
-    image = (1, factor * latent_shape[0], factor * latent_shape[1], 3)
-    weights = {
-        part: {
-            name: _array(spec.shape, placement.parameter_sharding(mesh, f"{part}.{name}", spec.shape), spec.dtype)
-            for name, spec in network.params.items()
-        }
-        for part, network in pipe.networks.items()
-    }
+    config, mesh = pipe.config, pipe.mesh
+    weights = parameters(pipe.networks, mesh)
     held = {part: sum(map(_bytes, arrays.values())) for part, arrays in weights.items()}
     sizes = {part: [_bytes(array) for array in arrays.values()] for part, arrays in weights.items()}
     transformed: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
     if may_transform(mesh, pipe.dtype, memory):
+        whole = placement.replicated(mesh)
         for part, specs in transformed_specs(pipe.networks).items():
-            transformed[part] = {name: _array(spec.shape, one) for name, spec in specs.items()}
+            transformed[part] = {name: shaped(spec.shape, whole) for name, spec in specs.items()}
             weights[part] |= transformed[part]
     beside: dict[str, int] = {}
 
-    def count(part: str, lowered: Any, given: Any) -> Any:
-        """Compiles a program of a stage; what it holds beside the weights is what it is given, makes, and works in."""
-        made = lowered.compile()
+    def compiled(program: Lowerable) -> Any:
+        """Compiles a program; what it holds beside the weights is what it is given, makes, and works in."""
+        made = program.lower().compile()
         sizes = made.memory_analysis()
         made_and_worked_in = sizes.output_size_in_bytes - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
-        beside[part] = max(beside.get(part, 0), made_and_worked_in + sum(map(_bytes, jax.tree.leaves(given))))
+        needed = made_and_worked_in + sum(map(_bytes, program.arrays))
+        beside[program.part] = max(beside.get(program.part, 0), needed)
         bar.update()
         return made
 
-    # The networks that read a given image, and its size.
-    readers: dict[str, tuple[str, Any, tuple[int, ...]]] = {}
-    if config.image_encoder is not None:
-        side = config.image_encoder.image_size
-        readers["encoding images"] = ("image_encoder", programs.embed_images, (1, side, side, 3))
-    if config.depth_estimator is not None:
-        side = config.depth_estimator.image_size
-        readers["estimating depth"] = ("depth_estimator", programs.estimate_depth, (1, side, side, 3))
-    if config.task in ("depth-to-image", "inpaint"):
-        readers["encoding"] = ("vae", programs.vae_encode, image)
-
-    with Progress("compiling the programs", 5 + len(readers), unit="program", enabled=pipe.progress) as bar:
-        for part, program, shape in readers.values():
-            count(part, program.lower(weights[part], _array(shape, one)), _array(shape, one))
-        tokens = _array((1, text.context_length), one, np.int32)
-        count("text_encoder", programs.embed_text.lower(weights["text_encoder"], tokens), tokens)
-
-        solver = make_solver(config.scheduler, config.scheduler_config, 20)
-        columns = {name: _array((GRID_ROWS,), one, column.dtype) for name, column in solver.grid.items()}
-        columns["guidance_scale"] = _array((GRID_ROWS, rows), NamedSharding(mesh, PartitionSpec(None, *many.spec)))
-        states = _array((rows, text.context_length, text.width), many)
-        extra = config.unet.in_channels - latent_shape[-1]
-        channels = _array((rows, *latent_shape[:2], extra), many) if extra else None
-        given = (states, states, _labels(config, rows, many), channels, None, None)
-        prepare = count("unet", programs.prepare.lower(weights["unet"], *given, guidance=Guidance()), given)
-        noise = _array((rows, *latent_shape), many)
-        solver = without_grid(solver)
-        start = count("unet", programs.start.lower(solver, noise, None, guidance=Guidance()), ())
-        step = (
-            _outputs(start),
-            columns,
-            _outputs(prepare),
-            _array((), one, np.uint32),
-            _array((rows,), many, np.int32),
-            (_array((), one, np.int32),) * 2,
-        )
-        count("unet", programs.run_steps.lower(weights["unet"], solver, *step, guidance=Guidance()), step)
-
-        latents = _array((group, *latent_shape), many)
-        count("vae", programs.decode.lower(weights["vae"], latents), latents)
+    family = (config, pipe.programs, mesh, weights)
+    programs = around_the_loop(*family, latent_shape, batch)
+    if config.task not in ("depth-to-image", "inpaint"):
+        del programs["vae_encode"]
+    with Progress("compiling the programs", len(programs) + 1, unit="program", enabled=pipe.progress) as bar:
+        made = {name: compiled(program) for name, program in programs.items()}
+        compiled(the_loop(*family, batch, made["start"], made["prepare"]))
 
     # On a CPU the device's memory is the host's, where each parameter is, for a moment, also as it was read.
     on_host = mesh.devices.flat[0].platform == "cpu"
@@ -170,26 +124,9 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, memo
     return [*first, *run]
 
 
-def _labels(config: CheckpointConfig, rows: int, sharding: Any) -> jax.ShapeDtypeStruct | None:
-    if config.image_embedding_dim is not None:
-        return _array((rows, 2 * config.image_embedding_dim), sharding)
-    return None if config.unet.class_embedding is None else _array((rows,), sharding, np.int32)
-
-
 def _loading(sizes: list[int]) -> int:
     """The most that is held while parameters of these sizes are read one after the other, each twice for a moment."""
     return max(held + size for held, size in zip(itertools.accumulate(sizes), sizes, strict=True))
-
-
-def _array(shape: tuple[int, ...], sharding: Any, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-
-def _outputs(compiled: Any) -> Any:
-    """What a compiled program will return, as shapes on their devices."""
-    return jax.tree.map(
-        lambda out, sharding: _array(out.shape, sharding, out.dtype), compiled.out_info, compiled.output_shardings
-    )
 
 
 def _bytes(array: jax.ShapeDtypeStruct) -> int:

@@ -182,11 +182,7 @@ class DiffusionTrainer:
             for name in ("image_encoder", "text_encoder", "depth_estimator"):  # they have said all that is wanted
                 frozen.pop(name, None)
 
-        def losses(frozen: Any, params: Any, batch: Any, step: jax.Array) -> Any:
-            weights = {**frozen, **combine(frozen, params)}
-            encoded = diffusion_objective.encode(networks, weights, batch)
-            return diffusion_objective.losses(options, unet, settings.seed, frozen, weights["unet"], encoded, step)
-
+        losses = losses_of(networks, options, unet, settings.seed, combine)
         score = jax.jit(lambda frozen, params, batch: losses(frozen, params, batch, jnp.int32(0))[0])
 
         def validate(state: TrainState) -> dict[str, float]:
@@ -257,6 +253,31 @@ class DiffusionTrainer:
             return grid([np.asarray(row) for row in images(frozen, state.average.params, batch)])
 
         return samples
+
+
+def losses_of(
+    networks: Mapping[str, Network],
+    options: diffusion_objective.DiffusionObjective,
+    unet: Network,
+    seed: int,
+    combine: Combine,
+) -> Callable[[Any, Any, Any, jax.Array], Any]:
+    """(frozen parameters, trained ones, batch, step) -> as `unclip_jax.training.step.Losses`, of which it is a part.
+
+    Args:
+        networks: The frozen ones that the batch needs.
+        options: The objective.
+        unet: The UNet.
+        seed: The run's.
+        combine: See `Combine`.
+    """
+
+    def losses(frozen: Any, params: Any, batch: Any, step: jax.Array) -> Any:
+        weights = {**frozen, **combine(frozen, params)}
+        encoded = diffusion_objective.encode(networks, weights, batch)
+        return diffusion_objective.losses(options, unet, seed, frozen, weights["unet"], encoded, step)
+
+    return losses
 
 
 def widened(base: Network, wider: Network) -> Network:

@@ -114,18 +114,11 @@ def train(
     """
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    shardings = jax.tree.map(
-        lambda leaf: fully_sharded(mesh, leaf.shape) if options.shard_parameters else replicated(mesh), state
-    )
+    shardings = state_shardings(state, options, mesh)
     state = jax.tree.map(jax.device_put, state, shardings)
     losses = losses if isinstance(losses, jax.tree_util.Partial) else jax.tree_util.Partial(losses)
     losses = jax.tree.map(lambda leaf: _on_mesh(leaf, mesh), losses)
-
-    placed, for_compiler = (shardings, replicated(mesh)), compiler_options(mesh)
-
-    @functools.partial(jax.jit, donate_argnums=1, out_shardings=placed, compiler_options=for_compiler)
-    def move(losses: Losses, state: TrainState, batch: Any, step: jax.Array) -> tuple[TrainState, dict[str, Any]]:
-        return train_step(losses, optimizer, state, batch, ema_decay=options.ema_decay, expected_step=step)
+    move = step_program(optimizer, options, mesh, shardings)
 
     with _checkpoints(folder) as manager:
         start = manager.latest_step() or 0
@@ -171,6 +164,29 @@ def train(
                 bar.update()
         manager.wait_until_finished()
     return state
+
+
+def state_shardings(state: Any, options: RunOptions, mesh: Mesh) -> Any:
+    """Where a run holds its state: every array whole on every device, or in parts. state: its arrays, or shapes."""
+    return jax.tree.map(
+        lambda leaf: fully_sharded(mesh, leaf.shape) if options.shard_parameters else replicated(mesh), state
+    )
+
+
+def step_program(optimizer: optax.GradientTransformation, options: RunOptions, mesh: Mesh, shardings: Any) -> Any:
+    """The compiled step of a run: (losses, state, batch, step's number) -> (state, metrics).
+
+    Args:
+        optimizer, options, mesh: As of `train`.
+        shardings: Of the state, from `state_shardings`; the state is donated.
+    """
+    placed, for_compiler = (shardings, replicated(mesh)), compiler_options(mesh)
+
+    @functools.partial(jax.jit, donate_argnums=1, out_shardings=placed, compiler_options=for_compiler)
+    def move(losses: Losses, state: TrainState, batch: Any, step: jax.Array) -> tuple[TrainState, dict[str, Any]]:
+        return train_step(losses, optimizer, state, batch, ema_decay=options.ema_decay, expected_step=step)
+
+    return move
 
 
 class _Step(NamedTuple):
