@@ -60,6 +60,13 @@ PROGRAM = """HloModule jit_step
   ROOT %tuple = (s32[], bf16[3,3,4,8]{3,2,1,0}, bf16[2,8]{1,0}) tuple(%arg, %kernel, %gemm)
 }
 
+%cond (arg.1: (s32[], bf16[3,3,4,8], bf16[2,8])) -> pred[] {
+  %arg.1 = (s32[], bf16[3,3,4,8]{3,2,1,0}, bf16[2,8]{1,0}) parameter(0)
+  %zero = s32[] constant(0)
+  %number = s32[] get-tuple-element(%arg.1), index=0
+  ROOT %less = pred[] compare(%number, %zero), direction=LT
+}
+
 ENTRY %main (a: bf16[3,3,4,8]) -> bf16[2,8] {
   %a = bf16[3,3,4,8]{3,2,1,0} parameter(0)
   %copy.1 = bf16[3,3,4,8]{2,3,1,0} copy(%a)
@@ -76,7 +83,7 @@ def test_what_a_program_holds():
         "attentions": 1,
         "products": 1,
         "fusions": 2,
-        "kernels": 8,
+        "kernels": 9,
         "moved_weights_mib": 2 * 2 * 3 * 3 * 4 * 8 / 2**20,
         "large_float32": 2,
     }

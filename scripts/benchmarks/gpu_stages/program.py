@@ -1,16 +1,11 @@
 """What a compiled program for a GPU holds, read from its text: library calls, kernels, copies of weights."""
 
-import math
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-# name = type operation(operands), attributes
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
-_ARRAY = re.compile(r"\b([a-z]+[0-9]*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
-_CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.-]+)")
-_BITS = {"pred": 8, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "f64": 64}
+from hlo import Computation, Instruction, largest, parse, run_through
+
 _LIBRARIES = {
     "convolutions": r'target="__cudnn\$conv',
     "attentions": r'target="[^"]*fmha',
@@ -21,74 +16,36 @@ _MOVES = {"copy", "transpose"}
 LARGE = 64 * 2**20
 
 
-class Instruction(NamedTuple):
-    computation: str
-    name: str
-    type: str
-    operation: str
-    rest: str
-
-    @property
-    def operand(self) -> str:
-        """The first one's name."""
-        found = re.search(r"%([\w.-]+)", self.rest)
-        return "" if found is None else found[1]
-
-
 def program_facts(text: str) -> dict[str, Any]:
     """Counts of calls and kernels, bytes of weights that are copied to another layout, large float32 results.
 
-    text: of the compiled program, `as_text()`.
+    text: of the compiled program, `as_text()`. A loop's body counts once.
     """
-    instructions = list(parse(text))
-    # Fusions and reductions have their computations; calls of graphs of kernels are part of the program.
-    inner = {name for one in instructions if one.operation != "call" for name in _CALLED.findall(one.rest)}
-    run = [one for one in instructions if one.computation not in inner]
-    moved = sum(bytes_of(one.type) for one in _moved_arguments(instructions, run))
-    large = [one for one in run if one.operation not in _NO_KERNEL and _is_large_float(one.type)]
+    computations = parse(text)
+    run = [(computation, one) for computation, one, _, fused in run_through(computations) if not fused]
+    kernels = [one for _, one in run if one.opcode not in _NO_KERNEL]
     return {
-        **{name: sum(re.search(part, one.rest) is not None for one in run) for name, part in _LIBRARIES.items()},
-        "fusions": sum(one.operation == "fusion" for one in run),
-        "kernels": sum(one.operation not in _NO_KERNEL for one in run),
-        "moved_weights_mib": moved / 2**20,
-        "large_float32": len(large),
+        **{name: sum(re.search(part, one.rest) is not None for one in kernels) for name, part in _LIBRARIES.items()},
+        "fusions": sum(one.opcode == "fusion" for one in kernels),
+        "kernels": len(kernels),
+        "moved_weights_mib": sum(largest(one.shape) for one in _moved_arguments(computations, run)) / 2**20,
+        "large_float32": sum("f32[" in one.shape and largest(one.shape) > LARGE for one in kernels),
     }
 
 
-def parse(text: str) -> Iterator[Instruction]:
-    computation = ""
-    for line in text.splitlines():
-        if found := _COMPUTATION.match(line):
-            computation = found[1]
-        elif found := _INSTRUCTION.match(line):
-            yield Instruction(computation, *found.groups())
-
-
-def bytes_of(type_: str) -> int:
-    """Of an array, or of all arrays of a tuple."""
-    return sum(_BITS.get(kind, 0) // 8 * _size(sides) for kind, sides in _ARRAY.findall(type_))
-
-
-def _size(sides: str) -> int:
-    return math.prod(int(side) for side in sides.split(",") if side)
-
-
-def _is_large_float(type_: str) -> bool:
-    return any(kind == "f32" and 4 * _size(sides) > LARGE for kind, sides in _ARRAY.findall(type_))
-
-
-def _moved_arguments(every: list[Instruction], run: list[Instruction]) -> Iterator[Instruction]:
+def _moved_arguments(
+    computations: dict[str, Computation], run: list[tuple[Computation, Instruction]]
+) -> Iterator[Instruction]:
     """Copies and transpositions of what a program, or a loop's body, is given; fused ones too."""
-    work: dict[str, set[str]] = {}
-    for one in every:
-        if one.operation not in ("parameter", "bitcast", "constant"):
-            work.setdefault(one.computation, set()).add(one.operation)
-    moves = {name for name, operations in work.items() if operations <= _MOVES}
-    given = {(one.computation, one.name) for one in run if one.operation == "parameter"}
-    for one in run:  # in order: operands come first
-        reads_given = (one.computation, one.operand) in given
-        if reads_given and one.operation in ("get-tuple-element", "bitcast"):
-            given.add((one.computation, one.name))
-        called = _CALLED.findall(one.rest) if one.operation == "fusion" else []
-        if reads_given and (one.operation in _MOVES or any(name in moves for name in called)):
-            yield one
+    for computation, one in run:
+        if one.opcode in _MOVES or (one.opcode == "fusion" and _only_moves(computations[one.called("calls")])):
+            source = computation[one.operands[0]]
+            while source.opcode in ("bitcast", "get-tuple-element"):
+                source = computation[source.operands[0]]
+            if source.opcode == "parameter":
+                yield one
+
+
+def _only_moves(fused: Computation) -> bool:
+    work = {one.opcode for one in fused.values()} - {"parameter", "bitcast", "constant"}
+    return bool(work) and work <= _MOVES
