@@ -7,35 +7,17 @@ little more memory than its own parameters: at most 5 GiB. The recordings: tests
 Tolerances are relative to the size of the whole array; beside each is the error that was measured.
 """
 
-import functools
-
 import jax
 import numpy as np
 import pytest
 
-from convert import engine
-from convert.architecture.presets import PRESETS
-from convert.rules import ldm
-from tests.golden_weights import GOLDEN, inventory, weight
-from unclip_jax.checkpoints.networks import abstract_networks, fill
+from tests.golden_weights import GOLDEN, full_size_network
 from unclip_jax.conditioning.clip_image import preprocess
 
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("fully_compiled")]
 
-CONFIG = PRESETS["sd21-unclip-h"]
 RECORDED = np.load(GOLDEN / "full_size.npz")
 COMPONENTS = np.load(GOLDEN / "components.npz")
-
-
-def load(component):
-    """One network of the published checkpoint, converted by the ldm table from tensors made on demand."""
-    network = abstract_networks(CONFIG)[component]
-    params = {f"{component}.{name}": spec for name, spec in network.params.items()}
-    tensors = inventory(GOLDEN / "inventory" / "v2-1-stable-unclip-h.tsv.gz")
-    # Query, key and value are three reads of one tensor in a row.
-    read = functools.lru_cache(maxsize=2)(lambda name: weight(name, tensors[name].shape))
-    imported = engine.import_params(ldm.table(CONFIG, params).rules, params, tensors, read)
-    return fill(network, lambda name: imported[f"{component}.{name}"].read(), lambda name, array: jax.device_put(array))
 
 
 def run(network, function, *arguments):
@@ -49,23 +31,23 @@ def relative_error(got, want):
 
 def test_unet():
     inputs = (RECORDED[f"unet_{name}"] for name in ("x", "t", "context", "classes"))
-    out = run(load("unet"), lambda unet, *arguments: unet(*arguments), *inputs)
+    out = run(full_size_network("unet"), lambda unet, *arguments: unet(*arguments), *inputs)
     assert relative_error(out, RECORDED["unet_out"]) < 2e-5  # 3e-6
 
 
 def test_text_encoder():
-    states = run(load("text_encoder"), lambda encoder, tokens: encoder(tokens), COMPONENTS["tokens"])
+    states = run(full_size_network("text_encoder"), lambda encoder, tokens: encoder(tokens), COMPONENTS["tokens"])
     assert relative_error(states[..., ::16], RECORDED["text_context"]) < 2e-5  # 1e-6
 
 
 def test_image_encoder():
     pixels = preprocess(np.load(GOLDEN / "trajectories.npz")["landscape"], "original")[None]
-    embeds = run(load("image_encoder"), lambda encoder, pixels: encoder(pixels), pixels)
+    embeds = run(full_size_network("image_encoder"), lambda encoder, pixels: encoder(pixels), pixels)
     assert relative_error(embeds, RECORDED["image_embeds"]) < 2e-5  # 1e-6
 
 
 def test_vae():
-    network = load("vae")
+    network = full_size_network("vae")
     picture = COMPONENTS["vae_picture"].astype(np.float32) / 127.5 - 1
     posterior = run(network, lambda vae, picture: vae.encode(picture), picture)
     mean, logvar = np.split(RECORDED["vae_moments"], 2, axis=-1)

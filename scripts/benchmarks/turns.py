@@ -163,11 +163,9 @@ def report(what: str, sides: Mapping[str, Side]) -> None:
     peers = {name: side for name, side in sides.items() if side is not ours}
     reference = next(iter(peers))
     gflop = {**ours.facts, **peers[reference].facts}["gflop"]
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
     print(
         f"{ours.facts['device']}, {os.cpu_count()} cores, {platform.machine()}; {what}, {len(ours.seconds)} rounds; "
-        f"commit {commit}"
+        f"commit {commit()}"
     )
     print(
         f"{'':30}{'median s':>10}{'min s':>9}{'max s':>9}{'GFLOP/s':>9}{'peak GiB':>10}{'load s':>8}"
@@ -186,7 +184,7 @@ def report(what: str, sides: Mapping[str, Side]) -> None:
             row += f"{compared[name]['speed_ratio']:8.2f}x{pairs:>14}{compared[name]['peak_memory_ratio']:7.2f}x"
         else:
             row += " " * 31
-        print(row + ("" if name == reference else f"{_difference(side.first, peers[reference].first):12.1e}"))
+        print(row + ("" if name == reference else f"{difference(side.first, peers[reference].first):12.1e}"))
     print(
         "ours is: so many times as fast, and takes so many times the memory; difference: relative L2 from "
         f"{reference}'s output"
@@ -203,13 +201,23 @@ def report(what: str, sides: Mapping[str, Side]) -> None:
     print(json.dumps(result))
 
 
+def commit() -> str:
+    """The short name of the commit that is checked out; "unknown" away from a clone."""
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        asked = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent)
+    except FileNotFoundError:
+        return "unknown"
+    return asked.stdout.strip() or "unknown"
+
+
 def _compare(ours: Side, theirs: Side) -> dict[str, Any]:
     by_pairs = ratios(theirs.seconds, ours.seconds)
     return {
         "speed_ratio": statistics.median(by_pairs),
         "speed_ratio_range": [min(by_pairs), max(by_pairs)],
         "peak_memory_ratio": ours.peak / theirs.peak,
-        "relative_error": _difference(ours.first, theirs.first),
+        "relative_error": difference(ours.first, theirs.first),
     }
 
 
@@ -225,5 +233,7 @@ def _figures(side: Side, gflop: float) -> dict[str, Any]:
     }
 
 
-def _difference(got: np.ndarray, want: np.ndarray) -> float:
-    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+def difference(got: Any, want: Any) -> float:
+    """Relative L2 of two arrays."""
+    there, here = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    return float(np.linalg.norm(there - here) / np.linalg.norm(here))

@@ -1,0 +1,1 @@
+"""The stages of scripts/benchmarks/gpu, each with a function `measure`."""
