@@ -135,7 +135,8 @@ made["one device"] = np.asarray(jax.jit(latents)(params, seed, indices, text, la
 mesh = local_mesh()  # all local devices along "data"
 split, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
 by_jit = jax.jit(latents, in_shardings=(whole, whole, split, split, split), out_shardings=split)
-program = by_jit.lower(params, seed, indices, text, labels).compile()  # by_jit(...) does this by itself
+with jax.set_mesh(mesh):  # known while tracing, so that attention kernels are given each device's own images
+    program = by_jit.lower(params, seed, indices, text, labels).compile()  # by_jit(...) does this by itself
 out = program(params, seed, indices, text, labels)
 made["jit, mesh"] = np.asarray(out)
 
