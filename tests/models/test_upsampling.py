@@ -71,20 +71,21 @@ def convolution(kernel, bias):
 
 @pytest.mark.parametrize("accelerator", ["cpu", "tpu"])
 def test_the_platform_chooses(accelerator, monkeypatch):
-    """A program for an accelerator has the four kernels; lowered for a CPU it is what it was."""
+    """A program for an accelerator has the 4x4 kernel, if there are enough pixels; for a CPU it is what it was."""
     monkeypatch.setattr(platform, "accelerator", lambda: accelerator)
-    x, kernel = given(4, 4)
-    conv = convolution(kernel, jnp.arange(6.0))
-    traced = jax.jit(lambda x: upsample_and_convolve(conv, x)).trace(x)
-    for target, convolutions in (("cpu", 1), ("tpu", 1 if accelerator == "cpu" else 4)):
-        text = traced.lower(lowering_platforms=(target,)).as_text()
-        assert text.count("stablehlo.convolution") == convolutions
-    want = convolve(upsample_nearest(x), kernel, jnp.arange(6.0))
+    conv = convolution(given(1, 1)[1], jnp.arange(6.0))
+    for side, worth in ((32, True), (31, False)):
+        x, _ = given(side, side)
+        traced = jax.jit(lambda x: upsample_and_convolve(conv, x)).trace(x)
+        for target in ("cpu", "tpu"):
+            text = traced.lower(lowering_platforms=(target,)).as_text()
+            assert ("lhs_dilate = [2, 2]" in text) == (worth and target == accelerator == "tpu")
+    want = convolve(upsample_nearest(x), conv.kernel[...], jnp.arange(6.0))
     np.testing.assert_allclose(upsample_and_convolve(conv, x), want, rtol=1e-5, atol=1e-6)
 
 
 def test_transformed_kernels_are_for_a_cpu(monkeypatch):
     monkeypatch.setattr(platform, "accelerator", lambda: "gpu")
-    x, kernel = given(8, 8, (128, 128))
+    x, kernel = given(32, 32, (128, 128))
     conv = convolution(jnp.asarray(transform_kernel(np.asarray(kernel), 4)), jnp.zeros(128))
     assert relative(upsample_and_convolve(conv, x), convolve(upsample_nearest(x), kernel)) < 3e-6
