@@ -44,6 +44,14 @@ class Linear(nnx.Linear):
     def __init__(self, in_features: int, out_features: int, **kw: Any):
         super().__init__(in_features, out_features, kernel_init=KERNEL_INIT, dot_general=_dot_general, **kw)
 
+    def halves(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The first and the second half of the output, each from a product of its own."""
+        assert self.bias is not None
+        x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
+        parts = zip(jnp.split(kernel, 2, axis=1), jnp.split(bias, 2), strict=True)
+        first, second = (_dot_general(x, k, (((x.ndim - 1,), (0,)), ((), ())), None) + b for k, b in parts)
+        return first, second
+
 
 def _dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: None, **options: Any) -> jax.Array:
     """`jax.lax.dot_general` with the precision of the dtype that the layer computes in, instead of the layer's own."""
@@ -113,18 +121,12 @@ class GroupNorm(nnx.Module):
     def statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and variance of each channel's group, (B, C) float32."""
         x32 = x.astype(jnp.float32)
-        if x.dtype == jnp.float32:
-            mean = self._group_mean(x32.mean(axis=(1, 2)))
-            return mean, self._group_mean(jnp.square(x32 - mean[:, None, None, :]).mean(axis=(1, 2)))
-        # In half precision x is read once for both: float32 sums of squares are exact enough for its few bits, about
-        # a value of each channel instead of its mean.
-        origin = x32[:, 0, 0]
-        moved = x32 - origin[:, None, None, :]
-        first, second = moved.mean(axis=(1, 2)), jnp.square(moved).mean(axis=(1, 2))
-        of_channel = origin + first
-        mean = self._group_mean(of_channel)
-        within, between = jnp.maximum(second - jnp.square(first), 0), jnp.square(of_channel - mean)
-        return mean, self._group_mean(within + between)
+        if x.dtype == jnp.bfloat16:
+            # Read once for both. What the difference loses is less than x has lost by its eight bits.
+            mean, squares = (self._group_mean(values.mean(axis=(1, 2))) for values in (x32, jnp.square(x32)))
+            return mean, jnp.maximum(squares - jnp.square(mean), 0)
+        mean = self._group_mean(x32.mean(axis=(1, 2)))
+        return mean, self._group_mean(jnp.square(x32 - mean[:, None, None, :]).mean(axis=(1, 2)))
 
     def apply(self, x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
         """Normalises x, or a part of the image, by the `statistics` of the whole."""

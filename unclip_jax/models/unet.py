@@ -29,6 +29,7 @@ from unclip_jax.models.layers import (
     gelu,
     layer_norm,
 )
+from unclip_jax.models.partition import mesh_of
 from unclip_jax.models.timestep import timestep_embedding
 from unclip_jax.models.upsampling import upsample_and_convolve
 
@@ -157,7 +158,10 @@ class FeedForward(nnx.Module):
         self.proj_out = Linear(4 * dim, dim, **kw)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        value, gate = jnp.split(self.proj_in(x), 2, axis=-1)
+        # Split over "model", the two halves of one product would be on other devices than the rows of proj_out's
+        # kernel. Alone, two products would copy the kernel's halves.
+        split_weights = mesh_of(x).shape.get("model", 1) > 1
+        value, gate = self.proj_in.halves(x) if split_weights else jnp.split(self.proj_in(x), 2, axis=-1)
         return self.proj_out(value * gelu(gate))
 
 
