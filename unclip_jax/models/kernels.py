@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from unclip_jax.models.partition import folding_vmap, over_devices
+from unclip_jax.models.precision import chosen_precision
 
 # What users may ask of JAX for float32 products that is one pass in bfloat16.
 _ONE_PASS = ("default", "fastest", "bfloat16")
@@ -48,5 +49,4 @@ def kernel_over_devices(kernel: Any, differentiated: Any = None) -> Any:
 
 def _precision(dtype: DTypeLike) -> str:
     """Of the products inside: Mosaic has exact ones of float32 alone, and else one pass in bfloat16."""
-    chosen = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time
-    return "default" if jnp.dtype(dtype) != jnp.float32 or chosen in _ONE_PASS else "highest"
+    return "default" if jnp.dtype(dtype) != jnp.float32 or chosen_precision() in _ONE_PASS else "highest"

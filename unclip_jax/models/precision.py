@@ -17,5 +17,10 @@ def precision_of(dtype: DTypeLike) -> jax.lax.Precision | None:
     Returns:
         HIGHEST in float32, unless the user has chosen; None, JAX's own choice, otherwise.
     """
-    chosen = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time
-    return jax.lax.Precision.HIGHEST if chosen is None and jnp.dtype(dtype) == jnp.float32 else None
+    return jax.lax.Precision.HIGHEST if chosen_precision() is None and jnp.dtype(dtype) == jnp.float32 else None
+
+
+def chosen_precision() -> str | None:
+    """JAX's setting `jax_default_matmul_precision`, as it holds here; None where nobody has made it."""
+    chosen: str | None = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time
+    return chosen
