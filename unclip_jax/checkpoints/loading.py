@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from unclip_jax.checkpoints.checkpoint import Checkpoint
 from unclip_jax.checkpoints.networks import Network, fill, head_width
-from unclip_jax.distributed.mesh import parameter_sharding
+from unclip_jax.distributed.mesh import parameter_sharding, placed
 from unclip_jax.progress import Progress
 
 LARGE = 1 << 26
@@ -48,9 +48,9 @@ def load_networks(
 
             def place(name: str, array: np.ndarray, component: str = component) -> jax.Array:
                 width = head_width(checkpoint.config, component)
-                placed = jax.device_put(array, parameter_sharding(mesh, f"{component}.{name}", array.shape, width))
+                on_devices = placed(array, parameter_sharding(mesh, f"{component}.{name}", array.shape, width))
                 # The transfer goes on in the background and keeps what was read: not with several of a gigabyte.
-                return placed.block_until_ready() if array.nbytes > LARGE else placed
+                return on_devices.block_until_ready() if array.nbytes > LARGE else on_devices
 
             filled[component] = fill(abstract, read, place)
     return_freed_memory()

@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "model")
@@ -43,15 +44,15 @@ def check_mesh(mesh: Mesh) -> Mesh:
     `jax.make_mesh` gives explicit axes, with which every operation would have to decide that.
 
     Raises:
-        ValueError: The axes are not "data" and/or "model", or there are devices of other processes.
+        ValueError: The axes are not "data" and/or "model", or a mesh of several processes leaves one of them out.
     """
     if not mesh.axis_names or not set(mesh.axis_names) <= set(AXES):
         raise ValueError(f"mesh has axes {mesh.axis_names}; accepted: 'data' and/or 'model'")
-    others = {device.process_index for device in mesh.devices.flat} - {jax.process_index()}
-    if others:
+    processes = {device.process_index for device in mesh.devices.flat}
+    if processes != {jax.process_index()} and len(processes) < jax.process_count():
         raise ValueError(
-            f"mesh has devices of processes {sorted(others)}, and this is {jax.process_index()}; want this process's "
-            "devices alone, see docs/devices.md"
+            f"mesh has devices of processes {sorted(processes)} of {jax.process_count()}, and this is "
+            f"{jax.process_index()}; want devices of this process alone, or of all, see docs/devices.md"
         )
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
@@ -103,6 +104,50 @@ def data_size(mesh: Mesh) -> int:
     return mesh.shape.get("data", 1)
 
 
+def placed(tree: Any, sharding: Sharding) -> Any:
+    """Arrays that this process has whole, and every other process alike -> on the devices of all.
+
+    Nothing goes from host to host: each takes the parts of its own devices. `jax.device_put` would compare the arrays.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def place(array: Any) -> jax.Array:
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+    return jax.tree.map(place, tree)
+
+
+def gathered(tree: Any) -> Any:
+    """Arrays on the devices, of other hosts, too -> whole on every host, which all have to call it."""
+
+    def gather(array: jax.Array) -> np.ndarray:
+        here = array.is_fully_addressable or array.is_fully_replicated
+        return np.asarray(array if here else multihost_utils.process_allgather(array, tiled=True))
+
+    return jax.tree.map(gather, tree)
+
+
+def own_part(mesh: Mesh, array: jax.Array) -> np.ndarray:
+    """(R, ...) over "data" -> the rows on this host's devices, there: all of them on one host."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    array = jax.device_put(array, batch_sharding(mesh))  # where it is already
+    parts = {part.index[0].start or 0: part.data for part in array.addressable_shards}
+    return np.concatenate([np.asarray(parts[first]) for first in sorted(parts)])
+
+
+def own_rows(mesh: Mesh, count: int) -> np.ndarray:
+    """Which of `count` rows, dealt out one by one over "data", are on this host's devices: all of them on one host."""
+    devices = np.moveaxis(mesh.devices, mesh.axis_names.index("data"), 0) if "data" in mesh.axis_names else mesh.devices
+    here = [
+        any(device.process_index == jax.process_index() for device in part)
+        for part in devices.reshape(data_size(mesh), -1)
+    ]
+    return np.flatnonzero(np.asarray(here)[np.arange(count) % data_size(mesh)])
+
+
 def pad_batch(tree: Any, size: int) -> Any:
     """Repeats the last row of every array until the first axis has `size` rows."""
 
@@ -133,7 +178,7 @@ class Chunk:
 
     def split(self, array: np.ndarray) -> jax.Array:
         """(R, ...) on the host -> over the devices."""
-        return jax.device_put(array, batch_sharding(self.mesh))
+        return placed(array, batch_sharding(self.mesh))
 
     def of_images(self, values: np.ndarray) -> jax.Array:
         """(B, ...), one for each image of the call -> (R, ...) over the devices."""
@@ -146,15 +191,15 @@ class Chunk:
     def by_call(self, values: np.ndarray) -> jax.Array:
         """(network evaluations, B, ...) -> (network evaluations, R, ...) over the devices."""
         spec = batch_sharding(self.mesh).spec
-        return jax.device_put(values[:, self.rows], NamedSharding(self.mesh, P(None, *spec)))
+        return placed(values[:, self.rows], NamedSharding(self.mesh, P(None, *spec)))
 
     def everywhere(self, tree: Any) -> Any:
         """Arrays that every device has whole."""
-        return jax.device_put(tree, replicated(self.mesh))
+        return placed(tree, replicated(self.mesh))
 
     def trim(self, array: jax.Array) -> np.ndarray:
-        """(R, ...) -> (count, ...) on the host."""
-        return np.asarray(array)[: self.count]
+        """(R, ...) -> (count, ...) on every host."""
+        return gathered(array)[: self.count]
 
 
 def make_chunk(mesh: Mesh, rows: np.ndarray, repeats: int, seed: int) -> Chunk:
@@ -174,6 +219,6 @@ def make_chunk(mesh: Mesh, rows: np.ndarray, repeats: int, seed: int) -> Chunk:
         rows=padded,
         count=len(rows),
         prompts=padded // repeats,
-        seed=jax.device_put(np.uint32(seed), everywhere),
-        indices=jax.device_put(padded.astype(np.int32), by_batch),
+        seed=placed(np.uint32(seed), everywhere),
+        indices=placed(padded.astype(np.int32), by_batch),
     )

@@ -26,7 +26,7 @@ class Memory:
         convolution: "winograd": on CPUs in float32, wide 3x3 convolutions of the UNet and the VAE by kernels that
             were transformed once, in about half of the time; they are held beside the weights (UNet and VAE of Stable
             Diffusion 2: 4.0 and 1.2 GiB more). "direct": by the weights themselves. None: "winograd" where it is
-            possible and that much memory, and 2 GiB more, is free when the pipeline is opened.
+            possible and that much memory, and 2 GiB more, is free when the pipeline is opened; not over several hosts.
         free_networks: whether each network is read from the checkpoint when its stage begins, and freed after it.
 
     Raises:

@@ -113,7 +113,7 @@ def fill_networks(
         config=config,
         tokenizer=checkpoint.tokenizer,
         networks=networks,
-        noising=jax.device_put(tables, placement.replicated(mesh)),
+        noising=placement.placed(tables, placement.replicated(mesh)),
         mesh=mesh,
         dtype=dtype,
         memory=memory,

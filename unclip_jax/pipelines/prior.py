@@ -24,7 +24,7 @@ from unclip_jax.checkpoints.networks import Network, abstract_networks
 from unclip_jax.checkpoints.source import open_prior
 from unclip_jax.compilation import use_compilation_cache
 from unclip_jax.conditioning.tokenizer import Tokenizer
-from unclip_jax.distributed.mesh import Chunk, check_mesh, local_mesh, make_chunk, replicated
+from unclip_jax.distributed.mesh import Chunk, check_mesh, local_mesh, make_chunk, placed, replicated
 from unclip_jax.pipelines.arguments import PriorArguments, signed
 from unclip_jax.pipelines.checks import (
     MAX_IMAGES,
@@ -110,7 +110,7 @@ class TextToEmbeddingPrior:
         self.dtype = dtype
         self.residency = residency
         self.progress = True
-        self.statistics = jax.device_put(statistics, replicated(mesh))
+        self.statistics = placed(statistics, replicated(mesh))
         text = networks["text_encoder"]
         self.embed_text = jax.jit(lambda params, tokens: text.merge(params).describe(tokens))
         self.run = jax.jit(functools.partial(_run, networks["prior"]), static_argnames=("guidance", "dim"))
