@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from unclip_jax import __version__
-from unclip_jax.cli_generate import COMMANDS, OPENING, add_commands, add_memory, make, memory_of, mesh_of, model_name
+from unclip_jax.cli_generate import (
+    COMMANDS,
+    OPENING,
+    add_commands,
+    add_hosts,
+    add_memory,
+    join_hosts,
+    make,
+    memory_of,
+    mesh_of,
+    model_name,
+)
 from unclip_jax.cli_messages import message
 from unclip_jax.conditioning.address import is_address, shown
 from unclip_jax.interruption import termination_interrupts
@@ -51,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     t.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a setting, as in run.total_steps=500"
     )
+    add_hosts(t)
     _add_evaluate(commands)
     commands.add_parser("convert", help="convert checkpoints between PyTorch's formats and ours", add_help=False)
     return p
@@ -157,6 +169,7 @@ def _named_like_an_image(source: str) -> bool:
 
 def train(args: argparse.Namespace) -> None:
     """Trains, and prints the result's path."""
+    join_hosts(args)
     from unclip_jax.training.settings import read_settings
     from unclip_jax.training.tasks import run_training
 
