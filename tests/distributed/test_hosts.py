@@ -178,7 +178,7 @@ def test_what_the_page_says(tmp_path):
             said = stack.enter_context((tmp_path / f"said-{process}").open("wb"))
             running.append(start(stack, ("tests.distributed.documented_host",), said, tmp_path, **env))
         for process, each in enumerate(running):
-            assert each.wait(timeout=300) == 0, (tmp_path / f"said-{process}").read_text()
+            assert each.wait(timeout=900) == 0, (tmp_path / f"said-{process}").read_text()
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [f"0001-00{i}.png" for i in range(4)]
     assert sorted(path.name for path in tmp_path.glob("*.png")) == [f"{i}.png" for i in range(4)]
 
