@@ -122,9 +122,9 @@ def placed(tree: Any, sharding: Sharding) -> Any:
 def gathered(tree: Any) -> Any:
     """Arrays on the devices, of other hosts, too -> whole on every host, which all have to call it."""
 
-    def gather(array: jax.Array) -> np.ndarray:
-        here = array.is_fully_addressable or array.is_fully_replicated
-        return np.asarray(array if here else multihost_utils.process_allgather(array, tiled=True))
+    def gather(array: Any) -> np.ndarray:
+        elsewhere = isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated)
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True) if elsewhere else array)
 
     return jax.tree.map(gather, tree)
 
