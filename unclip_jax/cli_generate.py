@@ -269,7 +269,7 @@ def make(args: argparse.Namespace) -> None:
     }
     per_image = {k: v for k, v in settings.items() if k in ("noise_level", "prompt") and isinstance(v, list)}
     labelled = []
-    for index, image in zip(out.indices.tolist(), out.images, strict=True):
+    for index, image in zip(out.rows.tolist(), out.images, strict=True):
         # Which input an image was made of; all of them, when they were mixed.
         source = None if settings.get("image_weights") is not None else index // args.num_images
         recipe = {**common, "index": index, "width": image.width, "height": image.height}

@@ -29,12 +29,12 @@ def make(folder, mesh):
     """Noise, latents and images of a call whose five images no number of devices divides."""
     pipe = unclip_jax.TextToImagePipeline.from_pretrained(folder / "model", "float32", mesh)
     pipe.progress = False
-    chunk = make_chunk(pipe.mesh, np.arange(5), 1, 7)
+    chunk = make_chunk(pipe.mesh, np.arange(5), 1, np.full(5, 7, np.uint32), np.arange(5, dtype=np.int32))
     noise = pipe.programs.draw(chunk.seed, chunk.indices, branch=Branch.LATENTS, shape=(8, 8, 4), number=0)
     out = pipe(PROMPTS, num_inference_steps=3, seed=7, scheduler="ddim", eta=1.0, output_type="np")
     return {
         "noise": gathered(noise)[:5],
-        "indices": out.indices,
+        "rows": out.rows,
         "latents": out.latents,
         "images": out.images,
     }
@@ -44,7 +44,7 @@ def go_on(mesh, step_done):
     """Steps without an end, each of which needs all hosts."""
     total = jax.jit(lambda x: x.sum())
     while True:
-        chunk = make_chunk(mesh, np.arange(8), 1, 0)
+        chunk = make_chunk(mesh, np.arange(8), 1, np.zeros(8, np.uint32), np.arange(8, dtype=np.int32))
         assert total(chunk.split(np.ones(8, np.int32))) == 8
         step_done()
         time.sleep(0.1)

@@ -136,7 +136,7 @@ def test_pictures_are_those_of_one_process(job):
     for mesh, rows in shares.items():
         for made, own in zip(of_hosts(folder, mesh, hosts), rows, strict=True):
             np.testing.assert_array_equal(made["noise"], alone["noise"])
-            assert made["indices"].tolist() == own
+            assert made["rows"].tolist() == own
             for name in ("latents", "images"):
                 assert len(made[name]) == len(own)
                 for row, array in zip(own, made[name], strict=True):
