@@ -30,7 +30,7 @@ def make(folder, mesh):
     pipe = unclip_jax.TextToImagePipeline.from_pretrained(folder / "model", "float32", mesh)
     pipe.progress = False
     chunk = make_chunk(pipe.mesh, np.arange(5), 1, np.full(5, 7, np.uint32), np.arange(5, dtype=np.int32))
-    noise = pipe.programs.draw(chunk.seed, chunk.indices, branch=Branch.LATENTS, shape=(8, 8, 4), number=0)
+    noise = pipe.programs.draw(chunk.seeds, chunk.indices, branch=Branch.LATENTS, shape=(8, 8, 4), number=0)
     out = pipe(PROMPTS, num_inference_steps=3, seed=7, scheduler="ddim", eta=1.0, output_type="np")
     return {
         "noise": gathered(noise)[:5],

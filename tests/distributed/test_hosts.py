@@ -81,9 +81,15 @@ def test_whose_row_it_is(devices, rows):
 
 def start(stack, module, said, folder=ROOT, **env):
     """One host's process, which ends with the stack at the latest. said: where its stderr goes."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **env}
+    compiled = {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(jax.config.jax_compilation_cache_max_size),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+    env = {**os.environ, **compiled, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **env}
     program = [sys.executable, "-W", "ignore", "-m", *module]
     process = subprocess.Popen(program, cwd=folder, env=env, stderr=said)
+    stack.callback(process.wait)
     stack.callback(process.kill)
     return process
 
@@ -174,7 +180,6 @@ def test_what_the_page_says(tmp_path):
         for process in range(2):
             slurm = {"JOB_ID": "1", "STEP_NODELIST": "localhost", "NTASKS": "2", "PROCID": str(process), "LOCALID": "0"}
             env = {f"SLURM_{name}": value for name, value in slurm.items()} | {"JAX_COORDINATOR_PORT": port}
-            env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "compiled")
             said = stack.enter_context((tmp_path / f"said-{process}").open("wb"))
             running.append(start(stack, ("tests.distributed.documented_host",), said, tmp_path, **env))
         for process, each in enumerate(running):
