@@ -16,13 +16,13 @@ class Progress:
 
     Args:
         description: The stage's name.
-        total: The amount of work.
+        total: The amount of work; None: it is not known.
         unit: What is counted.
         enabled: False shows nothing.
         bytes_: The amount is in bytes.
     """
 
-    def __init__(self, description: str, total: int, *, unit: str, enabled: bool = True, bytes_: bool = False):
+    def __init__(self, description: str, total: int | None, *, unit: str, enabled: bool = True, bytes_: bool = False):
         self.description = description
         self.enabled = enabled
         self.started = time.monotonic()
@@ -52,7 +52,8 @@ class Progress:
             self.bar.set_postfix_str(text)
         elif self.enabled and time.monotonic() - self.noted >= NOTE_SECONDS:
             self.noted = time.monotonic()
-            print(f"{self.description}: {self.done}/{self.total} {self.unit}s, {text}", file=sys.stderr, flush=True)
+            amount = self.done if self.total is None else f"{self.done}/{self.total}"
+            print(f"{self.description}: {amount} {self.unit}s, {text}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Progress":
         return self

@@ -1,6 +1,7 @@
 """From latents to finished images: decoded, pasted back, checked, marked, in this order."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def finish(parts: Parts, marks: Marks, request: Request[Any], latents: np.ndarra
     if request.output_type == "latent":
         return latents, None
     if request.output_type == "np":
-        return decode_latents(parts, latents, _tiles(parts, request)), None
+        return decode_latents(parts, latents, tiles(parts, request)), None
     return finish_images(parts, marks, request, latents)
 
 
@@ -49,7 +50,14 @@ def finish_images(
     parts: Parts, marks: Marks, request: Request[Any], latents: np.ndarray
 ) -> tuple[list[Image.Image], list[bool] | None]:
     """Latents (B, h, w, 4) -> PIL images: pasted back, then black where flagged, then marked."""
-    arrays = decode_to_uint8(parts, latents, rounding_of(parts.config.reference), _tiles(parts, request))
+    arrays = decode_to_uint8(parts, latents, rounding_of(parts.config.reference), tiles(parts, request))
+    return finish_arrays(marks, request, arrays)
+
+
+def finish_arrays(
+    marks: Marks, request: Request[Any], arrays: Iterable[np.ndarray]
+) -> tuple[list[Image.Image], list[bool] | None]:
+    """The same of decoded images, (H, W, 3) uint8 each."""
     images = [Image.fromarray(array) for array in arrays]
     if request.kept is not None:
         kept = request.kept
@@ -73,7 +81,7 @@ def rounding_of(reference: Reference) -> Rounding:
     return "truncate" if reference == Reference.ORIGINAL else "round"
 
 
-def _tiles(parts: Parts, request: Request[Any]) -> int | None:
+def tiles(parts: Parts, request: Request[Any]) -> int | None:
     """Images made in tiles are decoded in tiles, unless `Memory` has another way."""
     return None if request.tile is None or parts.memory.decoding != "whole" else request.tile[0]
 

@@ -65,6 +65,7 @@ class Parts:
         progress: whether stages show a bar.
         residency: of `Memory(free_networks=True)`.
         kernels: what programs read in the place of the networks' own; None: nothing.
+        at_a_time: how many inputs of an encoder a device has at once. With 1 none depends on its company.
     """
 
     config: CheckpointConfig
@@ -78,6 +79,7 @@ class Parts:
     progress: bool = True
     residency: Residency | None = None
     kernels: Kernels | None = None
+    at_a_time: int = 1
 
     def weights(self, name: str) -> Mapping[str, jax.Array]:
         """A network's parameters, as the programs take them."""
@@ -124,7 +126,7 @@ def encode(parts: Parts, network: str, program: Program, inputs: np.ndarray, sta
     """A network's program on each of B inputs: (B, ...) -> (B, ...) float32."""
     params = parts.weights(network)
     bar = Progress(stage, len(inputs), unit="input", enabled=parts.progress)
-    return np.asarray(one_by_one(parts.mesh, program, params, inputs, bar), np.float32)
+    return np.asarray(one_by_one(parts.mesh, program, params, inputs, bar, parts.at_a_time), np.float32)
 
 
 def decode_latents(parts: Parts, latents: np.ndarray, in_tiles: int | None = None) -> np.ndarray:
@@ -157,13 +159,20 @@ def _decode(parts: Parts, program: Program, latents: np.ndarray) -> Any:
     return one_by_one(parts.mesh, program, params, latents, bar)
 
 
-def one_by_one(mesh: Mesh, program: Program, params: Mapping[str, jax.Array], inputs: np.ndarray, bar: Progress) -> Any:
+def one_by_one(
+    mesh: Mesh,
+    program: Program,
+    params: Mapping[str, jax.Array],
+    inputs: np.ndarray,
+    bar: Progress,
+    at_a_time: int = 1,
+) -> Any:
     """What a program makes of each of B inputs, on the host: (B, ...) -> its arrays, (B, ...) each.
 
-    Each device has one input at a time, so no result depends on its company, and one program serves any number of
-    them. While results are fetched, the devices have the next inputs already.
+    Each device has one input at a time, so no result depends on its company, or `at_a_time`; and one program serves
+    any number of them. While results are fetched, the devices have the next inputs already.
     """
-    group = data_size(mesh)
+    group = data_size(mesh) * at_a_time
     waiting: list[Any] = []
     made: list[Any] = []
 
