@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal or in a notebook, plain lines elsewhere."""
 
+import datetime
 import sys
 import time
 from types import TracebackType
@@ -41,6 +42,13 @@ class Progress:
         if self.bar is not None:
             self.bar.update(amount)
 
+    def expect(self, total: int) -> None:
+        """The amount has become known."""
+        self.total = total
+        if self.bar is not None:
+            self.bar.total = total
+            self.bar.refresh()
+
     def stage(self, description: str) -> None:
         self.description = description
         if self.bar is not None:
@@ -52,8 +60,13 @@ class Progress:
             self.bar.set_postfix_str(text)
         elif self.enabled and time.monotonic() - self.noted >= NOTE_SECONDS:
             self.noted = time.monotonic()
-            amount = self.done if self.total is None else f"{self.done}/{self.total}"
-            print(f"{self.description}: {amount} {self.unit}s, {text}", file=sys.stderr, flush=True)
+            amount, left = str(self.done), ""
+            if self.total is not None:
+                amount += f"/{self.total}"
+                seconds = (self.noted - self.started) * (self.total - self.done) / max(1, self.done)
+                left = f"about {datetime.timedelta(seconds=round(seconds))} left"
+            told = ", ".join(part for part in (f"{amount} {self.unit}s", text, left) if part)
+            print(f"{self.description}: {told}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Progress":
         return self

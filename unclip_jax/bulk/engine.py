@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -248,9 +249,16 @@ def run(
     mine = itertools.islice(parts(read_rows(rows, pipe.task.arguments, names=names), part_size), host, None, hosts)
     with Progress(f"making images of {source}", None, unit="row", enabled=pipe.progress) as bar:
 
+        def count() -> None:
+            with contextlib.suppress(Exception):  # who reads the rows hears of it
+                bar.expect(sum(1 for _ in read_rows(rows, pipe.task.arguments, names=names)) // hosts)
+
+        if pipe.progress and os.path.exists(rows):  # elsewhere it would be read twice over the network
+            threading.Thread(target=count, daemon=True).start()
+
         def told(counts: Counts, note: str) -> None:
             bar.update(counts.rows - bar.done)
-            bar.note(f"{note}{counts.failed} failed" if counts.failed else note)
+            bar.note(", ".join(part for part in (note, counts.failed and f"{counts.failed} failed") if part))
 
         return make_parts(pipe, job, store, mine, max_errors=max_errors, threads=threads, told=told)
 
@@ -307,4 +315,4 @@ def _threads(threads: int | None) -> int:
 
 def _rate(maker: Maker) -> str:
     rate, idle = maker.busy.rate, maker.busy.idle
-    return "" if rate is None or idle is None else f"{rate:.2f} images a second, devices idle {idle:.1%} of the time "
+    return "" if rate is None or idle is None else f"{rate:.2f} images a second, devices idle {idle:.1%} of the time"
