@@ -275,8 +275,16 @@ def dry_run(
 ) -> list[str]:
     """What a job would make, and how long it would take, in lines for people. Nothing is written.
 
-    All rows are counted. The first few are read and put into batches, and two of these are made. The arguments are
-    those of `run`, which raises the same errors.
+    All rows are counted. The first few are read and put into batches, of which one is made, twice.
+
+    Args:
+        pipe, rows, save, batch_size, names, threads, **settings: As for `run`.
+
+    Returns:
+        The lines.
+
+    Raises:
+        ValueError, FileNotFoundError, OSError: As for `run`.
     """
     source = shown(os.fspath(rows))
     job = describe(
