@@ -254,7 +254,7 @@ def _secret() -> bytes:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             with replaced_file(path) as partial:
-                partial.touch(mode=0o600)
+                partial.chmod(0o600)  # before there is anything to read
                 partial.write_bytes(fresh)
         return path.read_bytes()
     except OSError:
