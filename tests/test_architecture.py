@@ -13,7 +13,7 @@ LEVELS = [
     {"training", "evaluation", "bulk"},
     {"pipelines"},
     {"adapters", "safety", "image_files"},
-    {"checkpoints"},
+    {"checkpoints", "executables"},
     {"conditioning", "distributed"},
     {"models", "sampling"},
 ]

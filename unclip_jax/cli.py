@@ -40,6 +40,8 @@ def parser() -> argparse.ArgumentParser:
     planned.add_argument("--devices", type=int, metavar="N", help="as for variations")
     add_memory(i)
 
+    _add_compile(commands)
+
     t = commands.add_parser(
         "train",
         help="train or fine-tune a network",
@@ -54,6 +56,31 @@ def parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     commands.add_parser("convert", help="convert checkpoints between PyTorch's formats and ours", add_help=False)
     return p
+
+
+def _add_compile(commands: Any) -> None:
+    c = commands.add_parser(
+        "compile",
+        help="compile programs ahead, for quick starts",
+        description="Writes the compiled programs of calls of one size, so that later processes on such a device start "
+        "without compiling. Reads no weights and makes no images. docs/start.md says what has to be equal.",
+    )
+    c.add_argument("source", nargs="?", metavar="SRC", help="a checkpoint; default the demo")
+    for name in OPENING:
+        c.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help="as for variations")
+    c.add_argument("--height", type=int, metavar="H", help="pixels; default the checkpoint's")
+    c.add_argument("--width", type=int, metavar="W", help="pixels; default the checkpoint's")
+    c.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time; default 1")
+    c.add_argument("--guidance-scale", type=float, metavar="G", help="1 for none; other values make no difference")
+    c.add_argument("--guidance-rescale", type=float, metavar="R", help="as for variations")
+    c.add_argument("--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="as for variations")
+    c.add_argument("--pag-scale", type=float, metavar="G", help="as for variations")
+    c.add_argument("--scheduler", metavar="S", help="solver; default the checkpoint's own")
+    c.add_argument("--eta", type=float, metavar="E", help="as for variations")
+    c.add_argument("--dtype", metavar="D", help="as for variations")
+    c.add_argument("--devices", type=int, metavar="N", help="as for variations")
+    add_memory(c)
+    c.add_argument("--out", type=Path, metavar="DIR", help="default SRC/executables, where later processes look")
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -153,6 +180,20 @@ def info(args: argparse.Namespace) -> None:
 def _named_like_an_image(source: str) -> bool:
     name = shown(source) if is_address(source) else source
     return name.lower().startswith("data:") or name.lower().endswith((".png", ".jpg", ".jpeg", ".webp"))
+
+
+def compile_ahead(args: argparse.Namespace) -> None:
+    """Compiles programs ahead, and prints the files."""
+    from unclip_jax.checkpoints.source import open_checkpoint
+    from unclip_jax.pipelines.precompile import example_call, precompile
+
+    options: dict[str, Any] = {name: getattr(args, name) for name in OPENING}
+    names = ("guidance_scale", "guidance_rescale", "guidance_interval", "pag_scale", "scheduler", "eta")
+    settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    with open_checkpoint(args.source, **options) as checkpoint:
+        call = {**example_call(checkpoint, args.height, args.width, args.batch), **settings}
+        files = precompile(checkpoint, call, args.out, args.dtype, mesh_of(args.devices), memory_of(args))
+    print("\n".join(map(str, files)))
 
 
 def train(args: argparse.Namespace) -> None:
@@ -258,7 +299,13 @@ def _lines(value: Any, indent: int = 0) -> list[str]:
     return lines
 
 
-_COMMANDS = {**dict.fromkeys(COMMANDS, make), "info": info, "train": train, "evaluate": evaluate}
+_COMMANDS = {
+    **dict.fromkeys(COMMANDS, make),
+    "info": info,
+    "compile": compile_ahead,
+    "train": train,
+    "evaluate": evaluate,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

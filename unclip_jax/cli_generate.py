@@ -130,6 +130,7 @@ def add_commands(commands: Any) -> None:
             "--dtype", metavar="D", help="float32, bfloat16 or float16; default float32 on CPU, else bfloat16"
         )
         model.add_argument("--devices", type=int, metavar="N", help="number of local devices to use; default all")
+        model.add_argument("--executables", metavar="DIR", help="of `unclip-jax compile`, trusted; default beside SRC")
         what = p.add_argument_group("what to make")
         if command.inputs == "images":
             what.add_argument("--prompt", default="", metavar="T", help="text that guides")
@@ -270,7 +271,7 @@ def open_pipeline(args: argparse.Namespace) -> Any:
     """The pipeline of a command, with its adapters and marks."""
     import unclip_jax
 
-    given = {k: getattr(args, k, None) for k in OPENING}
+    given = {k: getattr(args, k, None) for k in (*OPENING, "executables")}
     overrides = {k: v for k, v in given.items() if v is not None}
     opening = {"dtype": args.dtype, "mesh": mesh_of(args.devices), "memory": memory_of(args), **overrides}
     pipe: Any

@@ -21,7 +21,7 @@ from unclip_jax.checkpoints.networks import Network
 from unclip_jax.conditioning.clip_image import ImageSource, load_images, preprocess
 from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.distributed.mesh import Chunk, batch_sharding, data_size, pad_batch
-from unclip_jax.image_files import Rounding, refuse_nan, to_uint8_on_device
+from unclip_jax.image_files import Rounding, refuse_nan
 from unclip_jax.models.freeu import FreeU
 from unclip_jax.pipelines.compiled import Programs
 from unclip_jax.pipelines.memory import Memory
@@ -146,7 +146,8 @@ def decode_to_uint8(
     """
 
     def program(params: Mapping[str, jax.Array], rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return to_uint8_on_device(parts.programs.decode(params, rows, in_tiles=in_tiles), rounding=rounding)
+        images = parts.programs.decode(params, rows, in_tiles=in_tiles)
+        return parts.programs.to_uint8(images, rounding=rounding)
 
     images, broken = _decode(parts, program, latents)
     refuse_nan(broken.any())
