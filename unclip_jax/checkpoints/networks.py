@@ -36,7 +36,8 @@ class Network:
     def merge(self, params: Mapping[str, jax.Array] | None = None) -> Any:
         """The callable flax module with these parameters (by default the network's own)."""
         params = self.params if params is None else params
-        return nnx.merge(self.graphdef, nnx.from_flat_state([(_keys(k), nnx.Param(v)) for k, v in params.items()]))
+        # Bare arrays: what else is known of a parameter is in the structure.
+        return nnx.merge(self.graphdef, nnx.from_flat_state([(_keys(k), v) for k, v in params.items()]))
 
 
 def part(params: Mapping[str, Any], name: str) -> dict[str, Any]:
