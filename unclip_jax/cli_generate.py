@@ -129,6 +129,9 @@ def add_commands(commands: Any) -> None:
             "--dtype", metavar="D", help="float32, bfloat16 or float16; default float32 on CPU, else bfloat16"
         )
         model.add_argument("--devices", type=int, metavar="N", help="number of local devices to use; default all")
+        model.add_argument(
+            "--model-parallel", type=int, default=1, metavar="N", help="devices that share one image's work; default 1"
+        )
         what = p.add_argument_group("what to make")
         if command.inputs == "images":
             what.add_argument("--prompt", default="", metavar="T", help="text that guides")
@@ -185,6 +188,7 @@ def add_memory(command: argparse.ArgumentParser) -> None:
     m.add_argument("--tile", type=int, metavar="N", help="of tiled, pixels along a side; default the checkpoint's")
     m.add_argument("--attention-chunk", type=int, metavar="N", help="queries at a time")
     m.add_argument("--free-networks", action="store_true", help="read each network for its stage and free it after")
+    m.add_argument("--shard-weights", action="store_true", help="split every weight over all devices")
     m.add_argument("--lean", action="store_true", help="hold no second, faster form of the kernels (CPUs)")
 
 
@@ -216,7 +220,12 @@ def make(args: argparse.Namespace) -> None:
     loaded = [opened[path].image for path in paths]
     given = {k: getattr(args, k, None) for k in OPENING}
     overrides = {k: v for k, v in given.items() if v is not None}
-    opening = {"dtype": args.dtype, "mesh": mesh_of(args.devices), "memory": memory_of(args), **overrides}
+    opening: dict[str, Any] = {
+        "dtype": args.dtype,
+        "mesh": mesh_of(args.devices, args.model_parallel),
+        "memory": memory_of(args),
+    }
+    opening |= overrides
     pipe: Any
     if getattr(args, "prior", None) is not None:
         pipe = unclip_jax.StableUnCLIPPipeline.from_pretrained(args.model, prior=args.prior, **opening)
@@ -265,8 +274,8 @@ def make(args: argparse.Namespace) -> None:
     print(f"{path}\n{len(images)} images in {seconds:.1f} s, peak memory {peak:.0f} MiB")
 
 
-def mesh_of(count: int | None) -> Any:
-    """A mesh of this many local devices, or all. Raises ValueError for more than there are."""
+def mesh_of(count: int | None, model: int = 1) -> Any:
+    """A mesh of this many local devices, or all; `model` of them share the weights. Raises ValueError for others."""
     import jax
 
     from unclip_jax.distributed.mesh import local_mesh
@@ -274,7 +283,7 @@ def mesh_of(count: int | None) -> Any:
     devices = jax.local_devices()
     if count is not None and not 1 <= count <= len(devices):
         raise ValueError(f"--devices {count}: this machine has {len(devices)} (1 to {len(devices)} accepted)")
-    return local_mesh(devices[:count])
+    return local_mesh(devices[:count], model)
 
 
 def memory_of(args: argparse.Namespace) -> Any:
@@ -282,7 +291,7 @@ def memory_of(args: argparse.Namespace) -> Any:
     from unclip_jax.pipelines.memory import Memory
 
     convolution: Literal["direct"] | None = "direct" if args.lean else None
-    return Memory(args.decoding, args.tile, args.attention_chunk, args.free_networks, convolution)
+    return Memory(args.decoding, args.tile, args.attention_chunk, args.free_networks, convolution, args.shard_weights)
 
 
 def model_name(model: str | None) -> str:
