@@ -10,7 +10,7 @@ import unclip_jax
 ROOT = Path(unclip_jax.__file__).parent
 LEVELS = [
     {"cli", "cli_generate"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "bulk"},
     {"pipelines"},
     {"adapters", "safety", "image_files"},
     {"checkpoints"},

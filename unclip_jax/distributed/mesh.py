@@ -143,14 +143,14 @@ class Chunk:
         rows: (R,) int, the images' indices in the call; R is a multiple of the devices, the last index is repeated.
         count: how many of the rows are images.
         prompts: (R,) int, which prompt (or input image) each is of.
-        seed, indices: () uint32 and (R,) int32 on the devices, of the images' keys.
+        seeds, indices: (R,) uint32 and (R,) int32 on the devices, of the images' keys.
     """
 
     mesh: Mesh
     rows: np.ndarray
     count: int
     prompts: np.ndarray
-    seed: jax.Array
+    seeds: jax.Array
     indices: jax.Array
 
     def split(self, array: np.ndarray) -> jax.Array:
@@ -179,23 +179,23 @@ class Chunk:
         return np.asarray(array)[: self.count]
 
 
-def make_chunk(mesh: Mesh, rows: np.ndarray, repeats: int, seed: int) -> Chunk:
+def make_chunk(mesh: Mesh, rows: np.ndarray, repeats: int, seeds: np.ndarray, indices: np.ndarray) -> Chunk:
     """The chunk of some of a call's images.
 
     Args:
         mesh: Where they are made.
         rows: (count,) int, the images' indices in the call.
         repeats: How many neighbours are of one prompt.
-        seed: Of the images' keys.
+        seeds, indices: (B,) uint32 and (B,) int32, of the keys of the call's images.
     """
     size = data_size(mesh)
     padded = pad_batch(rows, -(-len(rows) // size) * size)
-    everywhere, by_batch = replicated(mesh), batch_sharding(mesh)
+    by_batch = batch_sharding(mesh)
     return Chunk(
         mesh=mesh,
         rows=padded,
         count=len(rows),
         prompts=padded // repeats,
-        seed=jax.device_put(np.uint32(seed), everywhere),
-        indices=jax.device_put(padded.astype(np.int32), by_batch),
+        seeds=jax.device_put(seeds[padded], by_batch),
+        indices=jax.device_put(indices[padded], by_batch),
     )

@@ -84,9 +84,9 @@ def make_programs(
     )
 
 
-def _draw(seed: jax.Array, indices: jax.Array, *, branch: Branch, shape: tuple[int, ...], number: int) -> jax.Array:
+def _draw(seeds: jax.Array, indices: jax.Array, *, branch: Branch, shape: tuple[int, ...], number: int) -> jax.Array:
     """Standard normal noise for B images: (B, *shape)."""
-    return draw(image_keys(seed, indices), branch, shape, number)
+    return draw(image_keys(seeds, indices), branch, shape, number)
 
 
 def _class_labels(
@@ -95,7 +95,7 @@ def _class_labels(
     weights: jax.Array | None,
     mix_levels: jax.Array | None,
     noise: jax.Array | None,
-    seed: jax.Array,
+    seeds: jax.Array,
     indices: jax.Array,
     noising: Mapping[str, jax.Array],
     *,
@@ -105,7 +105,7 @@ def _class_labels(
     """The class labels of B images, (B, 2 D). embeds: (B, K, D), levels: (B, K), of the K inputs of each image."""
     inputs = embeds.shape[1]
     if noise is None:
-        keys = image_keys(seed, indices)
+        keys = image_keys(seeds, indices)
         draws = [draw(keys, Branch.IMAGE, (width,), number) for number in range(inputs + (mix_levels is not None))]
         noise = jnp.stack(draws, axis=1)
     labels = jnp.stack(
@@ -131,7 +131,7 @@ def _run_steps(
     carry: Carry,
     rows: Mapping[str, jax.Array],
     constants: Constants,
-    seed: jax.Array,
+    seeds: jax.Array,
     indices: jax.Array,
     span: tuple[jax.Array, jax.Array],
     *,
@@ -145,7 +145,7 @@ def _run_steps(
         tile: size and overlap in latents, see `unclip_jax.sampling.tiled`; None: no tiles.
     """
     denoise = unet_denoiser(unet, params, constants, guidance, solver.prediction_type, tile)
-    keys = image_keys(seed, indices) if solver.stochastic else None
+    keys = image_keys(seeds, indices) if solver.stochastic else None
     between = None if constants.known is None else put_back(constants.known)
     return run_stateful_steps(denoise, solver, carry, rows, keys, between, span), span[1] - span[0]
 

@@ -121,7 +121,7 @@ def the_loop(
         _outputs(start),
         columns,
         _outputs(prepare),
-        shaped((), one, np.uint32),
+        shaped((rows,), many, np.uint32),
         shaped((rows,), many, np.int32),
         (shaped((), one, np.int32),) * 2,
     )

@@ -202,7 +202,7 @@ def noise_of(
     """(R, *shape): what is given for the images, or drawn by their keys."""
     if given is not None:
         return chunk.of_images(given)
-    return parts.programs.draw(chunk.seed, chunk.indices, branch=branch, shape=shape, number=number)
+    return parts.programs.draw(chunk.seeds, chunk.indices, branch=branch, shape=shape, number=number)
 
 
 def from_noise(parts: Parts, request: Request[Any], latents: np.ndarray | None) -> Callable[[Chunk], Carry]:

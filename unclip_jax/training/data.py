@@ -4,9 +4,7 @@ Every host reads its own share. An iterator's state is a small mapping (`get_sta
 run, so that a resumed run neither repeats nor skips an image.
 """
 
-import csv
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,10 +12,10 @@ import grain
 import numpy as np
 
 from unclip_jax.conditioning.clip_image import load_image
+from unclip_jax.dataset_files import SUFFIXES, csv_rows, json_lines, points_outside
 
 T = TypeVar("T")
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
@@ -87,8 +85,9 @@ def image_folder(folder: Path) -> list[Record]:
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
         records = [Record(path, "", {}) for path in paths]
     else:
-        rows = _json_lines(found[0]) if found[0].suffix == ".jsonl" else _csv_rows(found[0])
-        records = [_record(folder, row, where) for where, row in rows]
+        read = json_lines if found[0].suffix == ".jsonl" else csv_rows
+        with found[0].open(encoding="utf-8", newline="") as file:
+            records = [_record(folder, row, where) for where, row in read(file, found[0].name)]
         paths = [record.path for record in records]
         if len(set(paths)) < len(paths):
             twice = next(path for index, path in enumerate(paths) if path in paths[:index])
@@ -96,29 +95,6 @@ def image_folder(folder: Path) -> list[Record]:
     if not records:
         raise ValueError(f"{folder}: holds no images")
     return records
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path.name}, line {number}"
-            if line.strip():
-                try:
-                    yield where, json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise ValueError(f"{where}: not JSON: {error}") from error
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            yield f"{path.name}, line {reader.line_num}", row
-
-
-def points_outside(name: str) -> bool:
-    """Whether a path that should be within a folder is not."""
-    return Path(name).is_absolute() or ".." in Path(name).parts
 
 
 def _record(folder: Path, row: Any, where: str) -> Record:

@@ -1,0 +1,1 @@
+"""Bulk jobs: rows of an input through a pipeline, into files and a manifest."""
