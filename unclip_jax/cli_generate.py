@@ -131,6 +131,9 @@ def add_commands(commands: Any) -> None:
         )
         model.add_argument("--devices", type=int, metavar="N", help="number of local devices to use; default all")
         model.add_argument("--executables", metavar="DIR", help="of `unclip-jax compile`, trusted; default beside SRC")
+        model.add_argument(
+            "--model-parallel", type=int, default=1, metavar="N", help="devices that share one image's work; default 1"
+        )
         what = p.add_argument_group("what to make")
         if command.inputs == "images":
             what.add_argument("--prompt", default="", metavar="T", help="text that guides")
@@ -188,6 +191,7 @@ def add_memory(command: argparse.ArgumentParser) -> None:
     m.add_argument("--tile", type=int, metavar="N", help="of tiled, pixels along a side; default the checkpoint's")
     m.add_argument("--attention-chunk", type=int, metavar="N", help="queries at a time")
     m.add_argument("--free-networks", action="store_true", help="read each network for its stage and free it after")
+    m.add_argument("--shard-weights", action="store_true", help="split every weight over all devices")
     m.add_argument("--lean", action="store_true", help="hold no second, faster form of the kernels (CPUs)")
 
 
@@ -273,7 +277,8 @@ def open_pipeline(args: argparse.Namespace) -> Any:
 
     given = {k: getattr(args, k, None) for k in (*OPENING, "executables")}
     overrides = {k: v for k, v in given.items() if v is not None}
-    opening = {"dtype": args.dtype, "mesh": mesh_of(args.devices), "memory": memory_of(args), **overrides}
+    mesh = mesh_of(args.devices, args.model_parallel)
+    opening = {"dtype": args.dtype, "mesh": mesh, "memory": memory_of(args), **overrides}
     pipe: Any
     if getattr(args, "prior", None) is not None:
         pipe = unclip_jax.StableUnCLIPPipeline.from_pretrained(args.model, prior=args.prior, **opening)
@@ -283,8 +288,8 @@ def open_pipeline(args: argparse.Namespace) -> Any:
     return pipe
 
 
-def mesh_of(count: int | None) -> Any:
-    """A mesh of this many local devices, or all. Raises ValueError for more than there are."""
+def mesh_of(count: int | None, model: int = 1) -> Any:
+    """A mesh of this many local devices, or all; `model` of them share the weights. Raises ValueError for others."""
     import jax
 
     from unclip_jax.distributed.mesh import local_mesh
@@ -292,7 +297,7 @@ def mesh_of(count: int | None) -> Any:
     devices = jax.local_devices()
     if count is not None and not 1 <= count <= len(devices):
         raise ValueError(f"--devices {count}: this machine has {len(devices)} (1 to {len(devices)} accepted)")
-    return local_mesh(devices[:count])
+    return local_mesh(devices[:count], model)
 
 
 def memory_of(args: argparse.Namespace) -> Any:
@@ -300,7 +305,7 @@ def memory_of(args: argparse.Namespace) -> Any:
     from unclip_jax.pipelines.memory import Memory
 
     convolution: Literal["direct"] | None = "direct" if args.lean else None
-    return Memory(args.decoding, args.tile, args.attention_chunk, args.free_networks, convolution)
+    return Memory(args.decoding, args.tile, args.attention_chunk, args.free_networks, convolution, args.shard_weights)
 
 
 def model_name(model: str | None) -> str:

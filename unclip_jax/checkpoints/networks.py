@@ -42,7 +42,8 @@ class Network:
         """The callable flax module with these parameters (by default the network's own)."""
         params = self.params if params is None else params
         graphdef = self.graphdef.graphdef if isinstance(self.graphdef, Structure) else self.graphdef
-        return nnx.merge(graphdef, nnx.from_flat_state([(_keys(k), nnx.Param(v)) for k, v in params.items()]))
+        # Bare arrays: what else is known of a parameter is in the structure.
+        return nnx.merge(graphdef, nnx.from_flat_state([(_keys(k), v) for k, v in params.items()]))
 
 
 @dataclasses.dataclass(frozen=True)

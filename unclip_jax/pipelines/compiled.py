@@ -62,13 +62,14 @@ def make_programs(
     unet, vae = networks["unet"], networks["vae"]
     tile = memory.check_tile(config.vae.factor, config.unet.sample_size * config.vae.factor)
 
-    jit = functools.partial(jax.jit, compiler_options=compiler_options(mesh, dtype))
+    options = functools.partial(compiler_options, mesh, dtype, sharded=memory.shard_weights)
+    jit = functools.partial(jax.jit, compiler_options=options())
 
     def apply(name: str) -> Any:
         return lambda params, x: networks[name].merge(params)(x)
 
     def tower(name: str) -> Any:
-        return jax.jit(apply(name), compiler_options=compiler_options(mesh, dtype, tower=True))
+        return jax.jit(apply(name), compiler_options=options(tower=True))
 
     return Programs(
         embed_images=tower("image_encoder"),
