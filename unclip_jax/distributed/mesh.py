@@ -1,6 +1,7 @@
 """Placement of arrays: a mesh of devices, batches over its "data" axis, weights by a table of rules over "model"."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -33,9 +34,18 @@ PARTITION_RULES: list[tuple[str, tuple[str | None, ...]]] = [
 ]
 
 
-def local_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of all local devices (or the given ones) along one "data" axis."""
-    return Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("data",), axis_types=(AxisType.Auto,))
+def local_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Mesh:
+    """A mesh of all local devices (or the given ones) along "data"; of `model` > 1 with a "model" axis of that size.
+
+    Raises:
+        ValueError: `model` does not divide the number of devices.
+    """
+    found = np.asarray(jax.local_devices() if devices is None else devices)
+    if model == 1:
+        return Mesh(found, ("data",), axis_types=(AxisType.Auto,))
+    if not 1 <= model <= found.size or found.size % model:
+        raise ValueError(f'"model" is {model}; want a divisor of the number of devices, {found.size}')
+    return Mesh(found.reshape(-1, model), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def check_mesh(mesh: Mesh) -> Mesh:
@@ -82,16 +92,28 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P("data") if "data" in mesh.axis_names else P())
 
 
-def fully_sharded(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """The sharding of a training array: over all devices, along its longest axis that divides evenly; else replicated.
+def fully_sharded(mesh: Mesh, shape: tuple[int, ...], split: P | None = None, first: int = 0) -> NamedSharding:
+    """The sharding of an array over all devices: along its longest axis that divides evenly; else as it is split.
 
     Source: ZeRO's third stage (Rajbhandari et al. 2020, arXiv:1910.02054), which the compiler's partitioning gives.
+
+    Args:
+        mesh: The devices.
+        shape: The array's.
+        split: How it is split already, over some of the mesh's axes; it is split further over the others. None: not.
+        first: The first axis along which it may be split.
     """
-    axes = sorted(range(len(shape)), key=lambda axis: -shape[axis])
-    axis = next((axis for axis in axes if shape[axis] >= mesh.size and shape[axis] % mesh.size == 0), None)
-    if axis is None:
-        return replicated(mesh)
-    return NamedSharding(mesh, P(*([None] * axis), mesh.axis_names))
+    split = P() if split is None else split
+    names = [*split, *[None] * (len(shape) - len(split))]
+    others = tuple(name for name in mesh.axis_names if name not in names)
+    parts = math.prod(mesh.shape[name] for name in others)
+    sizes = NamedSharding(mesh, split).shard_shape(shape)
+    axes = sorted(range(first, len(shape)), key=lambda axis: -sizes[axis])
+    axis = next((axis for axis in axes if sizes[axis] >= parts and sizes[axis] % parts == 0), None)
+    if axis is None or not others:
+        return NamedSharding(mesh, split)
+    names[axis] = others if names[axis] is None else (names[axis], *others)
+    return NamedSharding(mesh, P(*names[: max(axis + 1, len(split))]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

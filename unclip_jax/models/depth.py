@@ -14,6 +14,7 @@ from flax import nnx
 from unclip_jax.models.clip import MAX_LAYERS, Activation, run_layers, stack_layers
 from unclip_jax.models.convolution import convolve
 from unclip_jax.models.layers import KERNEL_INIT, Conv, Embed, GroupNorm, Linear, gelu, layer_norm
+from unclip_jax.models.partition import read_weight
 from unclip_jax.models.resize import resize_bilinear
 
 # Pixels a token of the transformer, along each side: the stem's and the stages' strides.
@@ -110,7 +111,8 @@ class StandardizedConv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...].astype(jnp.float32)
+        x, kernel = read_weight(x, self.kernel)
+        kernel = kernel.astype(jnp.float32)
         kernel = kernel - kernel.mean((0, 1, 2))
         kernel = kernel * jax.lax.rsqrt(jnp.square(kernel).mean((0, 1, 2)) + 1e-8)
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding="SAME")

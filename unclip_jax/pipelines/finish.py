@@ -1,6 +1,7 @@
 """From latents to finished images: decoded, pasted back, checked, marked, in this order."""
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def finish(
     rows = own_rows(parts.mesh, request.batch)
     images, flagged = latents[rows], None
     if request.output_type == "np":
-        images = decode_latents(parts, latents, _tiles(parts, request))
+        images = decode_latents(parts, latents, tiles(parts, request))
     elif request.output_type == "pil":
         images, flagged = finish_images(parts, marks, request, latents)
     return PipelineOutput(images, latents[rows], conditions.image_embeds, flagged, rows)
@@ -58,10 +59,17 @@ def finish_images(
 
     Over several hosts each makes those of `own_rows`.
     """
-    arrays = decode_to_uint8(parts, latents, rounding_of(parts.config.reference), _tiles(parts, request))
+    arrays = decode_to_uint8(parts, latents, rounding_of(parts.config.reference), tiles(parts, request))
+    return finish_arrays(marks, request, arrays, own_rows(parts.mesh, len(latents)).tolist())
+
+
+def finish_arrays(
+    marks: Marks, request: Request[Any], arrays: Iterable[np.ndarray], rows: Sequence[int] | None = None
+) -> tuple[list[Image.Image], list[bool] | None]:
+    """The same of decoded images, (H, W, 3) uint8 each. rows: which of the request's these are; None: all."""
     images = [Image.fromarray(array) for array in arrays]
     if request.kept is not None:
-        rows, kept = own_rows(parts.mesh, len(latents)), request.kept
+        kept, rows = request.kept, range(len(images)) if rows is None else rows
         of_rows = [kept[min(row // request.repeats, len(kept) - 1)] for row in rows]
         images = [_pasted(image, part) for image, part in zip(images, of_rows, strict=True)]
     flagged = None
@@ -83,7 +91,7 @@ def rounding_of(reference: Reference) -> Rounding:
     return "truncate" if reference == Reference.ORIGINAL else "round"
 
 
-def _tiles(parts: Parts, request: Request[Any]) -> int | None:
+def tiles(parts: Parts, request: Request[Any]) -> int | None:
     """Images made in tiles are decoded in tiles, unless `Memory` has another way."""
     return None if request.tile is None or parts.memory.decoding != "whole" else request.tile[0]
 

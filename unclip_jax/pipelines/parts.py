@@ -30,7 +30,7 @@ from unclip_jax.distributed.mesh import (
     pad_batch,
     placed,
 )
-from unclip_jax.image_files import Rounding, refuse_nan, to_uint8_on_device
+from unclip_jax.image_files import Rounding, refuse_nan
 from unclip_jax.models.freeu import FreeU
 from unclip_jax.pipelines.compiled import Programs
 from unclip_jax.pipelines.memory import Memory
@@ -74,6 +74,7 @@ class Parts:
         progress: whether stages show a bar.
         residency: of `Memory(free_networks=True)`.
         kernels: what programs read in the place of the networks' own; None: nothing.
+        at_a_time: how many inputs of an encoder a device has at once. With 1 none depends on its company.
     """
 
     config: CheckpointConfig
@@ -87,6 +88,7 @@ class Parts:
     progress: bool = True
     residency: Residency | None = None
     kernels: Kernels | None = None
+    at_a_time: int = 1
 
     def weights(self, name: str) -> Mapping[str, jax.Array]:
         """A network's parameters, as the programs take them."""
@@ -133,7 +135,7 @@ def encode(parts: Parts, network: str, program: Program, inputs: np.ndarray, sta
     """A network's program on each of B inputs: (B, ...) -> (B, ...) float32."""
     params = parts.weights(network)
     bar = Progress(stage, len(inputs), unit="input", enabled=parts.progress)
-    return np.asarray(one_by_one(parts.mesh, program, params, inputs, bar), np.float32)
+    return np.asarray(one_by_one(parts.mesh, program, params, inputs, bar, parts.at_a_time), np.float32)
 
 
 def decode_latents(parts: Parts, latents: np.ndarray, in_tiles: int | None = None) -> np.ndarray:
@@ -157,7 +159,8 @@ def decode_to_uint8(
     """
 
     def program(params: Mapping[str, jax.Array], rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return to_uint8_on_device(parts.programs.decode(params, rows, in_tiles=in_tiles), rounding=rounding)
+        images = parts.programs.decode(params, rows, in_tiles=in_tiles)
+        return parts.programs.to_uint8(images, rounding=rounding)
 
     def fetch(made: tuple[jax.Array, jax.Array]) -> tuple[np.ndarray, np.ndarray]:
         return own_part(parts.mesh, made[0]), gathered(made[1])  # no host goes on where another cannot
@@ -170,7 +173,7 @@ def decode_to_uint8(
 def _decode(parts: Parts, program: Program, latents: np.ndarray, fetch: Callable[[Any], Any]) -> Any:
     params = parts.weights("vae")
     bar = Progress("decoding", len(latents), unit="image", enabled=parts.progress)
-    return one_by_one(parts.mesh, program, params, latents, bar, fetch)
+    return one_by_one(parts.mesh, program, params, latents, bar, to_host=fetch)
 
 
 def one_by_one(
@@ -179,16 +182,17 @@ def one_by_one(
     params: Mapping[str, jax.Array],
     inputs: np.ndarray,
     bar: Progress,
+    at_a_time: int = 1,
     to_host: Callable[[Any], Any] = gathered,
 ) -> Any:
     """What a program makes of each of B inputs, on the host: (B, ...) -> its arrays, (B, ...) each.
 
-    Each device has one input at a time, so no result depends on its company, and one program serves any number of
-    them. While results are fetched, the devices have the next inputs already.
+    Each device has one input at a time, so no result depends on its company, or `at_a_time`; and one program serves
+    any number of them. While results are fetched, the devices have the next inputs already.
 
-    to_host: fetches what the program makes of a row for each device; over several hosts perhaps a part of it.
+    to_host: fetches what the program makes at a time; over several hosts perhaps a part of it.
     """
-    group = data_size(mesh)
+    group = data_size(mesh) * at_a_time
     waiting: list[Any] = []
     made: list[Any] = []
 

@@ -86,7 +86,7 @@ def make_kernels(networks: Mapping[str, Network], mesh: Mesh, dtype: Any, memory
 
 def may_transform(mesh: Mesh, dtype: Any, memory: Memory) -> bool:
     """Whether transformed kernels are wanted and serve here; on other devices and in half precision nobody measured."""
-    if memory.convolution == "direct" or memory.free_networks:
+    if memory.convolution == "direct" or memory.free_networks or memory.shard_weights:
         return False
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return on_cpu and jnp.dtype(dtype) == jnp.float32 and mesh.shape.get("model", 1) == 1

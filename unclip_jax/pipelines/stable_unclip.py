@@ -100,6 +100,7 @@ class StableUnCLIPPipeline(Pipeline):
                 "goes with the ViT-L checkpoint"
             )
         super().__init__(unclip.opened)
+        self.programs = unclip.programs
         self.prior = prior
         self.task = Task(
             StableUnCLIPArguments, functools.partial(check, prior.config), functools.partial(conditions, prior)
