@@ -21,7 +21,8 @@ from unclip_jax.distributed.mesh import (
     pad_batch,
     parameter_sharding,
 )
-from unclip_jax.models.unet import UNet, UNetConfig
+from unclip_jax.models.configs import UNetConfig
+from unclip_jax.models.unet import UNet
 
 
 def test_all_local_devices_along_data():

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unclip_jax.checkpoints.config import AnyConfig
@@ -45,6 +44,8 @@ def shard_weights(networks: Mapping[str, Network], config: AnyConfig, mesh: Mesh
 
 
 def _shard(network: Network, part: str, config: AnyConfig, mesh: Mesh) -> Network:
+    from flax import nnx  # here, since most pipelines need it only where they trace, and some never do
+
     whole = parameter_shardings(mesh, config, part, network)
     model, params = network.merge(), dict(network.params)
     for path, weight in nnx.to_flat_state(nnx.state(model)):

@@ -18,9 +18,6 @@ from unclip_jax.models.precision import precision_of
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-# Limits of a network's levels and of the layers in each: a broken file must not take hours to build.
-MAX_LEVELS, MAX_LAYERS = 8, 16
-
 
 def or_zeros(initializer: Any) -> Any:
     """An initialiser that makes zeros where there is no key, in a network of which only the shapes are wanted.

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType, PartitionSpec
 
@@ -59,7 +58,7 @@ def over_devices(function: Any, rule: str) -> Any:
     return jax.jit(on_each_device)
 
 
-def read_weight(x: jax.Array, weight: nnx.Variable[Any]) -> tuple[jax.Array, jax.Array]:
+def read_weight(x: jax.Array, weight: Any) -> tuple[jax.Array, jax.Array]:
     """A layer's input, and its weight as the layer reads it: of a weight that is split to save memory, the whole.
 
     The two are tied together, so that the weight is gathered when the input is there. Without that the compiler gathers

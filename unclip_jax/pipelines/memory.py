@@ -1,12 +1,9 @@
 """What a pipeline does to need less memory."""
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
-
-from unclip_jax.models.tiling import decode_seamless, decode_tiled
-from unclip_jax.models.vae import VAE
 
 Decoding = Literal["whole", "seamless", "tiled"]
 Convolution = Literal["winograd", "direct"]
@@ -67,8 +64,10 @@ class Memory:
             raise ValueError(f"tile is {tile}; want a multiple of {4 * factor} pixels")
         return tile
 
-    def decode(self, vae: VAE, z: jax.Array, tile: int) -> jax.Array:
+    def decode(self, vae: Any, z: jax.Array, tile: int) -> jax.Array:
         """`vae.decode(z)` in the way chosen. tile: in pixels, see `check_tile`."""
+        from unclip_jax.models.tiling import decode_seamless, decode_tiled  # with Flax: only where this is traced
+
         if self.decoding == "seamless":
             return decode_seamless(vae, z)
         if self.decoding == "tiled":
