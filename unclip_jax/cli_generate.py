@@ -240,13 +240,11 @@ def make(args: argparse.Namespace) -> None:
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out} is a file; want a directory")
 
+    join_hosts(args)
     if args.rows is not None:
-        if args.distributed or args.coordinator:
-            raise ValueError("--from with --distributed: hosts share a job by unclip_jax.bulk.run(..., host=, hosts=)")
         make_rows(args, open_pipeline, _settings(args, None))
         return
 
-    join_hosts(args)
     import jax
 
     from unclip_jax.distributed.hosts import each
@@ -306,7 +304,8 @@ def open_pipeline(args: argparse.Namespace) -> Any:
 
     given = {k: getattr(args, k, None) for k in (*OPENING, "executables")}
     overrides = {k: v for k, v in given.items() if v is not None}
-    mesh = mesh_of(args.devices, args.model_parallel)
+    # Of many rows each host makes its own.
+    mesh = mesh_of(args.devices, args.model_parallel, own=args.rows is not None)
     opening = {"dtype": args.dtype, "mesh": mesh, "memory": memory_of(args), **overrides}
     pipe: Any
     if getattr(args, "prior", None) is not None:
@@ -317,16 +316,16 @@ def open_pipeline(args: argparse.Namespace) -> Any:
     return pipe
 
 
-def mesh_of(count: int | None, model: int = 1) -> Any:
+def mesh_of(count: int | None, model: int = 1, own: bool = False) -> Any:
     """A mesh of this many devices, or all, of all hosts that joined; `model` of them share the weights.
 
-    Raises ValueError for others.
+    own: this host's devices alone. Raises ValueError for more than there are.
     """
     import jax
 
     from unclip_jax.distributed.mesh import local_mesh
 
-    devices = jax.devices()
+    devices = jax.local_devices() if own else jax.devices()
     if count is not None and not 1 <= count <= len(devices):
         raise ValueError(f"--devices {count}: there are {len(devices)} (1 to {len(devices)} accepted)")
     return local_mesh(devices[:count], model)
