@@ -10,14 +10,11 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from tests.pipelines.small_family import arguments, open_pipeline, photo
+from tests.bulk.jobs import SETTINGS, SIZES, files, records, write_rows
+from tests.pipelines.small_family import open_pipeline, photo
 from unclip_jax import bulk
 from unclip_jax.bulk import engine
 from unclip_jax.pipelines.run import sample_latents
-
-KEPT = ("noise_level", "num_inference_steps", "scheduler", "eta", "guidance_scale", "prompt", "height", "width")
-SETTINGS = {name: arguments("variations")[name] for name in KEPT}
-SIZES = {"batch_size": 4, "part_size": 6}
 
 
 @pytest.fixture(scope="module")
@@ -27,44 +24,13 @@ def pipe(family_folder):
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Ten rows: seeds of their own and not, settings of two kinds in turn, one picture that is none, two mixes."""
-    folder = tmp_path_factory.mktemp("rows")
-    for i in range(3):
-        Image.fromarray(photo(i)).save(folder / f"{i}.png")
-    (folder / "broken.png").write_bytes(b"no picture")
-    lines = [{"image": f"{i % 3}.png", "id": f"row {i}"} for i in range(10)]
-    for i in (1, 4, 7):
-        lines[i] |= {"num_inference_steps": 2, "prompt": f"number {i}"}
-    for i in (0, 4):
-        lines[i]["seed"] = 40 + i
-    lines[3]["image"] = "broken.png"
-    for i in (2, 8):
-        lines[i] |= {"image": ["0.png", f"{i // 4}.png"], "image_weights": [1, i], "mix_noise_level": i}
-    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder / "rows.jsonl"
+    return write_rows(tmp_path_factory.mktemp("rows"))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(pipe, rows, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     return out, bulk.run(pipe, rows, out, save="latents", **SIZES, **SETTINGS)
-
-
-def files(folder):
-    """Every file's bytes, but for the time that rows took."""
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-    for name in [name for name in found if name.startswith("manifest/")]:
-        if name.endswith(".parquet"):
-            del found[name]
-        elif name.endswith(".jsonl"):
-            found[name] = [{**record, "seconds": None} for record in map(json.loads, found[name].splitlines())]
-    return found
-
-
-def records(folder):
-    return [
-        json.loads(line) for path in sorted(folder.glob("manifest/*.jsonl")) for line in path.read_text().splitlines()
-    ]
 
 
 def test_what_a_job_makes_is_what_calls_make(pipe, rows, undisturbed):

@@ -1,0 +1,72 @@
+"""What the tests of bulk jobs share: rows, settings, and what a job has written."""
+
+import json
+import os
+import threading
+import time
+
+from PIL import Image
+
+from tests.pipelines.small_family import arguments, open_pipeline, photo
+
+KEPT = ("noise_level", "num_inference_steps", "scheduler", "eta", "guidance_scale", "prompt", "height", "width")
+SETTINGS = {name: arguments("variations")[name] for name in KEPT}
+SIZES = {"batch_size": 4, "part_size": 6}
+
+
+def write_rows(folder, tens=1):
+    """Tens of rows: seeds of their own and not, settings of two kinds, one picture in ten that is none, two mixes."""
+    for i in range(3):
+        Image.fromarray(photo(i)).save(folder / f"{i}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    lines = [{"image": f"{i % 3}.png"} for i in range(10)]
+    for i in (1, 4, 7):
+        lines[i] |= {"num_inference_steps": 2, "prompt": f"number {i}"}
+    for i in (0, 4):
+        lines[i]["seed"] = 40 + i
+    lines[3]["image"] = "broken.png"
+    for i in (2, 8):
+        lines[i] |= {"image": ["0.png", f"{i // 4}.png"], "image_weights": [1, i], "mix_noise_level": i}
+    lines = [line | {"id": f"row {i}"} for i, line in enumerate(lines * tens)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "rows.jsonl"
+
+
+def files(folder):
+    """Every file's bytes, but for the time that rows took."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    for name in [name for name in found if name.startswith("manifest/")]:
+        if name.endswith(".parquet"):
+            del found[name]
+        elif name.endswith(".jsonl"):
+            found[name] = [{**record, "seconds": None} for record in map(json.loads, found[name].splitlines())]
+    return found
+
+
+def records(folder):
+    return [
+        json.loads(line) for path in sorted(folder.glob("manifest/*.jsonl")) for line in path.read_text().splitlines()
+    ]
+
+
+def open_in_actor(folder, makers, seconds):
+    """The small unCLIP in a process of Ray.
+
+    Args:
+        folder: Of the model.
+        makers: A folder in which there is a file of each process that makes something: NODE-PROCESS.
+        seconds: What each row takes more, so that there is time to kill it.
+    """
+    import ray
+
+    pipe = open_pipeline(folder, "UnCLIPPipeline", progress=False)
+    check, lock, node = pipe.check, threading.Lock(), ray.get_runtime_context().get_node_id()
+
+    def slow_check(**values):
+        (makers / f"{node}-{os.getpid()}").touch()
+        with lock:
+            time.sleep(seconds)
+        return check(**values)
+
+    pipe.check = slow_check
+    return pipe
