@@ -1,12 +1,15 @@
 """`--from INPUT` of the commands that make images: a bulk job instead of a few images, see `unclip_jax.bulk`."""
 
 import argparse
+import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 # Of the command line's settings: what a table's columns say instead.
 OF_ROWS = ("weights",)
+OF_CLUSTERS = ("address", "workers", "worker_gpus", "worker_tpus", "worker_cpus")
 
 
 def add_rows(command: argparse.ArgumentParser) -> None:
@@ -31,6 +34,16 @@ def add_rows(command: argparse.ArgumentParser) -> None:
     rows.add_argument("--max-errors", type=int, metavar="N", help="stop when more rows fail; default: never")
     rows.add_argument("--strict", action="store_true", help="stop when a row fails")
     rows.add_argument("--dry-run", action="store_true", help="say what would be made, and how long it would take")
+    many = command.add_argument_group("on a cluster", "docs/cluster.md")
+    many.add_argument("--engine", choices=["ray"], help="runs the job there; default: in this process")
+    many.add_argument("--address", metavar="A", help="HOST:PORT or auto; default: RAY_ADDRESS, or this machine")
+    many.add_argument("--workers", type=int, nargs="+", metavar="N", help="processes, or the least and the most")
+    one = many.add_mutually_exclusive_group()
+    one.add_argument("--worker-gpus", type=int, metavar="N", help="of each worker")
+    one.add_argument("--worker-tpus", type=int, metavar="N", help="of each worker: all of a host")
+    one.add_argument(
+        "--worker-cpus", type=int, metavar="N", help="of each worker, where it has no other devices; default 1"
+    )
 
 
 def make_rows(
@@ -48,22 +61,42 @@ def make_rows(
     given = [f"--{name}" for name in OF_ROWS if getattr(args, name, None) is not None]
     if given:
         raise ValueError(f"{given[0]} is each row's own: make it a column of {args.rows}")
+    given = [f"--{name.replace('_', '-')}" for name in OF_CLUSTERS if getattr(args, name) is not None]
+    if given and args.engine is None:
+        raise ValueError(f"{given[0]} is of a cluster: give --engine ray, too")
     names = dict(_pair(text) for text in args.columns)
     max_errors = 0 if args.strict else args.max_errors
     options: dict[str, Any] = {"save": args.save, "batch_size": args.batch_size or 8, "names": names}
     options |= {name: value for name, value in settings.items() if value is not None}
-    pipe = open_pipeline(args)
     if args.dry_run:
-        print("\n".join(bulk.dry_run(pipe, args.rows, **options)))
+        print("\n".join(bulk.dry_run(open_pipeline(args), args.rows, **options)))
         return
-    import jax
-
-    options |= {"host": jax.process_index(), "hosts": jax.process_count()}
     options |= {"shards": args.shards, "part_size": args.part_size, "max_errors": max_errors}
-    summary = bulk.run(pipe, args.rows, args.out, **options)
+    if args.engine is None:
+        import jax
+
+        options |= {"host": jax.process_index(), "hosts": jax.process_count()}
+        summary = bulk.run(open_pipeline(args), args.rows, args.out, **options)
+    else:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's remarks on itself, among ours
+        opening = functools.partial(open_pipeline, args)
+        summary = bulk.run_on_ray(opening, args.rows, args.out, **_cluster(args), **options)
     print("\n".join(summary.lines()))
     if summary.failed:
         print(f"{summary.failed} rows failed: {args.out}/manifest has the reasons", file=sys.stderr)
+
+
+def _cluster(args: argparse.Namespace) -> dict[str, Any]:
+    """Where a job runs: arguments of `bulk.run_on_ray`."""
+    workers = args.workers or [1]
+    if len(workers) > 2:
+        raise ValueError(f"--workers {' '.join(map(str, workers))}: want a number, or the least and the most")
+    where = {"address": args.address, "workers": workers[0] if len(workers) == 1 else tuple(workers)}
+    if args.worker_gpus is not None:
+        return {**where, "resources": {"num_gpus": args.worker_gpus}}
+    if args.worker_tpus is not None:
+        return {**where, "resources": {"resources": {"TPU": args.worker_tpus}}}
+    return {**where, "resources": {"num_cpus": 1 if args.worker_cpus is None else args.worker_cpus}}
 
 
 def _pair(text: str) -> tuple[str, str]:

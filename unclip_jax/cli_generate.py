@@ -227,6 +227,10 @@ def make(args: argparse.Namespace) -> None:
     if bool(inputs_given) == (args.rows is not None):
         found = "both" if inputs_given else "neither"
         raise ValueError(f"give {'IMAGE' if command.inputs == 'images' else 'PROMPT'}s or --from INPUT, got {found}")
+    if args.engine is not None and args.rows is None:
+        raise ValueError("--engine is of bulk jobs: give --from INPUT, too")
+    if args.engine is not None and args.distributed:
+        raise ValueError("--engine ray or --distributed, not both: on a cluster, Ray starts the processes")
     others = [path for name in ("mask", "depth_map", "condition_image") if (path := getattr(args, name, None))]
     for path in (*paths, *others):
         if not is_address(path) and not Path(path).is_file():
