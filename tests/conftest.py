@@ -52,9 +52,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path, config: pytest.Config) -> bool | None:
-    """Files named *_parity.py import torch: they are read only when their marker is selected (`-m parity`)."""
-    selected = "parity" in config.option.markexpr.replace("not parity", "")
-    return True if collection_path.name.endswith("_parity.py") and not selected else None
+    """Files named *_parity.py import torch, *_ray.py Ray: they are read only when that marker is selected."""
+    for marker in ("parity", "ray"):
+        selected = marker in config.option.markexpr.replace(f"not {marker}", "")
+        if collection_path.name.endswith(f"_{marker}.py") and not selected:
+            return True
+    return None
 
 
 @pytest.fixture(scope="session", autouse=True)

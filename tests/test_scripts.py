@@ -237,7 +237,12 @@ def test_the_table_of_durations_adds_up_by_folder(tmp_path):
         ([], ["dev"], [None]),
         (["--e2e", "-x"], ["dev"], ["e2e and not parity and not heavy"]),
         (["--parity"], ["dev", "parity"], ["parity and not heavy"]),
-        (["--all"], ["dev", "parity"], [None, "e2e and not parity and not heavy", "parity and not heavy"]),
+        (["--ray"], ["dev", "ray"], ["ray and not heavy"]),
+        (
+            ["--all"],
+            ["dev", "parity", "ray"],
+            [None, "e2e and not parity and not heavy", "parity and not heavy", "ray and not heavy"],
+        ),
     ],
 )
 def test_a_tier_of_tests_is_chosen_by_its_option(options, extras, expressions, monkeypatch, capsys):
@@ -248,7 +253,7 @@ def test_a_tier_of_tests_is_chosen_by_its_option(options, extras, expressions, m
         ran.append(command[command.index("-m", 3) + 1] if "-m" in command[3:] else None)
         assert env["UNCLIP_JAX_TEST_CACHE"]
         assert ("-x" in command) == ("-x" in options)
-        assert not [argument for argument in command if argument in ("--e2e", "--parity", "--all")]
+        assert not [argument for argument in command if argument in ("--e2e", "--parity", "--ray", "--all")]
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setitem(main.__globals__, "prepare", lambda extras: installed.extend(extras) or sys.executable)
