@@ -9,11 +9,11 @@ import unclip_jax
 
 ROOT = Path(unclip_jax.__file__).parent
 LEVELS = [
-    {"cli", "cli_generate"},
-    {"training", "evaluation"},
+    {"cli", "cli_bulk", "cli_generate"},
+    {"training", "evaluation", "bulk"},
     {"pipelines"},
     {"adapters", "safety", "image_files"},
-    {"checkpoints"},
+    {"checkpoints", "executables"},
     {"conditioning", "distributed"},
     {"models", "sampling"},
 ]

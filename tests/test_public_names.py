@@ -11,7 +11,7 @@ import pytest
 
 CHANGELOG = (Path(__file__).parents[1] / "CHANGELOG.md").read_text("utf-8")
 PARTS = (
-    *("adapters", "checkpoints", "conditioning", "distributed", "evaluation", "models"),
+    *("adapters", "bulk", "checkpoints", "conditioning", "distributed", "evaluation", "models"),
     *("pipelines", "sampling", "training"),
 )
 PACKAGES = ("unclip_jax", "convert", *(f"unclip_jax.{name}" for name in PARTS))

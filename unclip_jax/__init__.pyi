@@ -1,4 +1,5 @@
 from . import adapters as adapters
+from . import bulk as bulk
 from . import checkpoints as checkpoints
 from . import conditioning as conditioning
 from . import demo as demo

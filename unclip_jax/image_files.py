@@ -104,6 +104,21 @@ def save_png(path: str | os.PathLike[str], image: Image.Image, recipe: Mapping[s
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{str(path)!r}: the folder does not exist")
+    data = png_bytes(image, recipe)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def png_bytes(image: Image.Image, recipe: Mapping[str, Any]) -> bytes:
+    """The file that `save_png` writes. Raises ValueError for a recipe that cannot be written as JSON."""
     try:
         text = json.dumps(dict(recipe), default=_plain, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -113,16 +128,9 @@ def save_png(path: str | os.PathLike[str], image: Image.Image, recipe: Mapping[s
     # A lone surrogate has no UTF-8, and NUL would end the text early for some readers.
     line = _parameters(json.loads(text), image).encode("utf-8", "replace").decode().replace("\0", "")
     chunks.add_text(PARAMETERS_KEY, line)  # becomes the international kind, iTXt, where Latin-1 does not do
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            image.save(file, format="PNG", pnginfo=chunks)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    file = io.BytesIO()
+    image.save(file, format="PNG", pnginfo=chunks)
+    return file.getvalue()
 
 
 def read_recipe(source: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal or in a notebook, plain lines elsewhere."""
 
+import datetime
 import sys
 import time
 from types import TracebackType
@@ -16,13 +17,13 @@ class Progress:
 
     Args:
         description: The stage's name.
-        total: The amount of work.
+        total: The amount of work; None: it is not known.
         unit: What is counted.
         enabled: False shows nothing.
         bytes_: The amount is in bytes.
     """
 
-    def __init__(self, description: str, total: int, *, unit: str, enabled: bool = True, bytes_: bool = False):
+    def __init__(self, description: str, total: int | None, *, unit: str, enabled: bool = True, bytes_: bool = False):
         self.description = description
         self.enabled = enabled
         self.started = time.monotonic()
@@ -41,6 +42,13 @@ class Progress:
         if self.bar is not None:
             self.bar.update(amount)
 
+    def expect(self, total: int) -> None:
+        """The amount has become known."""
+        self.total = total
+        if self.bar is not None:
+            self.bar.total = total
+            self.bar.refresh()
+
     def stage(self, description: str) -> None:
         self.description = description
         if self.bar is not None:
@@ -52,7 +60,13 @@ class Progress:
             self.bar.set_postfix_str(text)
         elif self.enabled and time.monotonic() - self.noted >= NOTE_SECONDS:
             self.noted = time.monotonic()
-            print(f"{self.description}: {self.done}/{self.total} {self.unit}s, {text}", file=sys.stderr, flush=True)
+            amount, left = str(self.done), ""
+            if self.total is not None:
+                amount += f"/{self.total}"
+                seconds = (self.noted - self.started) * (self.total - self.done) / max(1, self.done)
+                left = f"about {datetime.timedelta(seconds=round(seconds))} left"
+            told = ", ".join(part for part in (f"{amount} {self.unit}s", text, left) if part)
+            print(f"{self.description}: {told}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Progress":
         return self

@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 
 from tests.small_networks import random_network
+from unclip_jax.models.configs import VAEConfig
 from unclip_jax.models.tiling import decode_seamless, decode_tiled, encode_tiled
-from unclip_jax.models.vae import VAE, VAEConfig
+from unclip_jax.models.vae import VAE
 
 CONFIG = VAEConfig(block_out_channels=(16, 32, 32), layers_per_block=1, norm_groups=8)
 

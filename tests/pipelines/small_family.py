@@ -91,6 +91,12 @@ def one_level(config):
     return dataclasses.replace(config, unet=unet)
 
 
+def task_of(name):
+    """The task of a kind, and the configuration of its model."""
+    kind = KINDS[name]
+    return getattr(unclip_jax, kind.pipeline).task, one_level(getattr(small_models, kind.model))
+
+
 def write(name, folder):
     """A model of `small_models`, but of one level."""
     return small_models.write(one_level(getattr(small_models, name)), folder)

@@ -8,7 +8,7 @@ from PIL import Image
 
 import unclip_jax
 from tests import small_models
-from tests.pipelines.small_family import KINDS, Compilations, arguments, hole, one_level, photo
+from tests.pipelines.small_family import KINDS, Compilations, arguments, hole, photo, task_of
 from unclip_jax.models.freeu import FreeU
 from unclip_jax.sampling import make_solver
 
@@ -159,12 +159,6 @@ def test_bad_arguments(name, change, words):
     for word in words:
         assert word in message, message
     assert compiled.count == 0
-
-
-def task_of(name):
-    """The task of a kind, and the configuration of its model."""
-    kind = KINDS[name]
-    return getattr(unclip_jax, kind.pipeline).task, one_level(getattr(small_models, kind.model))
 
 
 @pytest.mark.parametrize("name", KINDS)

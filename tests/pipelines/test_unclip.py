@@ -34,6 +34,16 @@ def test_images_differ_by_index_seed_prompt_and_noise(pipe):
             assert np.linalg.norm(a - b) > 1e-3 * np.linalg.norm(b)
 
 
+def test_of_a_list_of_seeds_each_prompt_has_one(pipe):
+    """Each of its images is the one of a call that has that prompt and that seed alone."""
+    together = run(pipe, image=[photo(), photo(1)], seed=[5, 4], num_images_per_prompt=2)
+    assert_close(together[:2], run(pipe, seed=5, num_images_per_prompt=2))
+    assert_close(together[2:], run(pipe, image=photo(1), seed=4, num_images_per_prompt=2))
+    for seeds, message in (([1], "seed has 1 values; want one, or 2"), ([1, -1], "seed is -1"), ("ab", "seed is 'ab'")):
+        with pytest.raises(ValueError, match=message):
+            pipe.check(**arguments("variations", image=[photo(), photo(1)], seed=seeds))
+
+
 @pytest.mark.parametrize("reference", list(Reference))
 def test_output_types_agree(opened, reference):
     pipe = opened()

@@ -22,6 +22,13 @@ def test_an_images_noise_depends_on_seed_and_index_alone():
     )
 
 
+def test_each_image_may_have_a_seed_of_its_own():
+    seeds, indices = jnp.array([7, 2**32 - 1, 7], jnp.uint32), jnp.array([2, 0, 5])
+    keys = image_keys(seeds, indices)
+    for row, (seed, index) in enumerate(zip(seeds.tolist(), indices.tolist(), strict=True)):
+        assert keys[row] == image_keys(seed, jnp.array([index]))[0]
+
+
 def test_every_use_has_noise_of_its_own():
     draws = {
         (seed, branch, number, index): np.asarray(draw(image_keys(seed, jnp.array([index])), branch, SHAPE, number))

@@ -1,17 +1,19 @@
 """Files and directories that are either complete or absent: written under a temporary name, synced, then renamed.
 
-A killed run leaves a hidden directory `.NAME.partial-PID` beside its destination. The next run for the same destination
-sees from a lock that it is abandoned, and removes it.
+A killed run leaves a hidden directory or file `.NAME.partial-PID` beside its destination. It is seen from a lock that
+it is abandoned: the next run for the same destination removes such a directory, `remove_abandoned` such files.
 """
 
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+PARTIAL = re.compile(r"\..+\.partial-\d+")
 MOVED = ".moved"  # in a temporary directory: lists the files that are moved out of it before the last one
 
 
@@ -65,12 +67,25 @@ def replaced_file(destination: Path) -> Iterator[Path]:
     """Yields a temporary path for a file that then replaces `destination`, whether or not that exists."""
     partial = destination.with_name(f"{_prefix(destination)}{os.getpid()}")
     try:
-        yield partial
-        _sync_entry(partial)
-        os.replace(partial, destination)
+        partial.touch()
+        with _locked(partial):
+            yield partial
+            _sync_entry(partial)
+            os.replace(partial, destination)
         _sync_entry(destination.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: str | os.PathLike[str]) -> None:
+    """Removes the temporary files that killed runs of `replaced_file` left in a folder and below it.
+
+    Nothing else may begin to write there meanwhile: a file that is just being made is not locked yet.
+    """
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in names if PARTIAL.fullmatch(name)):
+            if _abandoned(path):
+                path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -41,9 +41,11 @@ def mix_conditions(conditions: jax.Array, weights: jax.Array) -> jax.Array:
 
     Args:
         conditions: (B, K, 2 D).
-        weights: (K,), of any sign; their sum is not zero.
+        weights: (K,), or (B, K), of any sign; their sum is not zero.
 
     Returns:
         (B, 2 D).
     """
-    return jnp.einsum("bkd,k->bd", conditions, weights, precision=jax.lax.Precision.HIGHEST) / jnp.sum(weights)
+    weights = jnp.broadcast_to(weights, conditions.shape[:2])
+    mix = jnp.einsum("bkd,bk->bd", conditions, weights, precision=jax.lax.Precision.HIGHEST)
+    return mix / jnp.sum(weights, axis=1, keepdims=True)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unclip_jax.checkpoints.atomic import replaced_file
+from unclip_jax.dataset_files import points_outside
 from unclip_jax.evaluation.cmmd import cmmd
 from unclip_jax.evaluation.features import ClipFeatures, Images
 from unclip_jax.evaluation.frechet import Moments, frechet_distance, merge, moments, no_moments
@@ -26,7 +27,7 @@ from unclip_jax.evaluation.similarity import cosines, diversity
 from unclip_jax.pipelines.unclip import UnCLIPPipeline
 from unclip_jax.progress import Progress
 from unclip_jax.sampling.noise import Branch, draw, image_keys
-from unclip_jax.training.data import Record, load_rgb, points_outside
+from unclip_jax.training.data import Record, load_rgb
 from unclip_jax.training.transforms import square
 
 GUIDANCE_SCALES = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # the model card's

@@ -48,7 +48,8 @@ class CommonArguments:
         num_images_per_prompt: how many images are made of each prompt, or of each image; they lie side by side.
         scheduler: a name of `unclip_jax.sampling.SCHEDULERS`, or a `Solver`. None: the checkpoint's own.
         eta: 0 to 1, how stochastic DDIM is. None: 0, or what the `Solver` has.
-        seed: 0 to 2**32 - 1. The noise of image i comes from (seed, i) alone.
+        seed: 0 to 2**32 - 1. The noise of image i comes from (seed, i) alone. Or a list of one per prompt, or per image
+            given: the noise of its image number i comes from (its seed, i).
         prompt_embeds: (1 or prompts, T, C) states of the text encoder, instead of `prompt`.
         negative_prompt_embeds: the same, instead of `negative_prompt`.
         step_noise: (network evaluations, B, H/f, W/f, 4) for stochastic solvers. None: by the seed.
@@ -65,7 +66,7 @@ class CommonArguments:
     num_images_per_prompt: int = 1
     scheduler: str | Solver | None = None
     eta: float | None = None
-    seed: int = 0
+    seed: int | Sequence[int] = 0
     prompt_embeds: ArrayLike | None = None
     negative_prompt_embeds: ArrayLike | None = None
     step_noise: ArrayLike | None = None
@@ -292,7 +293,8 @@ class PriorArguments:
         prior_latents: (B, D) initial noise, standard normal. None: by the seed.
         prior_step_noise: (network evaluations, B, D), the noise of each step; that of the last is not used. None: by
             the seed.
-        seed: 0 to 2**32 - 1. The noise of embedding i comes from (seed, i) alone.
+        seed: 0 to 2**32 - 1. The noise of embedding i comes from (seed, i) alone. Or a list of one per prompt, as for
+            images.
         text_features: of P prompts, as `encode_prompts` gives them, instead of `prompt`.
         negative_text_features: what guidance leads away from, one row or P. None: the empty prompt's.
         batch_size: embeddings per compiled call. None: all at once.
@@ -304,7 +306,7 @@ class PriorArguments:
     prior_guidance_scale: float = 4.0
     prior_latents: ArrayLike | None = None
     prior_step_noise: ArrayLike | None = None
-    seed: int = 0
+    seed: int | Sequence[int] = 0
     text_features: TextFeatures | None = None
     negative_text_features: TextFeatures | None = None
     batch_size: int | None = None

@@ -97,6 +97,21 @@ def count_texts(name: str, value: Any) -> int:
     return count
 
 
+def check_seed(value: Any, prompts: int, repeats: int) -> tuple[np.ndarray, np.ndarray]:
+    """Seeds and indices of the images' keys, (B,) uint32 and (B,) int32.
+
+    One seed: the indices count all images. One for each prompt, or input image: they count the images of each.
+    """
+    batch = prompts * repeats
+    if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str):
+        seed = check_integer("seed", value, 0, MAX_SEED)
+        return np.full(batch, seed, np.uint32), np.arange(batch, dtype=np.int32)
+    if len(value) != prompts:
+        raise ValueError(f"seed has {len(value)} values; want one, or {prompts}, one for each prompt or image")
+    seeds = np.array([check_integer("seed", seed, 0, MAX_SEED) for seed in value], np.uint32)
+    return np.repeat(seeds, repeats), np.tile(np.arange(repeats, dtype=np.int32), prompts)
+
+
 def check_latent_shape(config: CheckpointConfig, height: Any, width: Any) -> tuple[int, int, int]:
     """(h, w, channels) of the latents of images of this size in pixels; None is the checkpoint's own size."""
     factor, unit = config.vae.factor, config.vae.factor * config.unet.size_multiple
@@ -147,7 +162,6 @@ def check_request(
         ValueError: for an argument out of its range or of another shape.
     """
     repeats = check_integer("num_images_per_prompt", a.num_images_per_prompt, 1, MAX_IMAGES)
-    seed = check_integer("seed", a.seed, 0, MAX_SEED)
     if a.output_type not in get_args(OutputType):
         raise ValueError(f"output_type is {a.output_type!r}; accepted: 'pil', 'np', 'latent'")
     text = (config.text_encoder.context_length, config.text_encoder.width)
@@ -156,13 +170,15 @@ def check_request(
     if prompts is None:
         prompts = count_texts("prompt", prompt)
     batch = prompts * repeats
+    seeds, indices = check_seed(a.seed, prompts, repeats)
     guidance, strengths = check_guidance(a, solver, batch)
     size = batch if a.batch_size is None else check_integer("batch_size", a.batch_size, 1, MAX_IMAGES)
     return Request(
         solver=solver,
         guidance=guidance,
         strengths=strengths,
-        seed=seed,
+        seeds=seeds,
+        indices=indices,
         batch=batch,
         repeats=repeats,
         latent_shape=latent_shape,

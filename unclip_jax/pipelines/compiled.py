@@ -16,7 +16,8 @@ from unclip_jax.conditioning.depth import depth_condition
 from unclip_jax.conditioning.latents import latents_from_moments
 from unclip_jax.conditioning.noise_augmentation import mix_conditions, noise_image_embeddings
 from unclip_jax.conditioning.upscale import noise_low_res
-from unclip_jax.models.tiling import decode_tiled
+from unclip_jax.executables import Executables, Stored
+from unclip_jax.image_files import to_uint8_on_device
 from unclip_jax.pipelines.denoiser import Constants, prepare, put_back, unet_denoiser
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.sampling.guidance import Guidance, guidance_state
@@ -27,7 +28,10 @@ from unclip_jax.sampling.solvers import Solver
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """In the order of a run. Where a program runs a network, its first argument are that network's parameters."""
+    """In the order of a run. They take arrays by position, and what is compiled in by name.
+
+    Where a program runs a network, its first argument are that network's parameters.
+    """
 
     embed_images: Any
     vae_encode: Any
@@ -42,6 +46,7 @@ class Programs:
     start: Any
     run_steps: Any
     decode: Any
+    to_uint8: Any
 
 
 def make_programs(
@@ -56,36 +61,46 @@ def make_programs(
     unet, vae = networks["unet"], networks["vae"]
     tile = memory.check_tile(config.vae.factor, config.unet.sample_size * config.vae.factor)
 
-    jit = functools.partial(jax.jit, compiler_options=compiler_options(mesh, dtype))
+    options = functools.partial(compiler_options, mesh, dtype, sharded=memory.shard_weights)
+    jit = functools.partial(jax.jit, compiler_options=options())
 
     def apply(name: str) -> Any:
         return lambda params, x: networks[name].merge(params)(x)
 
     def tower(name: str) -> Any:
-        return jax.jit(apply(name), compiler_options=compiler_options(mesh, dtype, tower=True))
+        return jax.jit(apply(name), compiler_options=options(tower=True))
 
     return Programs(
         embed_images=tower("image_encoder"),
         vae_encode=jit(lambda params, x: vae.merge(params).moments(x)),
         estimate_depth=jit(apply("depth_estimator")),
-        depth_condition=jax.jit(depth_condition, static_argnums=(1, 2)),
+        depth_condition=jax.jit(depth_condition, static_argnames=("height", "width")),
         embed_text=tower("text_encoder"),
         class_labels=jax.jit(_class_labels, static_argnames=("mixed", "width")),
         draw=jax.jit(_draw, static_argnames=("branch", "shape", "number")),
         sample_latents=jax.jit(functools.partial(latents_from_moments, scaling_factor=config.vae.scaling_factor)),
-        noise_low_res=jax.jit(noise_low_res),
+        noise_low_res=jax.jit(_noise_low_res),
         prepare=jit(functools.partial(prepare, unet), static_argnames="guidance"),
         start=jax.jit(_start, static_argnames="guidance"),
         run_steps=jit(
             functools.partial(_run_steps, unet), static_argnames=("guidance", "tile"), donate_argnames="carry"
         ),
         decode=jit(functools.partial(_decode, vae, memory, tile), static_argnames="in_tiles"),
+        to_uint8=to_uint8_on_device,
     )
 
 
-def _draw(seed: jax.Array, indices: jax.Array, *, branch: Branch, shape: tuple[int, ...], number: int) -> jax.Array:
+def compiled_ahead(programs: Programs, executables: Executables | None) -> Programs:
+    """The programs, each of which looks among the executables first."""
+    if executables is None:
+        return programs
+    jitted = {field.name: getattr(programs, field.name) for field in dataclasses.fields(programs)}
+    return Programs(**{name: Stored(name, program, executables) for name, program in jitted.items()})
+
+
+def _draw(seeds: jax.Array, indices: jax.Array, *, branch: Branch, shape: tuple[int, ...], number: int) -> jax.Array:
     """Standard normal noise for B images: (B, *shape)."""
-    return draw(image_keys(seed, indices), branch, shape, number)
+    return draw(image_keys(seeds, indices), branch, shape, number)
 
 
 def _class_labels(
@@ -94,7 +109,7 @@ def _class_labels(
     weights: jax.Array | None,
     mix_levels: jax.Array | None,
     noise: jax.Array | None,
-    seed: jax.Array,
+    seeds: jax.Array,
     indices: jax.Array,
     noising: Mapping[str, jax.Array],
     *,
@@ -104,7 +119,7 @@ def _class_labels(
     """The class labels of B images, (B, 2 D). embeds: (B, K, D), levels: (B, K), of the K inputs of each image."""
     inputs = embeds.shape[1]
     if noise is None:
-        keys = image_keys(seed, indices)
+        keys = image_keys(seeds, indices)
         draws = [draw(keys, Branch.IMAGE, (width,), number) for number in range(inputs + (mix_levels is not None))]
         noise = jnp.stack(draws, axis=1)
     labels = jnp.stack(
@@ -119,6 +134,12 @@ def _class_labels(
     return noise_image_embeddings(label[:, :width], mix_levels, noise[:, inputs], **noising)
 
 
+def _noise_low_res(
+    pixels: jax.Array, levels: jax.Array, noise: jax.Array, noising: Mapping[str, jax.Array]
+) -> jax.Array:
+    return noise_low_res(pixels, levels, noise, **noising)
+
+
 def _start(solver: Solver, noise: jax.Array, clean: jax.Array | None, *, guidance: Guidance) -> Carry:
     return start(solver, noise, clean, guidance_state=guidance_state(guidance, noise))
 
@@ -130,7 +151,7 @@ def _run_steps(
     carry: Carry,
     rows: Mapping[str, jax.Array],
     constants: Constants,
-    seed: jax.Array,
+    seeds: jax.Array,
     indices: jax.Array,
     span: tuple[jax.Array, jax.Array],
     *,
@@ -144,7 +165,7 @@ def _run_steps(
         tile: size and overlap in latents, see `unclip_jax.sampling.tiled`; None: no tiles.
     """
     denoise = unet_denoiser(unet, params, constants, guidance, solver.prediction_type, tile)
-    keys = image_keys(seed, indices) if solver.stochastic else None
+    keys = image_keys(seeds, indices) if solver.stochastic else None
     between = None if constants.known is None else put_back(constants.known)
     return run_stateful_steps(denoise, solver, carry, rows, keys, between, span), span[1] - span[0]
 
@@ -159,6 +180,8 @@ def _decode(
     in_tiles: int | None = None,
 ) -> jax.Array:
     """in_tiles: latent cells along a tile's side, instead of the way that `Memory` chooses."""
+    from unclip_jax.models.tiling import decode_tiled  # with Flax: only where this is traced
+
     model = vae.merge(params)
     z = latents / model.config.scaling_factor
     image = memory.decode(model, z, tile) if in_tiles is None else decode_tiled(model, z, in_tiles)

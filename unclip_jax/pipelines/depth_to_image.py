@@ -6,6 +6,7 @@ prompt -> text encoder ---------------------------> text states ----------------
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,7 +78,8 @@ def depth_channel(parts: Parts, request: Request[Inputs]) -> np.ndarray:
         groups = [np.concatenate(views)] if len({view.shape for view in views}) == 1 else views
         estimate = parts.programs.estimate_depth
         maps = [m for group in groups for m in encode(parts, "depth_estimator", estimate, group, "estimating depth")]
-    return np.concatenate([np.asarray(parts.programs.depth_condition(depth[None], height, width)) for depth in maps])
+    resize = functools.partial(parts.programs.depth_condition, height=height, width=width)
+    return np.concatenate([np.asarray(resize(depth[None])) for depth in maps])
 
 
 def _views(

@@ -14,7 +14,7 @@ from unclip_jax.distributed.mesh import Chunk
 from unclip_jax.pipelines.arguments import InitImageArguments
 from unclip_jax.pipelines.checks import check_array, check_flag, check_size, optional_array
 from unclip_jax.pipelines.parts import Parts, noise_of
-from unclip_jax.pipelines.request import Request
+from unclip_jax.pipelines.request import BY_CALL, Request
 from unclip_jax.sampling.loop import Carry
 from unclip_jax.sampling.noise import Branch
 from unclip_jax.sampling.solvers.solver import without_grid
@@ -35,7 +35,7 @@ class InitImage:
 
     pixels: np.ndarray
     sample_posterior: bool
-    posterior_noise: np.ndarray | None
+    posterior_noise: np.ndarray | None = dataclasses.field(metadata=BY_CALL)
     noise: np.ndarray | None
 
 

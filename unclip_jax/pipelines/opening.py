@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,16 +13,19 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from unclip_jax import executables
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import Network, abstract_networks
+from unclip_jax.checkpoints.placement import shard_weights
 from unclip_jax.checkpoints.repairs import repaired
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.compilation import use_compilation_cache
 from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.distributed import mesh as placement
 from unclip_jax.models.platform import platform_of
+from unclip_jax.pipelines.compiled import compiled_ahead
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.parts import Residency
 from unclip_jax.sampling.schedule import alphas_cumprod
@@ -30,7 +34,7 @@ DEFAULT_MEMORY: Memory = Memory()
 DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 OVERRIDES = (
     *("config", "prediction_type", "clip_stats", "vae", "unet", "preprocess", "ema"),
-    *("variant", "revision", "subfolder", "mirrors"),
+    *("variant", "revision", "subfolder", "mirrors", "executables"),
 )
 
 
@@ -63,12 +67,21 @@ def open_source(
 ) -> Any:
     """Opens a checkpoint for `open_as`, and keeps it open where the networks are to be read later.
 
+    Its programs are read from the folder `executables` of the overrides; without one from beside the checkpoint.
+
     Raises ValueError for an unknown override.
     """
     check_overrides(overrides)
     use_compilation_cache()
+    named = overrides.get("executables")
     with contextlib.ExitStack() as stack:
-        pipe = open_as(stack.enter_context(open_checkpoint(source, **overrides)))
+        options = {name: value for name, value in overrides.items() if name != "executables"}
+        checkpoint = stack.enter_context(open_checkpoint(source, **options))
+        pipe = open_as(checkpoint)
+        root = Path(checkpoint.source) / executables.FOLDER if named is None else Path(named)
+        if named is not None or root.is_dir():
+            found = executables.find(root, executable_facts(pipe), pipe.mesh, named is not None)
+            pipe.programs = compiled_ahead(pipe.programs, found)
         if memory.free_networks:
             stack.pop_all()
         return pipe
@@ -101,6 +114,8 @@ def fill_networks(
         )
     config = repaired(config, diffusers_class, checkpoint.source)
     networks = abstract_networks(config, dtype, memory.attention_chunk)
+    if memory.shard_weights:
+        networks = shard_weights(networks, config, mesh)
     if not memory.free_networks:
         networks = load_networks(checkpoint, networks, mesh)
     tables: dict[str, Any] = {}
@@ -113,7 +128,7 @@ def fill_networks(
         config=config,
         tokenizer=checkpoint.tokenizer,
         networks=networks,
-        noising=jax.device_put(tables, placement.replicated(mesh)),
+        noising=placement.placed(tables, placement.replicated(mesh)),
         mesh=mesh,
         dtype=dtype,
         memory=memory,
@@ -121,8 +136,20 @@ def fill_networks(
     )
 
 
+def executable_facts(pipe: Any) -> executables.Facts:
+    """What has to be equal for the programs of two pipelines, as they are opened, to be the same."""
+    shapes = {
+        f"{part}.{name}": (spec.shape, str(spec.dtype))
+        for part, network in pipe.networks.items()
+        for name, spec in network.params.items()
+    }
+    memory = {name: getattr(pipe.memory, name) for name in ("decoding", "tile", "attention_chunk")}
+    dtype = jnp.dtype(pipe.dtype).name
+    return executables.make_facts(pipe.mesh, dtype=dtype, config=pipe.config, weights=shapes, memory=str(memory))
+
+
 def check_overrides(overrides: Mapping[str, Any]) -> None:
-    """Raises ValueError for what `open_checkpoint` does not take."""
+    """Raises ValueError for what `from_pretrained` does not take."""
     if unknown := overrides.keys() - set(OVERRIDES):
         raise ValueError(f"unknown overrides {', '.join(sorted(unknown))}; accepted: {', '.join(OVERRIDES)}")
 

@@ -84,11 +84,11 @@ class Pipeline(Adaptable):
             mesh: a `jax.sharding.Mesh` with axes "data" and/or "model". None: all local devices along "data".
             memory: how to need less memory.
             overrides: `config`, `prediction_type`, `clip_stats`, `vae`, `unet`, `preprocess`, `variant`, `revision`,
-                `subfolder`, `mirrors`, `ema`, as for `unclip_jax.open_checkpoint`.
+                `subfolder`, `mirrors`, `ema`, as for `unclip_jax.open_checkpoint`; `executables`, a folder of
+                `unclip-jax compile`, which is then trusted, see docs/start.md.
 
         Raises:
-            FileNotFoundError: when there is nothing at `source`.
-            ValueError: for a file or an option that is refused.
+            FileNotFoundError, ValueError: for a source that is not there; for what is refused.
         """
         return open_source(lambda c: cls.from_checkpoint(c, dtype, mesh, memory), source, memory, overrides)
 
@@ -155,8 +155,7 @@ class Pipeline(Adaptable):
         request, now, marks = self._check(arguments), self.parts, self._marks
         conditions = self.task.conditions(now, request)
         latents = run.sample_latents(now, request, conditions)
-        images, flagged = finish.finish(now, marks, request, latents)
-        return PipelineOutput(images, latents, conditions.image_embeds, flagged)
+        return finish.finish(now, marks, request, conditions, latents)
 
     def _stream(self, arguments: CommonArguments) -> Generator[StreamState, None, None]:
         if arguments.batch_size is not None:

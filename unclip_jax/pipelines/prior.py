@@ -21,17 +21,18 @@ from unclip_jax.checkpoints.checkpoint import Checkpoint, prior_config
 from unclip_jax.checkpoints.config import PriorCheckpointConfig
 from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import Network, abstract_networks
+from unclip_jax.checkpoints.placement import shard_weights
 from unclip_jax.checkpoints.source import open_prior
 from unclip_jax.compilation import use_compilation_cache
 from unclip_jax.conditioning.tokenizer import Tokenizer
-from unclip_jax.distributed.mesh import Chunk, check_mesh, local_mesh, make_chunk, replicated
+from unclip_jax.distributed.mesh import Chunk, check_mesh, local_mesh, make_chunk, placed, replicated
 from unclip_jax.pipelines.arguments import PriorArguments, signed
 from unclip_jax.pipelines.checks import (
     MAX_IMAGES,
-    MAX_SEED,
     check_array,
     check_integer,
     check_prompts,
+    check_seed,
     count_texts,
     is_number,
     optional_array,
@@ -39,6 +40,7 @@ from unclip_jax.pipelines.checks import (
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.opening import DEFAULT_MEMORY, check_dtype
 from unclip_jax.pipelines.parts import Residency, one_by_one
+from unclip_jax.pipelines.request import ADDED, BY_CALL
 from unclip_jax.progress import Progress
 from unclip_jax.reference import Reference
 from unclip_jax.sampling.guidance import Guidance, guidance_rows, guided
@@ -60,7 +62,7 @@ class TextFeatures(NamedTuple):
     mask: Any
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PriorRequest:
     """A checked call, as host arrays; B = P * repeats.
 
@@ -72,15 +74,16 @@ class PriorRequest:
     prompts: list[str] | None
     text: TextFeatures | None
     negative: TextFeatures | None
-    batch: int
+    batch: int = dataclasses.field(metadata=ADDED)
     repeats: int
     solver: Solver
     guidance: Guidance
     guidance_scale: np.float32
     latents: np.ndarray | None
-    step_noise: np.ndarray | None
-    seed: int
-    batch_size: int
+    step_noise: np.ndarray | None = dataclasses.field(metadata=BY_CALL)
+    seeds: np.ndarray
+    indices: np.ndarray
+    batch_size: int = dataclasses.field(metadata=ADDED)
 
 
 class TextToEmbeddingPrior:
@@ -110,7 +113,7 @@ class TextToEmbeddingPrior:
         self.dtype = dtype
         self.residency = residency
         self.progress = True
-        self.statistics = jax.device_put(statistics, replicated(mesh))
+        self.statistics = placed(statistics, replicated(mesh))
         text = networks["text_encoder"]
         self.embed_text = jax.jit(lambda params, tokens: text.merge(params).describe(tokens))
         self.run = jax.jit(functools.partial(_run, networks["prior"]), static_argnames=("guidance", "dim"))
@@ -130,7 +133,7 @@ class TextToEmbeddingPrior:
             source: a converted directory, a diffusers folder with the prior's parts, Karlo's own checkpoint, or a hub
                 id.
             dtype, mesh: as for `unclip_jax.UnCLIPPipeline.from_pretrained`.
-            memory: of it `free_networks` alone has a meaning here.
+            memory: of it `free_networks` and `shard_weights` have a meaning here.
             overrides: `config`, `text_encoder`, `clip_stats`, `variant`, `revision`, `subfolder`, `mirrors`, as for
                 `unclip_jax.checkpoints.source.open_prior`.
 
@@ -159,6 +162,8 @@ class TextToEmbeddingPrior:
         """
         config, dtype = prior_config(checkpoint), check_dtype(dtype, mesh)
         networks = abstract_networks(config, dtype)
+        if memory.shard_weights:
+            networks = shard_weights(networks, config, mesh)
         if not memory.free_networks:
             networks = load_networks(checkpoint, networks, mesh)
         mean, std = (np.asarray(checkpoint.params[f"image_normalizer.{n}"].read(), np.float32) for n in ("mean", "std"))
@@ -192,7 +197,7 @@ class TextToEmbeddingPrior:
             made = []
             for first in range(0, request.batch, request.batch_size):
                 rows = np.arange(first, min(first + request.batch_size, request.batch))
-                chunk = make_chunk(self.mesh, rows, request.repeats, request.seed)
+                chunk = make_chunk(self.mesh, rows, request.repeats, request.seeds, request.indices)
                 made.append(self._sample_chunk(request, text, negative, chunk))
                 bar.update(chunk.count)
         return np.concatenate(made)
@@ -210,7 +215,7 @@ class TextToEmbeddingPrior:
             None if negative is None or not request.guidance.unconditional else of_prompts(negative),
             None if request.latents is None else chunk.of_images(request.latents),
             None if request.step_noise is None else chunk.by_call(request.step_noise),
-            chunk.seed,
+            chunk.seeds,
             chunk.indices,
             chunk.everywhere(request.guidance_scale),
             self.statistics,
@@ -254,6 +259,7 @@ def check(config: PriorCheckpointConfig, a: PriorArguments) -> PriorRequest:
     if not is_number(scale) or not math.isfinite(scale):
         raise ValueError(f"prior_guidance_scale is {scale!r:.80}; want a finite number")
     batch, dim = count * repeats, config.prior.embedding_dim
+    seeds, indices = check_seed(a.seed, count, repeats)
     step_noise = optional_array("prior_step_noise", a.prior_step_noise, (solver.calls, batch, dim))
     if step_noise is not None and not solver.stochastic:
         kind = config.scheduler_config.get("_class_name")
@@ -270,7 +276,8 @@ def check(config: PriorCheckpointConfig, a: PriorArguments) -> PriorRequest:
         guidance_scale=np.float32(scale),
         latents=optional_array("prior_latents", a.prior_latents, (batch, dim)),
         step_noise=step_noise,
-        seed=check_integer("seed", a.seed, 0, MAX_SEED),
+        seeds=seeds,
+        indices=indices,
         batch_size=min(size, batch),
     )
 
@@ -297,7 +304,7 @@ def _run(
     negative: TextFeatures | None,
     latents: jax.Array | None,
     step_noise: jax.Array | None,
-    seed: jax.Array,
+    seeds: jax.Array,
     indices: jax.Array,
     scale: jax.Array,
     statistics: tuple[jax.Array, jax.Array],
@@ -307,7 +314,7 @@ def _run(
 ) -> jax.Array:
     """The whole loop: (B, D) float32, un-normalised. text, negative: B rows; negative is read under guidance."""
     model = prior.merge(params)
-    keys = branch(image_keys(seed, indices), Branch.PRIOR)
+    keys = branch(image_keys(seeds, indices), Branch.PRIOR)
     if latents is None:
         latents = draw(keys, Branch.LATENTS, (dim,))
     unconditional = [None] * 3 if negative is None else negative

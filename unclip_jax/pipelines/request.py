@@ -21,6 +21,12 @@ from unclip_jax.sampling.solvers import Solver
 Inputs = TypeVar("Inputs")
 
 
+# What `unclip_jax.pipelines.joined` is told of a field: arrays have their images along the second axis, after the
+# network evaluations or encodings; or a number counts images.
+BY_CALL = {"axis": 1}
+ADDED = {"added": True}
+
+
 class Kept(NamedTuple):
     """What is pasted back into a finished image: the image (H, W, 3) uint8 where its mask is black, around a box."""
 
@@ -36,7 +42,7 @@ class Request(Generic[Inputs]):
     Attributes:
         solver: with the steps that are run.
         guidance: which rows of guidance there are. strengths: how strong they are, (network evaluations, B) each.
-        seed: of the images' keys.
+        seeds, indices: (B,) uint32 and (B,) int32, of the images' keys.
         batch: B. repeats: images per prompt. batch_size: images per compiled call.
         latent_shape: (h, w, channels).
         prompts, negative_prompts: one per prompt.
@@ -50,17 +56,18 @@ class Request(Generic[Inputs]):
 
     solver: Solver
     guidance: Guidance
-    strengths: Mapping[str, np.ndarray]
-    seed: int
-    batch: int
+    strengths: Mapping[str, np.ndarray] = dataclasses.field(metadata=BY_CALL)
+    seeds: np.ndarray
+    indices: np.ndarray
+    batch: int = dataclasses.field(metadata=ADDED)
     repeats: int
     latent_shape: tuple[int, int, int]
     prompts: list[str]
     negative_prompts: list[str]
     prompt_embeds: np.ndarray | None
     negative_prompt_embeds: np.ndarray | None
-    step_noise: np.ndarray | None
-    batch_size: int
+    step_noise: np.ndarray | None = dataclasses.field(metadata=BY_CALL)
+    batch_size: int = dataclasses.field(metadata=ADDED)
     output_type: OutputType
     tile: tuple[int, int] | None = None
     kept: list[Kept] | None = None

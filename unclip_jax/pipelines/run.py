@@ -27,9 +27,7 @@ def sample_latents(parts: Parts, request: Request[Any], conditions: Conditions) 
     made = []
     for first in range(0, request.batch, request.batch_size):
         rows = np.arange(first, min(first + request.batch_size, request.batch))
-        made.append(
-            _sample_chunk(parts, request, conditions, make_chunk(parts.mesh, rows, request.repeats, request.seed))
-        )
+        made.append(_sample_chunk(parts, request, conditions, chunk_of(parts, request, rows)))
     return np.concatenate(made)
 
 
@@ -37,11 +35,16 @@ def stream_states(
     parts: Parts, request: Request[Any], conditions: Conditions
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """All images in one batch: after every evaluation its number from 1, the latents, the estimate of x0."""
-    chunk = make_chunk(parts.mesh, np.arange(request.batch), request.repeats, request.seed)
+    chunk = chunk_of(parts, request, np.arange(request.batch))
     carry, run_steps = begin(parts, request, conditions, chunk)
     for evaluation in range(request.solver.calls):
         carry, _ = run_steps(carry, evaluation, evaluation + 1)
         yield evaluation + 1, chunk.trim(carry.latents), chunk.trim(carry.x0)
+
+
+def chunk_of(parts: Parts, request: Request[Any], rows: np.ndarray) -> Chunk:
+    """The images of a request with these indices, as a chunk."""
+    return make_chunk(parts.mesh, rows, request.repeats, request.seeds, request.indices)
 
 
 def begin(parts: Parts, request: Request[Any], conditions: Conditions, chunk: Chunk) -> tuple[Carry, RunSteps]:
@@ -79,7 +82,7 @@ def begin(parts: Parts, request: Request[Any], conditions: Conditions, chunk: Ch
                 carry,
                 grids[guidance],
                 constants[guidance],
-                chunk.seed,
+                chunk.seeds,
                 chunk.indices,
                 span,
                 guidance=guidance,

@@ -20,7 +20,7 @@ from unclip_jax.checkpoints.config import CheckpointConfig, PriorCheckpointConfi
 from unclip_jax.pipelines import prior as priors
 from unclip_jax.pipelines import unclip
 from unclip_jax.pipelines.arguments import PriorArguments, StableUnCLIPArguments, UnCLIPArguments
-from unclip_jax.pipelines.checks import MAX_IMAGES, check_integer, check_prompts, count_texts, with_inputs
+from unclip_jax.pipelines.checks import MAX_IMAGES, check_integer, check_prompts, check_seed, count_texts, with_inputs
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.opening import DEFAULT_MEMORY
 from unclip_jax.pipelines.parts import Parts
@@ -51,12 +51,13 @@ def check(prior: PriorCheckpointConfig, config: CheckpointConfig, a: StableUnCLI
     for name in ("prompt_embeds", "negative_prompt_embeds"):
         if own[name] is not None and np.shape(own[name])[:1] == (count,):
             own[name] = np.repeat(own[name], repeats, axis=0)
-    own |= {name: one_each(name, own[name]) for name in ("prompt", "negative_prompt")}
+    own |= {name: one_each(name, own[name]) for name in ("prompt", "negative_prompt")} | {"seed": 0}
     own["image_embeds"] = np.zeros((count * repeats, prior.prior.embedding_dim), np.float32)
     request = unclip.check(config, UnCLIPArguments(**own))
     of_prior = {name: getattr(a, name) for name in (*_PRIOR, "prompt", "num_images_per_prompt", "seed", "batch_size")}
     inputs = Inputs(priors.check(prior, PriorArguments(**of_prior)), request.inputs)
-    return with_inputs(request, inputs)
+    seeds, indices = check_seed(a.seed, count, repeats)
+    return with_inputs(request, inputs, seeds=seeds, indices=indices)
 
 
 _PRIOR = ("prior_num_inference_steps", "prior_guidance_scale", "prior_latents", "prior_step_noise")
@@ -65,7 +66,8 @@ _PRIOR = ("prior_num_inference_steps", "prior_guidance_scale", "prior_latents", 
 def conditions(prior: TextToEmbeddingPrior, parts: Parts, request: Request[Inputs]) -> Conditions:
     """What the denoiser is told: runs the prior."""
     inputs = request.inputs
-    condition = dataclasses.replace(inputs.unclip.condition, image_embeds=prior.sample(inputs.prior))
+    asked = dataclasses.replace(inputs.prior, seeds=request.seeds, indices=request.indices)
+    condition = dataclasses.replace(inputs.unclip.condition, image_embeds=prior.sample(asked))
     own = dataclasses.replace(inputs.unclip, condition=condition)
     return unclip.conditions(parts, with_inputs(request, own))
 
@@ -98,6 +100,7 @@ class StableUnCLIPPipeline(Pipeline):
                 "goes with the ViT-L checkpoint"
             )
         super().__init__(unclip.opened)
+        self.programs = unclip.programs
         self.prior = prior
         self.task = Task(
             StableUnCLIPArguments, functools.partial(check, prior.config), functools.partial(conditions, prior)

@@ -34,25 +34,28 @@ MAX_NOISE_LEVEL = 1000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageCondition:
-    """The images that an unCLIP checkpoint is conditioned by: one per image made, or all mixed into one condition.
+    """The images that an unCLIP checkpoint is conditioned by: P conditions, each of one image, or a mix of K.
 
     Attributes:
-        count: how many there are.
-        images: (H, W, 3) uint8 each; or
-        image_embeds: (count, D).
-        noise_level: (count,) rows of the noise schedule.
-        weights: (count,) of the mix; None: no mix.
-        mix_noise_level: the level to which the mix is noised once more.
+        images: P K of (H, W, 3) uint8, condition by condition; or
+        image_embeds: (P K, D).
+        noise_level: (P, K) rows of the noise schedule.
+        weights: (P, K) of the mixes; None: no mix, and K is 1.
+        mix_noise_level: (P,), the level to which a mix is noised once more.
         image_noise: (B, draws, D), one for each image of a condition, and one for a mix that is noised again.
     """
 
-    count: int
     images: list[np.ndarray] | None
     image_embeds: np.ndarray | None
     noise_level: np.ndarray
     weights: np.ndarray | None = None
-    mix_noise_level: int | None = None
+    mix_noise_level: np.ndarray | None = None
     image_noise: np.ndarray | None = None
+
+    @property
+    def count(self) -> int:
+        """P."""
+        return len(self.noise_level)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +79,7 @@ def check(config: CheckpointConfig, a: UnCLIPArguments) -> Request[Inputs]:
         weights=a.image_weights,
         mix_noise_level=a.mix_noise_level,
     )
-    prompts = 1 if condition.weights is not None else condition.count
-    request = check_request(config, a, solver, shape, a.prompt, a.negative_prompt, prompts)
+    request = check_request(config, a, solver, shape, a.prompt, a.negative_prompt, condition.count)
     latents = optional_array("latents", a.latents, (request.batch, *shape))
     return with_inputs(request, Inputs(condition, latents))
 
@@ -143,7 +145,7 @@ def check_condition(
     if weights is not None:
         weights = check_weights(weights, count)
         if mix_noise_level is not None:
-            mix_level = int(check_noise_levels(mix_noise_level, 1)[0])
+            mix_level = check_noise_levels(mix_noise_level, 1)
     elif mix_noise_level is not None:
         raise ValueError("mix_noise_level is given without image_weights: there is no mix to noise")
     levels = check_noise_levels(noise_level, count)
@@ -157,11 +159,10 @@ def check_condition(
     elif noise is not None:
         noise = check_array("image_noise", noise, (repeats, count + (mix_level is not None), width))
     return ImageCondition(
-        count=count,
         images=images,
         image_embeds=embeds,
-        noise_level=levels,
-        weights=weights,
+        noise_level=levels[:, None] if weights is None else levels[None],
+        weights=None if weights is None else weights[None],
         mix_noise_level=mix_level,
         image_noise=noise,
     )
@@ -225,31 +226,25 @@ def check_weights(value: Any, images: int) -> np.ndarray:
 
 
 def image_labels(parts: Parts, condition: ImageCondition) -> tuple[np.ndarray, Callable[[Chunk], jax.Array]]:
-    """The embeddings (count, D) of a condition, and the class labels (R, 2 D) that they become."""
+    """The embeddings (P K, D) of P conditions, and the class labels (R, 2 D) that they become."""
     embeds = condition.image_embeds
     if embeds is None:
         embeds = encode_image_embeds(parts, condition.images or [])
-    levels, weights = condition.noise_level, condition.weights
-    mix_level, noise = condition.mix_noise_level, condition.image_noise
+    width, levels, weights = embeds.shape[-1], condition.noise_level, condition.weights
+    mix_levels, noise = condition.mix_noise_level, condition.image_noise
 
     def labels(chunk: Chunk) -> jax.Array:
-        count = len(chunk.rows)
-        if weights is None:
-            of_each, levels_of_each = embeds[chunk.prompts][:, None], levels[chunk.prompts][:, None]
-        else:
-            of_each = np.broadcast_to(embeds, (count, *embeds.shape))
-            levels_of_each = np.broadcast_to(levels, (count, condition.count))
         return parts.programs.class_labels(
-            chunk.split(of_each),
-            chunk.split(levels_of_each),
-            None if weights is None else chunk.everywhere(weights),
-            None if mix_level is None else chunk.split(np.full(count, mix_level, np.int32)),
+            chunk.of_prompts(embeds.reshape(*levels.shape, width)),
+            chunk.of_prompts(levels),
+            None if weights is None else chunk.of_prompts(weights),
+            None if mix_levels is None else chunk.of_prompts(mix_levels),
             None if noise is None else chunk.of_images(noise),
-            chunk.seed,
+            chunk.seeds,
             chunk.indices,
             parts.noising,
             mixed=weights is not None,
-            width=embeds.shape[-1],
+            width=width,
         )
 
     return embeds, labels

@@ -74,7 +74,7 @@ def conditions(parts: Parts, request: Request[Inputs]) -> Conditions:
     def channels(chunk: Chunk) -> jax.Array:
         shape = inputs.pixels.shape[1:]
         noise = noise_of(parts, inputs.low_res_noise, Branch.LOW_RESOLUTION, shape, chunk)
-        return parts.programs.noise_low_res(chunk.of_prompts(inputs.pixels), labels(chunk), noise, **parts.noising)
+        return parts.programs.noise_low_res(chunk.of_prompts(inputs.pixels), labels(chunk), noise, parts.noising)
 
     text, negative = text_states(parts, request)
     return Conditions(text, negative, from_noise(parts, request, inputs.latents), labels, channels)

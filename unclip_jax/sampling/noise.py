@@ -21,14 +21,14 @@ def image_keys(seed: jax.Array | int, indices: jax.Array) -> jax.Array:
     """Makes one random key per image: fold_in(key(seed), index).
 
     Args:
-        seed: An integer, () if traced.
+        seed: An integer, () if traced; or (B,), one for each image.
         indices: (B,) int, the images' indices in the whole run.
 
     Returns:
         (B,) keys.
     """
-    root = jax.random.key(seed)
-    return jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
+    of_each = None if jnp.ndim(seed) == 0 else 0
+    return jax.vmap(lambda seed, index: jax.random.fold_in(jax.random.key(seed), index), (of_each, 0))(seed, indices)
 
 
 def branch(keys: jax.Array, name: Branch) -> jax.Array:

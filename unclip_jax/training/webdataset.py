@@ -3,15 +3,12 @@
 Only the tars' headers are read at first, so that samples can be shuffled over all tars and read one by one.
 """
 
-import json
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
-from unclip_jax.training.data import SUFFIXES, Record
-
-MAX_TEXT_BYTES = 1 << 20
+from unclip_jax.dataset_files import SUFFIXES, Member, sample_columns, tar_members
+from unclip_jax.training.data import Record
 
 
 def tar_samples(paths: Sequence[Path]) -> list[Record]:
@@ -37,51 +34,24 @@ def tar_samples(paths: Sequence[Path]) -> list[Record]:
 def _samples(path: Path) -> list[Record]:
     if not path.is_file():
         raise FileNotFoundError(f"tars: no such file: {path}")
-    members: dict[str, dict[str, tarfile.TarInfo]] = {}
-    try:
-        with tarfile.open(path, "r:") as tar, path.open("rb") as file:
-            for member in tar:
-                # The name ends at the first point of the last part, as webdataset has it: "a.b/0001.seg.png".
-                folder, _, last = member.name.rpartition("/")
-                stem, point, suffix = last.partition(".")
-                if member.isreg() and stem and point:
-                    members.setdefault(f"{folder}/{stem}", {})[f".{suffix.lower()}"] = member
-            if path.stat().st_size - tar.offset < tarfile.BLOCKSIZE:  # of zeros, after the last member
-                raise tarfile.ReadError("cut off")
-            found = [_record(path, file, key, parts) for key, parts in members.items()]
-    except tarfile.TarError as error:
-        raise ValueError(f"{path.name}: not an uncompressed tar: {error}") from error
+    samples: dict[str, dict[str, Member]] = {}
+    with path.open("rb") as file:
+        for key, suffix, member in tar_members(file, path.stat().st_size, path.name):
+            samples.setdefault(key, {})[suffix] = member
+        found = [_record(path, file, key, members) for key, members in samples.items()]
     records = [record for record in found if record is not None]
     if not records:
         raise ValueError(f"{path.name}: holds no images")
     return records
 
 
-def _record(path: Path, file: Any, key: str, parts: dict[str, tarfile.TarInfo]) -> Record | None:
-    image = next((parts[suffix] for suffix in SUFFIXES if suffix in parts), None)
+def _record(path: Path, file: BinaryIO, key: str, members: dict[str, Member]) -> Record | None:
+    image = next((members[suffix] for suffix in SUFFIXES if suffix in members), None)
     if image is None:
         return None
-
-    def read(suffix: str) -> str:
-        member = parts[suffix]
-        if member.size > MAX_TEXT_BYTES:
-            raise ValueError(f"{path.name}: {member.name} has {member.size} bytes; want at most {MAX_TEXT_BYTES}")
-        file.seek(member.offset_data)
-        try:
-            return file.read(member.size).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path.name}: {member.name}: {error}") from error
-
-    columns: dict[str, Any] = {}
-    if ".json" in parts:
-        try:
-            columns = json.loads(read(".json"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path.name}: {parts['.json'].name}: not JSON: {error}") from error
-        if not isinstance(columns, dict):
-            raise ValueError(f"{path.name}: {parts['.json'].name}: want an object")
-    given = read(".txt") if ".txt" in parts else columns.get("text", columns.get("caption", ""))
-    if not isinstance(given, str):
-        raise ValueError(f"{path.name}: {parts['.json'].name}: text is {given!r:.80}; want a string")
+    columns = sample_columns(file, path.name, members)
+    text = columns.get("text", columns.get("caption", ""))
+    if not isinstance(text, str):
+        raise ValueError(f"{path.name}: {members['.json'].name}: text is {text!r:.80}; want a string")
     rest = {name: value for name, value in columns.items() if name not in ("text", "caption")}
-    return Record(path, given.strip(), rest, (image.offset_data, image.size), key.removeprefix("/"))
+    return Record(path, text.strip(), rest, (image.offset, image.size), key)

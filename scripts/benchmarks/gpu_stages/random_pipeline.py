@@ -15,10 +15,10 @@ from unclip_jax import UnCLIPPipeline
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import Network, abstract_networks
 from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json
-from unclip_jax.distributed.mesh import local_mesh, make_chunk, replicated
+from unclip_jax.distributed.mesh import local_mesh, replicated
 from unclip_jax.pipelines.opening import Opened
 from unclip_jax.pipelines.parts import Parts
-from unclip_jax.pipelines.run import RunSteps, begin
+from unclip_jax.pipelines.run import RunSteps, begin, chunk_of
 from unclip_jax.sampling.loop import Carry
 from unclip_jax.sampling.schedule import alphas_cumprod
 
@@ -100,5 +100,5 @@ def arguments(run: Run, latents: int, batch: int) -> dict[str, Any]:
 def begun(pipe: UnCLIPPipeline, parts: Parts, given: dict[str, Any]) -> tuple[Carry, RunSteps]:
     """A call before its first step. parts: the pipeline's, perhaps with other programs; given: `arguments`."""
     request = pipe.check(**given)
-    chunk = make_chunk(pipe.mesh, np.arange(request.batch), request.repeats, request.seed)
+    chunk = chunk_of(pipe.parts, request, np.arange(request.batch))
     return begin(parts, request, pipe.task.conditions(parts, request), chunk)

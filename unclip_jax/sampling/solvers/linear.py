@@ -60,7 +60,11 @@ def table(
 @functools.cache
 def remember(count: int) -> Init:
     """The `Solver.init` of a solver that keeps `count` arrays like x, zeros at first."""
-    return lambda x: (jnp.zeros(x.shape, jnp.float32),) * count
+    return functools.partial(_zeros, count)
+
+
+def _zeros(count: int, x: jax.Array) -> Memory:
+    return (jnp.zeros(x.shape, jnp.float32),) * count
 
 
 def step(
