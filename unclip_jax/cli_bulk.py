@@ -75,13 +75,17 @@ def make_rows(
     if args.engine is None:
         import jax
 
+        from unclip_jax.distributed.hosts import each
+
         options |= {"host": jax.process_index(), "hosts": jax.process_count()}
         summary = bulk.run(open_pipeline(args), args.rows, args.out, **options)
-    else:
+    else:  # where this process leaves the devices to the workers
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's remarks on itself, among ours
         opening = functools.partial(open_pipeline, args)
         summary = bulk.run_on_ray(opening, args.rows, args.out, **_cluster(args), **options)
     print("\n".join(summary.lines()))
+    if args.engine is None:
+        each(None)  # JAX would end the hosts that are five minutes behind the first to leave
     if summary.failed:
         print(f"{summary.failed} rows failed: {args.out}/manifest has the reasons", file=sys.stderr)
 
