@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from tests.bulk.job_files import files, records
 from tests.pipelines.small_family import arguments, open_pipeline, photo
 from unclip_jax import bulk
 from unclip_jax.bulk import engine
@@ -48,23 +50,6 @@ def rows(tmp_path_factory):
 def undisturbed(pipe, rows, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     return out, bulk.run(pipe, rows, out, save="latents", **SIZES, **SETTINGS)
-
-
-def files(folder):
-    """Every file's bytes, but for the time that rows took."""
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-    for name in [name for name in found if name.startswith("manifest/")]:
-        if name.endswith(".parquet"):
-            del found[name]
-        elif name.endswith(".jsonl"):
-            found[name] = [{**record, "seconds": None} for record in map(json.loads, found[name].splitlines())]
-    return found
-
-
-def records(folder):
-    return [
-        json.loads(line) for path in sorted(folder.glob("manifest/*.jsonl")) for line in path.read_text().splitlines()
-    ]
 
 
 def test_what_a_job_makes_is_what_calls_make(pipe, rows, undisturbed):
@@ -116,6 +101,9 @@ def test_an_interrupted_job_goes_on_and_makes_the_same_bytes(pipe, rows, tmp_pat
     def stumbling(self, name, data):
         nonlocal left
         if left == 0:
+            partial = tmp_path / "interrupted" / name
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            partial.with_name(f".{partial.name}.partial-1").touch()  # as a kill leaves it
             raise KeyboardInterrupt
         left -= 1
         write(self, name, data)
@@ -130,6 +118,7 @@ def test_an_interrupted_job_goes_on_and_makes_the_same_bytes(pipe, rows, tmp_pat
             assert runs < 12
     assert runs > 3
     assert files(tmp_path / "interrupted") == files(tmp_path / "whole")
+    assert os.listdir(tmp_path / "interrupted/working") == []
 
 
 def test_a_job_that_is_done_makes_nothing_again(pipe, rows, undisturbed, monkeypatch):

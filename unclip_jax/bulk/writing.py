@@ -81,6 +81,17 @@ def write_shard(store: Store, records: PartRecords) -> None:
     store.write(shard(part), outputs.tar(samples))
 
 
+def remove_leftovers(store: Store, part: int) -> None:
+    """Removes the temporary files of a part that a killed process was writing.
+
+    A part is made by one process, so nobody else writes files of these names meanwhile.
+    """
+    for folder in ("files", "working"):
+        store.remove_leftovers(f"{folder}/{part:06d}")
+    for folder in ("manifest", "shards"):
+        store.remove_leftovers(folder, f"{part:06d}.")
+
+
 def staged(part: int, name: str) -> str:
     """Where a file is until its shard is written."""
     return f"working/{part:06d}/{name}"

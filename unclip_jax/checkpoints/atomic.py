@@ -77,14 +77,19 @@ def replaced_file(destination: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def remove_abandoned(folder: str | os.PathLike[str]) -> None:
-    """Removes the temporary files that killed runs of `replaced_file` left in a folder and below it.
+def remove_abandoned(folder: str | os.PathLike[str], beginning: str = "") -> None:
+    """Removes the temporary files that killed runs of `replaced_file` left in a folder, which need not be there.
 
-    Nothing else may begin to write there meanwhile: a file that is just being made is not locked yet.
+    Nothing else may begin to write such files meanwhile: one that is just being made is not locked yet.
+
+    Args:
+        folder: Where they are; not those below it.
+        beginning: Of the names of the files that were to be written.
     """
-    for parent, _, names in os.walk(folder):
-        for path in (Path(parent, name) for name in names if PARTIAL.fullmatch(name)):
-            if _abandoned(path):
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(folder):
+            path = Path(folder, name)
+            if PARTIAL.fullmatch(name) and name.startswith(f".{beginning}") and _abandoned(path):
                 path.unlink(missing_ok=True)
 
 
