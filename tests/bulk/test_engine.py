@@ -170,6 +170,11 @@ def test_pictures_are_the_decoded_latents_with_their_recipes(pipe, undisturbed, 
                 assert json.loads(picture.text["unclip_jax"]) == record["recipe"]
 
 
+def test_the_order_of_settings_changes_no_byte(pipe, rows, pictures_made, tmp_path):
+    bulk.run(pipe, rows, tmp_path / "out", **SIZES, **dict(reversed(SETTINGS.items())))
+    assert files(tmp_path / "out") == files(pictures_made) | {"job.json": (tmp_path / "out/job.json").read_bytes()}
+
+
 @pytest.mark.parametrize("save", ["jpeg", "webp"])
 def test_other_formats_have_the_same_pictures(pipe, rows, pictures_made, tmp_path, save):
     bulk.run(pipe, rows, tmp_path / "out", save=save, **SIZES, **SETTINGS)

@@ -103,9 +103,12 @@ def shard(part: int) -> str:
 
 
 def _said(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments as a recipe has them: of files and arrays what they are called, not what is in them."""
+    """Arguments as a recipe has them, in the order of their names, whatever order they were given in.
+
+    Of files and arrays it has what they are called, not what is in them.
+    """
     recipe: dict[str, Any] = {}
-    for name, value in values.items():
+    for name, value in sorted(values.items()):
         if name == "image":  # as recipes of single pictures have them
             recipe["images"] = [{"name": _short(one)} for one in (value if isinstance(value, list) else [value])]
         else:
