@@ -19,8 +19,7 @@ from convert.rules.flax import with_flax
 from convert.tensor_file import quoted
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import abstract_params
-from unclip_jax.models.clip import VisionConfig
-from unclip_jax.models.unet import UNetConfig
+from unclip_jax.models.configs import UNetConfig, VisionConfig
 
 
 def _statistics(t: Table, prefix: str, width: int) -> None:

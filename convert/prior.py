@@ -21,8 +21,9 @@ from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.config import PriorCheckpointConfig
 from unclip_jax.checkpoints.networks import abstract_network, abstract_params
 from unclip_jax.conditioning.tokenizer import Tokenizer, openai_tokenizer_json
-from unclip_jax.models.clip import TextConfig, TextEncoder
-from unclip_jax.models.prior import Prior, PriorConfig
+from unclip_jax.models.clip import TextEncoder
+from unclip_jax.models.configs import PriorConfig, TextConfig
+from unclip_jax.models.prior import Prior
 from unclip_jax.reference import Reference
 
 # Karlo's files, as published, and the suffixes under which `export.prior` puts the same beside a checkpoint.

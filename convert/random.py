@@ -25,10 +25,7 @@ from unclip_jax.checkpoints.config import AnyConfig, CheckpointConfig, PriorChec
 from unclip_jax.checkpoints.networks import abstract_params, is_stacked
 from unclip_jax.checkpoints.stream import write_safetensors
 from unclip_jax.conditioning.tokenizer import Tokenizer, openai_tokenizer_json
-from unclip_jax.models.clip import TextConfig, VisionConfig
-from unclip_jax.models.prior import PriorConfig
-from unclip_jax.models.unet import UNetConfig
-from unclip_jax.models.vae import VAEConfig
+from unclip_jax.models.configs import PriorConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
 from unclip_jax.reference import Reference
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from convert.__main__ import main as convert
 from tests import small_models, stand_ins
 from unclip_jax import cli
-from unclip_jax.models.vae import VAEConfig
+from unclip_jax.models.configs import VAEConfig
 
 ROOT = Path(__file__).parents[1]
 

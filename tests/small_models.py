@@ -8,10 +8,7 @@ from unclip_jax.checkpoints.checkpoint import Checkpoint
 from unclip_jax.checkpoints.config import ClipConfig
 from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.conditioning.tokenizer import Tokenizer, open_clip_tokenizer_json
-from unclip_jax.models.clip import TextConfig, VisionConfig
-from unclip_jax.models.depth import DepthConfig
-from unclip_jax.models.unet import UNetConfig
-from unclip_jax.models.vae import VAEConfig
+from unclip_jax.models.configs import DepthConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
 from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import NoiseSchedule
 

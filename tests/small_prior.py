@@ -8,8 +8,7 @@ from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.config import PriorCheckpointConfig
 from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.conditioning.tokenizer import Tokenizer, openai_tokenizer_json
-from unclip_jax.models.clip import TextConfig
-from unclip_jax.models.prior import PriorConfig
+from unclip_jax.models.configs import PriorConfig, TextConfig
 
 SCHEDULER = {
     "_class_name": "UnCLIPScheduler",

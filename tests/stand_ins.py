@@ -23,7 +23,7 @@ from tests.pipelines.small_family import one_level
 from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.checkpoints.stream import write_safetensors
-from unclip_jax.models.vae import VAEConfig
+from unclip_jax.models.configs import VAEConfig
 
 TEXT = dataclasses.replace(PRESETS["768-v"].text_encoder, width=32, layers=1, heads=2, mlp_width=64)
 VISION_H = small_models.VISION

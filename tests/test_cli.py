@@ -144,11 +144,21 @@ def test_info_describes_a_checkpoint(converted: Path, tmp_path: Path, capsys: py
 def test_info_plans_memory(converted: Path, capsys: pytest.CaptureFixture[str]):
     options = ["--plan", "--height", "128", "--width", "128", "--batch", "2", "--devices", "1", "--decoding", "tiled"]
     assert cli.main(["info", str(converted), *options, "--json"]) == 0
-    stages = json.loads(capsys.readouterr().out)["plan"]
+    planned = json.loads(capsys.readouterr().out)["plan"]
+    assert planned["mesh"] == {"data": 1}
+    assert planned["hosts"] == 1
+    assert planned["read"] > 2**20
+    stages = planned["stages"]
+    peaks = {name: stage["weights"] + stage["activations"] for name, stage in stages.items()}
+    assert planned["peak"] == {"stage": max(peaks, key=peaks.get), "bytes": max(peaks.values())}
     assert list(stages) == ["loading weights", "encoding images", "encoding prompts", "sampling", "decoding"]
     assert all(stage["weights"] > stage["activations"] >= 0 for stage in stages.values())
     assert cli.main(["info", str(converted), *options, "--free-networks"]) == 0
-    assert "MiB a device" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "MiB a device" in printed
+    assert "1 along data; 1 host, which reads" in printed
+    assert cli.main(["info", str(converted), "--plan", "--devices", "4", "--model-parallel", "3"]) == 2
+    assert '"model" is 3; want a divisor of the number of devices, 4' in one_line(capsys)
     assert cli.main(["info", "--plan"]) == 2
     assert "--plan" in one_line(capsys)
     assert cli.main(["info", str(converted), "--plan", "--height", "100"]) == 2

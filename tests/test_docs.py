@@ -42,6 +42,7 @@ ELSEWHERE = {
     "docs/editing.md": "test_docs_long.py",
     "docs/evaluation.md": "test_docs_long.py",
     "docs/guidance.md": "test_docs_long.py",
+    "docs/hosts.md": "distributed/test_hosts.py",
     "docs/training.md": "test_docs_long.py",
 }
 

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from tests.convert.diffusers_folder import CONFIG
 from unclip_jax.checkpoints.networks import NETWORKS, Network
 from unclip_jax.distributed.mesh import local_mesh
-from unclip_jax.models.prior import PriorConfig
+from unclip_jax.models.configs import PriorConfig
 
 BATCH = 4  # as many as there are devices
 TOLERANCE = 1e-5  # relative; measured: 1e-6

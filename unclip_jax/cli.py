@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from unclip_jax import __version__
-from unclip_jax.cli_generate import COMMANDS, OPENING, add_commands, add_memory, make, memory_of, mesh_of, model_name
+from unclip_jax.cli_generate import (
+    COMMANDS,
+    OPENING,
+    add_commands,
+    add_hosts,
+    add_memory,
+    join_hosts,
+    make,
+    memory_of,
+    mesh_of,
+    model_name,
+)
 from unclip_jax.cli_messages import message
 from unclip_jax.conditioning.address import is_address, shown
 from unclip_jax.interruption import termination_interrupts
@@ -38,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     planned.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time; default 1")
     planned.add_argument("--dtype", metavar="D", help="as for variations")
     planned.add_argument("--devices", type=int, metavar="N", help="as for variations")
+    planned.add_argument("--model-parallel", type=int, default=1, metavar="N", help="as for variations")
     add_memory(i)
 
     _add_compile(commands)
@@ -53,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     t.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a setting, as in run.total_steps=500"
     )
+    add_hosts(t)
     _add_evaluate(commands)
     commands.add_parser("convert", help="convert checkpoints between PyTorch's formats and ours", add_help=False)
     return p
@@ -198,6 +211,7 @@ def compile_ahead(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Trains, and prints the result's path."""
+    join_hosts(args)
     from unclip_jax.training.settings import read_settings
     from unclip_jax.training.tasks import run_training
 
@@ -252,27 +266,40 @@ def _plan(args: argparse.Namespace, checkpoint: Any) -> dict[str, Any]:
     from unclip_jax.pipelines.plan import plan
 
     use_compilation_cache()
-    mesh, memory = mesh_of(args.devices), memory_of(args)
+    mesh, memory = mesh_of(args.devices, args.model_parallel), memory_of(args)
     given = (checkpoint, args.height, args.width, args.batch, args.dtype, mesh)
     stages = plan(*given, memory)
-    if args.json:
-        return {stage.name: {"weights": stage.weights, "activations": stage.activations} for stage in stages}
-    lines = _plan_lines(stages)
-    if not memory.free_networks and stages[-1].weights > stages[0].weights:  # kernels were transformed
-        peak = max(plan(*given, dataclasses.replace(memory, convolution="direct")), key=lambda stage: stage.peak)
-        lines["with --lean".ljust(len(next(iter(lines))))] = f"{peak.peak / 2**20:8,.0f} MiB, {peak.name}"
-    return lines
-
-
-def _plan_lines(stages: Sequence[Any]) -> dict[str, str]:
-    width = max(len(stage.name) for stage in stages)
-    lines = {
-        stage.name.ljust(width): f"{stage.peak / 2**20:8,.0f} MiB a device: {stage.weights / 2**20:,.0f} of weights, "
-        f"{stage.activations / 2**20:,.0f} beside them"
-        for stage in stages
+    facts: dict[str, Any] = {
+        "mesh": dict(mesh.shape),
+        "hosts": len({device.process_index for device in mesh.devices.flat}),
+        "read": checkpoint.nbytes,
+        "stages": {stage.name: {"weights": stage.weights, "activations": stage.activations} for stage in stages},
+        "peak": _peak(stages),
     }
+    if not memory.free_networks and stages[-1].weights > stages[0].weights:  # kernels were transformed
+        facts["lean"] = _peak(plan(*given, dataclasses.replace(memory, convolution="direct")))
+    return facts if args.json else _plan_lines(facts)
+
+
+def _peak(stages: Sequence[Any]) -> dict[str, Any]:
     peak = max(stages, key=lambda stage: stage.peak)
-    return {**lines, "peak".ljust(width): f"{peak.peak / 2**20:8,.0f} MiB, {peak.name}"}
+    return {"stage": peak.name, "bytes": peak.peak}
+
+
+def _plan_lines(facts: dict[str, Any]) -> dict[str, str]:
+    width = max(map(len, facts["stages"]))
+    axes = ", ".join(f"{size} along {axis}" for axis, size in facts["mesh"].items())
+    hosts = "1 host, which reads" if facts["hosts"] == 1 else f"{facts['hosts']} hosts, each of which reads"
+    lines = {"devices".ljust(width): f"{axes}; {hosts} {facts['read'] / 2**20:,.0f} MiB of weights once"}
+    for name, stage in facts["stages"].items():
+        weights, activations = stage["weights"] / 2**20, stage["activations"] / 2**20
+        lines[name.ljust(width)] = (
+            f"{weights + activations:8,.0f} MiB a device: {weights:,.0f} of weights, {activations:,.0f} beside them"
+        )
+    for key, name in (("peak", "peak"), ("lean", "with --lean")):
+        if key in facts:
+            lines[name.ljust(width)] = f"{facts[key]['bytes'] / 2**20:8,.0f} MiB, {facts[key]['stage']}"
+    return lines
 
 
 def _environment() -> dict[str, Any]:

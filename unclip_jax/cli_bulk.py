@@ -56,6 +56,9 @@ def make_rows(
     if args.dry_run:
         print("\n".join(bulk.dry_run(pipe, args.rows, **options)))
         return
+    import jax
+
+    options |= {"host": jax.process_index(), "hosts": jax.process_count()}
     options |= {"shards": args.shards, "part_size": args.part_size, "max_errors": max_errors}
     summary = bulk.run(pipe, args.rows, args.out, **options)
     print("\n".join(summary.lines()))

@@ -129,8 +129,12 @@ def add_commands(commands: Any) -> None:
         model.add_argument(
             "--dtype", metavar="D", help="float32, bfloat16 or float16; default float32 on CPU, else bfloat16"
         )
-        model.add_argument("--devices", type=int, metavar="N", help="number of local devices to use; default all")
+        model.add_argument("--devices", type=int, metavar="N", help="number of devices to use; default all")
+        add_hosts(model)
         model.add_argument("--executables", metavar="DIR", help="of `unclip-jax compile`, trusted; default beside SRC")
+        model.add_argument(
+            "--model-parallel", type=int, default=1, metavar="N", help="devices that share one image's work; default 1"
+        )
         what = p.add_argument_group("what to make")
         if command.inputs == "images":
             what.add_argument("--prompt", default="", metavar="T", help="text that guides")
@@ -188,7 +192,30 @@ def add_memory(command: argparse.ArgumentParser) -> None:
     m.add_argument("--tile", type=int, metavar="N", help="of tiled, pixels along a side; default the checkpoint's")
     m.add_argument("--attention-chunk", type=int, metavar="N", help="queries at a time")
     m.add_argument("--free-networks", action="store_true", help="read each network for its stage and free it after")
+    m.add_argument("--shard-weights", action="store_true", help="split every weight over all devices")
     m.add_argument("--lean", action="store_true", help="hold no second, faster form of the kernels (CPUs)")
+
+
+def add_hosts(command: Any) -> None:
+    """Adds the options of `unclip_jax.distributed.join`, for `join_hosts`."""
+    command.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the processes of other hosts, which run the same command; JAX finds them on Cloud TPU, SLURM, "
+        "Kubernetes and Open MPI",
+    )
+    command.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where JAX finds nothing")
+    command.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
+    command.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
+
+
+def join_hosts(args: argparse.Namespace) -> None:
+    """Joins the other hosts' processes, if the options of `add_hosts` say so; before anything else of JAX."""
+    given = args.coordinator, args.num_processes, args.process_id
+    if args.distributed or given != (None, None, None):
+        from unclip_jax.distributed.hosts import join
+
+        join(*given)
 
 
 def make(args: argparse.Namespace) -> None:
@@ -213,12 +240,14 @@ def make(args: argparse.Namespace) -> None:
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out} is a file; want a directory")
 
+    join_hosts(args)
     if args.rows is not None:
         make_rows(args, open_pipeline, _settings(args, None))
         return
 
     import jax
 
+    from unclip_jax.distributed.hosts import each
     from unclip_jax.image_files import contact_sheet, save_png
 
     # Opened once, and as they are: what becomes of transparency, or of 16 bits, is the pipeline's to say.
@@ -228,10 +257,10 @@ def make(args: argparse.Namespace) -> None:
     settings = _settings(args, max(1, len(paths)))
     inputs = {"image": loaded} if paths else {}
     inputs |= {name: opened[path].image for name in IMAGES if (path := settings.get(name)) is not None}
-    images = pipe(**{**settings, **inputs}, batch_size=args.batch_size).images
+    out = pipe(**{**settings, **inputs}, batch_size=args.batch_size)
 
     args.out.mkdir(parents=True, exist_ok=True)
-    run = _next_run(args.out)
+    run = max(each(_next_run(args.out)))
     sources = [opened[path].origin for path in paths]
     common = {
         "command": args.command,
@@ -246,7 +275,7 @@ def make(args: argparse.Namespace) -> None:
     }
     per_image = {k: v for k, v in settings.items() if k in ("noise_level", "prompt") and isinstance(v, list)}
     labelled = []
-    for index, image in enumerate(images):
+    for index, image in zip(out.rows.tolist(), out.images, strict=True):
         # Which input an image was made of; all of them, when they were mixed.
         source = None if settings.get("image_weights") is not None else index // args.num_images
         recipe = {**common, "index": index, "width": image.width, "height": image.height}
@@ -258,13 +287,15 @@ def make(args: argparse.Namespace) -> None:
         save_png(path, image, recipe)
         labelled.append((image, path.stem))
         print(path)
-    labels = [source["name"].rpartition("/")[2] for source in sources]
-    sheet = contact_sheet(list(zip(loaded, labels, strict=True)), labelled)
-    path = args.out / f"{run:04d}-sheet.png"
-    save_png(path, sheet, {**common, **({"images": sources} if sources else {})})
+    if jax.process_count() == 1:  # else no host has all images
+        labels = [source["name"].rpartition("/")[2] for source in sources]
+        sheet = contact_sheet(list(zip(loaded, labels, strict=True)), labelled)
+        path = args.out / f"{run:04d}-sheet.png"
+        save_png(path, sheet, {**common, **({"images": sources} if sources else {})})
+        print(path)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
     seconds = time.monotonic() - started
-    print(f"{path}\n{len(images)} images in {seconds:.1f} s, peak memory {peak:.0f} MiB")
+    print(f"{len(labelled)} images in {seconds:.1f} s, peak memory {peak:.0f} MiB")
 
 
 def open_pipeline(args: argparse.Namespace) -> Any:
@@ -273,7 +304,9 @@ def open_pipeline(args: argparse.Namespace) -> Any:
 
     given = {k: getattr(args, k, None) for k in (*OPENING, "executables")}
     overrides = {k: v for k, v in given.items() if v is not None}
-    opening = {"dtype": args.dtype, "mesh": mesh_of(args.devices), "memory": memory_of(args), **overrides}
+    # Of many rows each host makes its own.
+    mesh = mesh_of(args.devices, args.model_parallel, own=args.rows is not None)
+    opening = {"dtype": args.dtype, "mesh": mesh, "memory": memory_of(args), **overrides}
     pipe: Any
     if getattr(args, "prior", None) is not None:
         pipe = unclip_jax.StableUnCLIPPipeline.from_pretrained(args.model, prior=args.prior, **opening)
@@ -283,16 +316,19 @@ def open_pipeline(args: argparse.Namespace) -> Any:
     return pipe
 
 
-def mesh_of(count: int | None) -> Any:
-    """A mesh of this many local devices, or all. Raises ValueError for more than there are."""
+def mesh_of(count: int | None, model: int = 1, own: bool = False) -> Any:
+    """A mesh of this many devices, or all, of all hosts that joined; `model` of them share the weights.
+
+    own: this host's devices alone. Raises ValueError for more than there are.
+    """
     import jax
 
     from unclip_jax.distributed.mesh import local_mesh
 
-    devices = jax.local_devices()
+    devices = jax.local_devices() if own else jax.devices()
     if count is not None and not 1 <= count <= len(devices):
-        raise ValueError(f"--devices {count}: this machine has {len(devices)} (1 to {len(devices)} accepted)")
-    return local_mesh(devices[:count])
+        raise ValueError(f"--devices {count}: there are {len(devices)} (1 to {len(devices)} accepted)")
+    return local_mesh(devices[:count], model)
 
 
 def memory_of(args: argparse.Namespace) -> Any:
@@ -300,7 +336,7 @@ def memory_of(args: argparse.Namespace) -> Any:
     from unclip_jax.pipelines.memory import Memory
 
     convolution: Literal["direct"] | None = "direct" if args.lean else None
-    return Memory(args.decoding, args.tile, args.attention_chunk, args.free_networks, convolution)
+    return Memory(args.decoding, args.tile, args.attention_chunk, args.free_networks, convolution, args.shard_weights)
 
 
 def model_name(model: str | None) -> str:

@@ -50,14 +50,20 @@ def _remove_unfinished(folder: Path) -> None:
                 program.unlink()
 
 
-def compiler_options(mesh: Mesh, dtype: Any = np.float32, *, tower: bool = False) -> dict[str, str]:
+def compiler_options(
+    mesh: Mesh, dtype: Any = np.float32, *, tower: bool = False, sharded: bool = False
+) -> dict[str, str]:
     """What `jax.jit` tells the compiler of a program that runs a network on these devices in this dtype.
 
     On a CPU in float32, matrix products and convolutions are left to Eigen. By XLA's other library, YNNPACK, those of
     the UNet take a sixth more time on 2 cores of a Zen 3, and the gradients of kernels up to twice as much. A CLIP
     tower's have so few rows that YNNPACK is as fast (257 tokens) or a quarter faster (154), and keeps them. (jaxlib
     0.10.1)
+
+    Where weights are `sharded`, a CPU's operations are ordered for memory instead of for concurrency: that order would
+    gather all weights before the first layer. Of accelerators it is the only order.
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     eigen = on_cpu and np.dtype(dtype) == np.float32 and not tower
-    return {"xla_cpu_experimental_ynn_fusion_type": ""} if eigen else {}
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""} if eigen else {}
+    return options | ({"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if on_cpu and sharded else {})

@@ -15,10 +15,8 @@ from convert.readers import CheckpointError
 from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig, Task
 from unclip_jax.checkpoints.repairs import repaired_unet, repaired_vae
 from unclip_jax.checkpoints.strict_json import read_object
-from unclip_jax.models.clip import TextConfig, VisionConfig
-from unclip_jax.models.depth import PATCH, DepthConfig
-from unclip_jax.models.unet import UNetConfig
-from unclip_jax.models.vae import VAEConfig
+from unclip_jax.models.configs import DepthConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
+from unclip_jax.models.depth import PATCH
 from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import NoiseSchedule
 from unclip_jax.sampling.solvers import scheduler_name

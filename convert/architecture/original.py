@@ -17,10 +17,7 @@ from convert.layouts import Places, foreign_names
 from convert.readers import CheckpointError, TensorInfo
 from convert.rules import ldm
 from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig
-from unclip_jax.models.clip import TextConfig, VisionConfig
-from unclip_jax.models.depth import DepthConfig
-from unclip_jax.models.unet import UNetConfig
-from unclip_jax.models.vae import VAEConfig
+from unclip_jax.models.configs import DepthConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
 from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import NoiseSchedule
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER

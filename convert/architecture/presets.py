@@ -8,10 +8,7 @@ from convert.engine import Report, check
 from convert.layouts import Places
 from convert.readers import TensorInfo
 from unclip_jax.checkpoints.config import CheckpointConfig
-from unclip_jax.models.clip import TextConfig, VisionConfig
-from unclip_jax.models.depth import DepthConfig
-from unclip_jax.models.unet import UNetConfig
-from unclip_jax.models.vae import VAEConfig
+from unclip_jax.models.configs import DepthConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
 from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import NoiseSchedule
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER

@@ -10,8 +10,8 @@ from convert.architecture.diffusers import _Config, _text, read_json
 from convert.architecture.original import _load
 from convert.readers import CheckpointError, TensorInfo
 from unclip_jax.checkpoints.config import PriorCheckpointConfig
-from unclip_jax.models.clip import TextConfig
-from unclip_jax.models.prior import EXTRA_TOKENS, PriorConfig
+from unclip_jax.models.configs import PriorConfig, TextConfig
+from unclip_jax.models.prior import EXTRA_TOKENS
 from unclip_jax.reference import Reference
 from unclip_jax.sampling.solvers.unclip_scheduler import prior_solver
 

@@ -4,10 +4,8 @@ from typing import Any
 
 from convert.architecture.diffusers import CLIP_NORMALISATION, COMPONENTS, PIPELINES, PRIOR_PIPELINE
 from unclip_jax.checkpoints.config import CheckpointConfig
-from unclip_jax.models.clip import TextConfig, VisionConfig
-from unclip_jax.models.depth import PATCH, DepthConfig
-from unclip_jax.models.unet import UNetConfig
-from unclip_jax.models.vae import VAEConfig
+from unclip_jax.models.configs import DepthConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
+from unclip_jax.models.depth import PATCH
 from unclip_jax.sampling.schedule import NoiseSchedule
 from unclip_jax.sampling.solvers import scheduler_name
 

@@ -5,10 +5,7 @@ from typing import Any
 
 from convert.architecture.presets import COSINE
 from unclip_jax.checkpoints.config import CheckpointConfig, Task
-from unclip_jax.models.clip import TextConfig, VisionConfig
-from unclip_jax.models.depth import DepthConfig
-from unclip_jax.models.unet import UNetConfig
-from unclip_jax.models.vae import VAEConfig
+from unclip_jax.models.configs import DepthConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
 
 ENCODERS = "ldm.modules.encoders.modules"
 MODELS: dict[Task, str] = {

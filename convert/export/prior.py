@@ -20,7 +20,8 @@ from unclip_jax.checkpoints.atomic import atomic_directory, atomic_files
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter, prior_config
 from unclip_jax.checkpoints.config import PriorCheckpointConfig
 from unclip_jax.checkpoints.stream import Progress, write_safetensors
-from unclip_jax.models.prior import EXTRA_TOKENS, PriorConfig
+from unclip_jax.models.configs import PriorConfig
+from unclip_jax.models.prior import EXTRA_TOKENS
 
 
 def save_karlo_prior(

@@ -5,7 +5,7 @@ from typing import Any
 
 from convert.engine import Dialect, Table, Unused
 from unclip_jax.checkpoints.config import ClipConfig
-from unclip_jax.models.clip import TextConfig, VisionConfig
+from unclip_jax.models.configs import TextConfig, VisionConfig
 
 OPEN_CLIP_LAYER = {
     "norm1": "ln_1",

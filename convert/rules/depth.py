@@ -1,7 +1,7 @@
 """The depth estimator's names: MiDaS' own, as in an original file, and transformers' DPTForDepthEstimation."""
 
 from convert.engine import Dialect, Table, Unused
-from unclip_jax.models.depth import DepthConfig
+from unclip_jax.models.configs import DepthConfig
 
 LAYER = {
     "norm1": "norm1",

@@ -9,8 +9,7 @@ from typing import Any
 from convert.engine import Table, Unused
 from convert.rules import clip
 from unclip_jax.checkpoints.config import PriorCheckpointConfig
-from unclip_jax.models.clip import TextConfig
-from unclip_jax.models.prior import PriorConfig
+from unclip_jax.models.configs import PriorConfig, TextConfig
 
 TEXT = "text_encoder"
 # Ours -> Karlo's and diffusers'.

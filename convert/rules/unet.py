@@ -7,7 +7,7 @@ them by level.
 from collections.abc import Iterator
 
 from convert.engine import Dialect, Table
-from unclip_jax.models.unet import UNetConfig
+from unclip_jax.models.configs import UNetConfig
 
 LDM_RESNET = {
     "norm1": "in_layers.0",

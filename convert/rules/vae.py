@@ -6,7 +6,7 @@ Converters mix them, so all of them are read in either dialect.
 """
 
 from convert.engine import Dialect, Table, Unused
-from unclip_jax.models.vae import VAEConfig
+from unclip_jax.models.configs import VAEConfig
 
 LDM_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "conv_shortcut": "nin_shortcut"}
 RESNET = {name: name for name in LDM_RESNET}

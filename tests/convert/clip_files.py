@@ -1,7 +1,7 @@
 """A small CLIP model and its description in open_clip's form."""
 
 from unclip_jax.checkpoints.config import ClipConfig
-from unclip_jax.models.clip import TextConfig, VisionConfig
+from unclip_jax.models.configs import TextConfig, VisionConfig
 
 CONFIG = ClipConfig(
     TextConfig(width=64, layers=2, heads=1, mlp_width=256, projection_dim=24, vocab_size=49408),

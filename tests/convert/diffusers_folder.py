@@ -12,9 +12,7 @@ from unclip_jax.checkpoints.checkpoint import Parameter
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.conditioning.tokenizer import clip_tokenizer_json
-from unclip_jax.models.clip import TextConfig, VisionConfig
-from unclip_jax.models.unet import UNetConfig
-from unclip_jax.models.vae import VAEConfig
+from unclip_jax.models.configs import TextConfig, UNetConfig, VAEConfig, VisionConfig
 from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import NoiseSchedule
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER

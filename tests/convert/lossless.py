@@ -8,8 +8,7 @@ from convert import engine
 from convert.architecture.presets import PRESETS
 from convert.random import TINY
 from convert.readers import TensorInfo
-from unclip_jax.models.unet import UNetConfig
-from unclip_jax.models.vae import VAEConfig
+from unclip_jax.models.configs import UNetConfig, VAEConfig
 
 UPSCALER_UNET = UNetConfig(
     in_channels=7,

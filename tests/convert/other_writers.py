@@ -15,7 +15,7 @@ from convert.random import SMALL, TINY, random_parameter
 from convert.rules import ldm
 from tests.convert.torch_files import integer, mapping, storage, tensor, torch_bytes
 from unclip_jax.checkpoints.checkpoint import Parameter
-from unclip_jax.models.clip import VisionConfig
+from unclip_jax.models.configs import VisionConfig
 
 VISION = VisionConfig(56, 14, width=32, layers=2, heads=2, mlp_width=64, projection_dim=16)
 TEXT_TO_IMAGE = SMALL["tiny-text-to-image"]

@@ -2,8 +2,7 @@
 
 from convert.architecture.prior import KARLO_SCHEDULER
 from unclip_jax.checkpoints.config import PriorCheckpointConfig
-from unclip_jax.models.clip import TextConfig
-from unclip_jax.models.prior import PriorConfig
+from unclip_jax.models.configs import PriorConfig, TextConfig
 
 PUBLISHED = PriorCheckpointConfig(
     PriorConfig(),

@@ -20,9 +20,7 @@ from convert.rules import ldm
 from tests.convert.diffusers_folder import CONFIG, FILES, write_configs, write_json
 from tests.golden_weights import GOLDEN, inventory
 from unclip_jax.checkpoints.config import CheckpointConfig
-from unclip_jax.models.clip import TextConfig, VisionConfig
-from unclip_jax.models.unet import UNetConfig
-from unclip_jax.models.vae import VAEConfig
+from unclip_jax.models.configs import TextConfig, UNetConfig, VAEConfig, VisionConfig
 
 PARAMS = "model.params"
 YAML = yaml.safe_load((GOLDEN / "models" / "unclip_h" / "config.yaml").read_text("utf-8"))

@@ -17,10 +17,7 @@ from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json
-from unclip_jax.models.clip import TextConfig
-from unclip_jax.models.depth import DepthConfig
-from unclip_jax.models.unet import UNetConfig
-from unclip_jax.models.vae import VAEConfig
+from unclip_jax.models.configs import DepthConfig, TextConfig, UNetConfig, VAEConfig
 from unclip_jax.reference import Reference
 
 DEPTH = DepthConfig(

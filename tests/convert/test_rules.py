@@ -17,8 +17,7 @@ from convert.rules import diffusers, ldm
 from tests.convert.lossless import ARCHITECTURES, TEXT_TO_IMAGE, assert_lossless, foreign_arrays
 from tests.golden_weights import GOLDEN, inventory
 from unclip_jax.checkpoints.networks import abstract_networks, abstract_params
-from unclip_jax.models.unet import UNetConfig
-from unclip_jax.models.vae import VAEConfig
+from unclip_jax.models.configs import UNetConfig, VAEConfig
 
 
 def table_and_params(layout, config):

@@ -21,7 +21,8 @@ from unclip_jax.distributed.mesh import (
     pad_batch,
     parameter_sharding,
 )
-from unclip_jax.models.unet import UNet, UNetConfig
+from unclip_jax.models.configs import UNetConfig
+from unclip_jax.models.unet import UNet
 
 
 def test_all_local_devices_along_data():
@@ -39,10 +40,11 @@ def test_meshes_of_other_axes_are_refused():
     assert set(mesh.axis_types) == {AxisType.Auto}
 
 
-def test_meshes_of_other_processes_are_refused(monkeypatch):
-    """As seen from the second of two processes: none of the devices is its own."""
+def test_meshes_without_this_process_or_another_are_refused(monkeypatch):
+    """As seen from the second of two processes: all devices are the first one's."""
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    with pytest.raises(ValueError, match=r"mesh has devices of processes \[0\], and this is 1; want"):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"mesh has devices of processes \[0\] of 2, and this is 1; want"):
         check_mesh(jax.make_mesh((4,), ("data",)))
 
 

@@ -24,11 +24,8 @@ from convert.readers import TensorInfo
 from convert.rules import clip, depth, diffusers, unet, vae
 from tests.references import disturbed
 from unclip_jax.checkpoints.networks import NETWORKS, abstract_network, fill
-from unclip_jax.models.clip import TextConfig, VisionConfig
-from unclip_jax.models.depth import DepthConfig
+from unclip_jax.models.configs import DepthConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
 from unclip_jax.models.tiling import decode_tiled, encode_tiled
-from unclip_jax.models.unet import UNetConfig
-from unclip_jax.models.vae import VAEConfig
 
 UNETS = {
     "unclip": {"class_embedding": "projection", "class_embedding_size": 48},

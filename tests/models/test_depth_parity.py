@@ -14,7 +14,7 @@ from tests.models.comparisons import channels_first, normal, relative_error
 from unclip_jax.checkpoints.checkpoint import Parameter
 from unclip_jax.checkpoints.networks import NETWORKS, abstract_network, fill
 from unclip_jax.models.clip import run_layers
-from unclip_jax.models.depth import DepthConfig
+from unclip_jax.models.configs import DepthConfig
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("fully_compiled")]
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from unclip_jax.models.configs import VAEConfig
 from unclip_jax.models.tiling import decode_seamless, decode_tiled, encode_tiled
-from unclip_jax.models.vae import VAE, VAEConfig
+from unclip_jax.models.vae import VAE
 
 CONFIG = VAEConfig(block_out_channels=(16, 32, 32), layers_per_block=1, norm_groups=8)
 

@@ -4,11 +4,14 @@ import jax
 import numpy as np
 import pytest
 
+from convert.export.lora import save_lora
 from tests.pipelines.small_family import arguments
+from tests.pipelines.test_family_adapters import random_lora
 from unclip_jax.checkpoints.source import open_checkpoint
-from unclip_jax.distributed.mesh import local_mesh
+from unclip_jax.distributed.mesh import check_mesh, local_mesh
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.plan import plan
+from unclip_jax.pipelines.unclip import UnCLIPPipeline
 
 CALL = arguments("variations", output_type="np")
 
@@ -29,6 +32,7 @@ def one_device():
         ({"attention_chunk": True}, "attention_chunk is True"),
         ({"convolution": "fast"}, "convolution is 'fast'; accepted: 'winograd', 'direct' or None"),
         ({"convolution": "winograd", "free_networks": True}, "'winograd', which needs memory, with free_networks"),
+        ({"convolution": "winograd", "shard_weights": True}, "'winograd', which needs memory, with shard_weights"),
     ],
 )
 def test_bad_options_are_named(options, message):
@@ -53,6 +57,51 @@ def test_the_same_images_in_less_memory(opened, plain):
         np.testing.assert_allclose(pipe(**CALL).images, want, atol=2e-5)  # 2e-6
     assert list(pipe.residency.loaded) == ["vae"]
     assert all(isinstance(p, jax.ShapeDtypeStruct) for n in pipe.networks.values() for p in n.params.values())
+
+
+def shards(pipe):
+    """The share of its largest weight that a device holds, in each network."""
+    largest = [max(network.params.values(), key=lambda weight: weight.nbytes) for network in pipe.networks.values()]
+    return {weight.addressable_shards[0].data.nbytes / weight.nbytes for weight in largest}
+
+
+def test_the_same_images_of_weights_over_all_devices(opened, plain):
+    pipe = opened(4, memory=Memory(shard_weights=True))
+    assert pipe.kernels is None
+    assert shards(pipe) == {0.25}
+    np.testing.assert_allclose(pipe(**CALL).images, plain(**CALL).images, atol=1e-5)
+
+
+@pytest.mark.e2e
+def test_sharded_weights_go_with_everything_else(opened, plain, family_folder, tmp_path):
+    call = {**CALL, "num_images_per_prompt": 2}
+    memory = Memory(shard_weights=True)
+    mesh = check_mesh(jax.make_mesh((2, 2), ("data", "model")))
+    over_both = UnCLIPPipeline.from_pretrained(family_folder("SMALL"), "float32", mesh, memory)
+    over_both.progress = False
+    assert shards(over_both) == {0.25}
+    want = plain(**call).images
+    np.testing.assert_allclose(over_both(**call).images, want, atol=1e-5)
+
+    freed = opened(4, memory=Memory(free_networks=True, shard_weights=True))
+    np.testing.assert_allclose(freed(**call).images, want, atol=1e-5)
+
+    half = [opened(4, dtype="bfloat16", memory=memory)(**call).images for memory in (Memory(), memory)]
+    np.testing.assert_allclose(*half, atol=1e-2)
+
+    pipe = opened(4, memory=memory)
+    *_, last = pipe.stream(**{name: value for name, value in call.items() if name != "output_type"})
+    np.testing.assert_allclose(last.latents, plain(**{**call, "output_type": "latent"}).images, atol=1e-5)
+    lora = save_lora(pipe.config, random_lora(pipe.config, 0), tmp_path / "lora.safetensors")
+    try:
+        for adapted in (pipe, plain):
+            adapted.load_lora_weights(lora)
+        assert shards(pipe) == {0.25}
+        changed = plain(**call).images
+        np.testing.assert_allclose(pipe(**call).images, changed, atol=1e-5)
+        assert np.abs(changed - want).max() > 1e-3
+    finally:
+        plain.unload_lora_weights()
 
 
 def test_tiles_change_an_image_a_little(opened, plain):
@@ -100,3 +149,12 @@ def test_the_plan_is_for_one_device_of_several(family_folder, small):
     for one, many in zip(small, split, strict=True):
         assert many.weights == one.weights
         assert many.activations < 1.01 * one.activations
+
+
+@pytest.mark.e2e
+@pytest.mark.usefixtures("fully_compiled")
+def test_the_plan_is_for_one_device_of_those_that_share_the_weights(family_folder, small):
+    with open_checkpoint(family_folder("SMALL")) as checkpoint:
+        sharded = plan(checkpoint, 64, 64, 4, "float32", local_mesh(), Memory(shard_weights=True))
+    for one, many in zip(small, sharded, strict=True):
+        assert 0.25 * one.weights < many.weights < 0.3 * one.weights  # biases and norms are whole

@@ -9,7 +9,7 @@ import pytest
 from tests.pipelines.small_family import KINDS, Compilations, arguments, open_pipeline, photo
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.pipelines.depth_to_image import depth_channel
-from unclip_jax.pipelines.finish import Marks, finish, to_pil
+from unclip_jax.pipelines.finish import Marks, finish_images, to_pil
 from unclip_jax.pipelines.parts import one_by_one
 from unclip_jax.progress import Progress
 from unclip_jax.reference import Reference
@@ -121,9 +121,9 @@ def test_pictures_are_the_decoded_floats_in_8_bits(family, reference):
     parts = dataclasses.replace(pipe.parts, config=dataclasses.replace(pipe.config, reference=reference))
     request = pipe.check(**arguments("variations", output_type="pil"))
     latents = np.random.default_rng(0).standard_normal((3, *request.latent_shape), np.float32)
-    images, _ = finish(parts, Marks(), request, latents)
+    images, _ = finish_images(parts, Marks(), request, latents)
     want = to_pil(reference, pipe.decode_latents(latents))
     np.testing.assert_array_equal(np.stack(images), np.stack(want))
     latents[1] = np.nan
     with pytest.raises(FloatingPointError, match="images have NaN pixels"):
-        finish(parts, Marks(), request, latents)
+        finish_images(parts, Marks(), request, latents)

@@ -15,9 +15,10 @@ from unclip_jax.adapters.changes import LowRank
 from unclip_jax.checkpoints.networks import abstract_network
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.distributed.mesh import local_mesh
+from unclip_jax.models.configs import UNetConfig, VAEConfig
 from unclip_jax.models.layers import Conv
-from unclip_jax.models.unet import UNet, UNetConfig
-from unclip_jax.models.vae import VAE, VAEConfig
+from unclip_jax.models.unet import UNet
+from unclip_jax.models.vae import VAE
 from unclip_jax.pipelines import prepared
 from unclip_jax.pipelines.plan import plan
 from unclip_jax.pipelines.prepared import kernel_tiles, make_kernels, transformed_specs

@@ -20,8 +20,7 @@ from tests.references import write_tokenizer
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.repairs import REPAIRS, repaired, repaired_unet, repaired_vae
 from unclip_jax.distributed.mesh import local_mesh
-from unclip_jax.models.unet import UNetConfig
-from unclip_jax.models.vae import VAEConfig
+from unclip_jax.models.configs import UNetConfig, VAEConfig
 from unclip_jax.reference import Reference
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER, scheduler_name
 from unclip_jax.sampling.solvers.settings import given

@@ -12,7 +12,7 @@ from diffusers.guiders.guider_utils import rescale_noise_cfg
 from convert.rules import unet
 from tests.models.comparisons import channels_first, converted, relative_error
 from tests.references import disturbed
-from unclip_jax.models.unet import UNetConfig
+from unclip_jax.models.configs import UNetConfig
 from unclip_jax.sampling import (
     Guidance,
     guidance_rows,

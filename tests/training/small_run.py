@@ -44,17 +44,21 @@ def start(optimizer):
     return start_training(params, optimizer)
 
 
-def small_run(folder, devices=1, *, load=load, losses=losses, reports=(), validate=None, **options):
+def small_run(
+    folder, devices=1, *, mesh=None, steps=STEPS, load=load, losses=losses, reports=(), validate=None, **options
+):
+    """Over some local devices, or over a mesh of all hosts."""
     optimizer = adamw(learning_rate(0.02, 4), max_grad_norm=1.0, accumulate=2)
+    hosts = jax.process_count()
     options = {"save_every": 5, "report_every": 2, "ema_decay": 0.9, **options}
     return train(
         losses,
         optimizer,
         start(optimizer),
-        batches(range(len(ROWS)), load, batch_size=8, seed=3),
+        batches(range(len(ROWS)), load, batch_size=8 // hosts, seed=3, host=jax.process_index(), hosts=hosts),
         Path(folder),
-        RunOptions(STEPS, **options),
-        mesh=local_mesh(jax.local_devices()[:devices]),
+        RunOptions(steps, **options),
+        mesh=local_mesh(jax.local_devices()[:devices]) if mesh is None else mesh,
         validate=validate,
         samples=lambda state: Image.new("RGB", (8, 8), (int(state.step), 0, 0)),
         reports=reports,

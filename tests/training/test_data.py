@@ -1,5 +1,6 @@
 """Folders of images: what is read, in which order, by which host, and what is refused or skipped by name."""
 
+import collections
 import csv
 import json
 
@@ -117,10 +118,53 @@ def test_every_pass_is_whole_and_in_another_order(folder):
     assert flat(take(batches(image_folder(folder), load, batch_size=4, seed=2), 3)) != first
 
 
-def test_hosts_share_the_images(folder):
+@pytest.mark.parametrize("hosts", [2, 3])
+def test_hosts_share_every_batch(hosts, folder):
     records = image_folder(folder)
-    shares = [flat(take(batches(records, load, batch_size=2, seed=1, host=h, hosts=3), 2)) for h in range(3)]
-    assert sorted(flat(shares)) == list(range(12))
+    shares = [take(batches(records, load, batch_size=2, seed=1, host=h, hosts=hosts), 9) for h in range(hosts)]
+    together = [flat(parts) for parts in zip(*shares, strict=True)]
+    assert together == take(batches(records, load, batch_size=2 * hosts, seed=1), 9)
+
+
+def of_hosts(records, hosts, batch_size=6):
+    size = batch_size // hosts
+    return [batches(records, load, batch_size=size, seed=1, host=host, hosts=hosts) for host in range(hosts)]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3), (3, 2), (2, 2)])
+def test_another_number_of_hosts_goes_on(before, after, folder):
+    records = image_folder(folder)
+    there, alone = of_hosts(records, before), batches(records, load, batch_size=6, seed=1)
+    for iterator in (*there, alone):
+        take(iterator, 5)
+    states = json.loads(json.dumps([iterator.get_state() for iterator in there]))
+    others = of_hosts(records, after)
+    for iterator in others:
+        iterator.set_state(states)
+    assert [flat(parts) for parts in zip(*(take(i, 4) for i in others), strict=True)] == take(alone, 4)
+
+
+def test_where_hosts_are_not_equally_far_no_image_is_skipped(folder):
+    """Images that cannot be read have brought one of two hosts further in the order, by more than a batch."""
+    for number in (3, 4, 5):
+        (folder / "train" / f"{number:02d}.png").write_bytes(b"no picture")
+    records = image_folder(folder)
+    there = of_hosts(records, 2)
+    seen = flat(flat(take(iterator, 9)) for iterator in there)
+    states = [iterator.get_state() for iterator in there]
+    least, most = sorted(state["next_index"] // 3 for state in states)
+    assert least < most
+    (alone,) = of_hosts(records, 1)
+    alone.set_state(states)
+    place = alone.get_state()["next_index"]
+    before, order = collections.Counter(), batches(records, load, batch_size=1, seed=1)
+    while order.get_state()["next_index"] < place:
+        before.update(greys(next(order)))
+    assert place > 36
+    assert not before - collections.Counter(seen)
+    for iterator, state in zip(of_hosts(records, 2), states, strict=True):  # as many as there were: each its own place
+        iterator.set_state(states)
+        assert iterator.get_state() == state
 
 
 def test_a_place_can_be_gone_back_to(folder):
@@ -130,7 +174,7 @@ def test_a_place_can_be_gone_back_to(folder):
     state = json.loads(json.dumps(iterator.get_state()))
     want = take(iterator, 5)
     other = batches(records, load, batch_size=5, seed=3)
-    other.set_state(state)
+    other.set_state([state])
     assert take(other, 5) == want
 
 
@@ -145,7 +189,7 @@ def test_broken_images_are_skipped_and_named(folder):
     assert len(skipped) == 3
     state = iterator.get_state()
     want = take(iterator, 3)
-    iterator.set_state(state)
+    iterator.set_state([state])
     assert take(iterator, 3) == want
 
 
@@ -161,7 +205,7 @@ def test_when_nothing_can_be_read(folder):
     [
         ({"batch_size": 13}, "batch_size is 13"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"batch_size": 5, "hosts": 3}, "host 0 of 3 has only 4 images"),
+        ({"batch_size": 5, "hosts": 3}, "batch_size is 5 on each of 3 hosts; there are only 12 images"),
         ({"batch_size": 1, "host": 2, "hosts": 2}, "host is 2"),
     ],
 )

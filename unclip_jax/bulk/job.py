@@ -59,6 +59,8 @@ def describe(
     source: str,
 ) -> Job:
     """The job of a pipeline. Raises ValueError for what no row could be made with."""
+    if {device.process_index for device in pipe.mesh.devices.flat} != {jax.process_index()}:
+        raise ValueError("the pipeline has devices of other hosts; want this host's own, and `host` and `hosts`")
     if save not in get_args(Format):
         raise ValueError(f"save is {save!r}; accepted: {', '.join(get_args(Format))}")
     if save == "image_embeds" and pipe.config.image_encoder is None:

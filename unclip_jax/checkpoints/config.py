@@ -8,11 +8,7 @@ from typing import Any, Literal
 
 from unclip_jax.conditioning.clip_image import Preprocess
 from unclip_jax.conditioning.tokenizer import Dialect as TokenizerDialect
-from unclip_jax.models.clip import TextConfig, VisionConfig
-from unclip_jax.models.depth import DepthConfig
-from unclip_jax.models.prior import PriorConfig
-from unclip_jax.models.unet import UNetConfig
-from unclip_jax.models.vae import VAEConfig
+from unclip_jax.models.configs import DepthConfig, PriorConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
 from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import PREDICTION_TYPES, NoiseSchedule
 

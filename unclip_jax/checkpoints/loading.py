@@ -7,11 +7,12 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from unclip_jax.checkpoints.checkpoint import Checkpoint
-from unclip_jax.checkpoints.networks import Network, fill, head_width
-from unclip_jax.distributed.mesh import parameter_sharding
+from unclip_jax.checkpoints.networks import Network, fill
+from unclip_jax.checkpoints.placement import parameter_shardings
+from unclip_jax.distributed.mesh import placed
 from unclip_jax.progress import Progress
 
 LARGE = 1 << 26
@@ -40,17 +41,17 @@ def load_networks(
     filled = {}
     with Progress("loading weights", total, unit="B", enabled=progress, bytes_=True) as bar:
         for component, abstract in networks.items():
+            shardings = parameter_shardings(mesh, checkpoint.config, component, abstract)
 
             def read(name: str, component: str = component) -> np.ndarray:
                 parameter = checkpoint.params[f"{component}.{name}"].read()
                 bar.update(parameter.nbytes)
                 return parameter
 
-            def place(name: str, array: np.ndarray, component: str = component) -> jax.Array:
-                width = head_width(checkpoint.config, component)
-                placed = jax.device_put(array, parameter_sharding(mesh, f"{component}.{name}", array.shape, width))
+            def place(name: str, array: np.ndarray, shardings: Mapping[str, NamedSharding] = shardings) -> jax.Array:
+                on_devices = placed(array, shardings[name])
                 # The transfer goes on in the background and keeps what was read: not with several of a gigabyte.
-                return placed.block_until_ready() if array.nbytes > LARGE else placed
+                return on_devices.block_until_ready() if array.nbytes > LARGE else on_devices
 
             filled[component] = fill(abstract, read, place)
     return_freed_memory()

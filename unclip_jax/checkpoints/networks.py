@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,16 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from unclip_jax import executables
 from unclip_jax.checkpoints.atomic import replaced_file
 from unclip_jax.checkpoints.config import AnyConfig, ClipConfig, PriorCheckpointConfig
-from unclip_jax.models.clip import TextEncoder, VisionEncoder
-from unclip_jax.models.depth import DepthEstimator
-from unclip_jax.models.prior import Prior
-from unclip_jax.models.unet import UNet
-from unclip_jax.models.vae import VAE
 
 Place = Callable[[str, np.ndarray], jax.Array]
 
@@ -40,9 +35,12 @@ class Network:
 
     def merge(self, params: Mapping[str, jax.Array] | None = None) -> Any:
         """The callable flax module with these parameters (by default the network's own)."""
+        from flax import nnx  # here, as everywhere in this module: with executables nobody needs it
+
         params = self.params if params is None else params
         graphdef = self.graphdef.graphdef if isinstance(self.graphdef, Structure) else self.graphdef
-        return nnx.merge(graphdef, nnx.from_flat_state([(_keys(k), nnx.Param(v)) for k, v in params.items()]))
+        # Bare arrays: what else is known of a parameter is in the structure.
+        return nnx.merge(graphdef, nnx.from_flat_state([(_keys(k), v) for k, v in params.items()]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +48,13 @@ class Structure:
     """How a network is built. Flax's description of it is made where somebody merges it: with executables nobody does.
 
     Args:
-        cls: The flax module's class.
+        cls: The flax module's class, as "module:name".
         config: Its configuration.
         dtype, param_dtype: Of computation and of storage.
         options: Other arguments of the class.
     """
 
-    cls: Any
+    cls: str
     config: Any
     dtype: Any
     param_dtype: Any
@@ -84,11 +82,13 @@ class Structure:
 
     @functools.cached_property
     def _split(self) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
+        from flax import nnx
+
         rngs: Any = _NoKeys()
+        module, _, name = self.cls.partition(":")
+        cls = getattr(importlib.import_module(module), name)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        graphdef, state = nnx.split(
-            nnx.eval_shape(lambda: self.cls(self.config, **types, rngs=rngs, **dict(self.options)))
-        )
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: cls(self.config, **types, rngs=rngs, **dict(self.options))))
         flat = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
         return graphdef, {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in flat.items()}
 
@@ -110,14 +110,14 @@ def _keys(path: str) -> tuple[Any, ...]:
     return tuple(int(part) if part.isdigit() else part for part in path.split("."))
 
 
-# The networks that a checkpoint may have: the name of its part, and of the field that configures it.
-NETWORKS: dict[str, Any] = {
-    "unet": UNet,
-    "vae": VAE,
-    "text_encoder": TextEncoder,
-    "image_encoder": VisionEncoder,
-    "depth_estimator": DepthEstimator,
-    "prior": Prior,
+# The networks that a checkpoint may have: the name of its part, and of the field that configures it -> the class.
+NETWORKS = {
+    "unet": "unclip_jax.models.unet:UNet",
+    "vae": "unclip_jax.models.vae:VAE",
+    "text_encoder": "unclip_jax.models.clip:TextEncoder",
+    "image_encoder": "unclip_jax.models.clip:VisionEncoder",
+    "depth_estimator": "unclip_jax.models.depth:DepthEstimator",
+    "prior": "unclip_jax.models.prior:Prior",
 }
 
 
@@ -137,7 +137,7 @@ def abstract_networks(
     networks = {}
     for name, cls in NETWORKS.items():
         if (part := getattr(config, name, None)) is not None:
-            options = {"attention_chunk": attention_chunk} if cls in (UNet, VAE) else {}
+            options = {"attention_chunk": attention_chunk} if name in ("unet", "vae") else {}
             networks[name] = abstract_network(cls, part, dtype, **options)
     return networks
 
@@ -160,7 +160,7 @@ def abstract_network(
     """The structure and parameter shapes of `cls(config, **options)`; nothing is allocated.
 
     Args:
-        cls: The flax module's class.
+        cls: The flax module's class, or "module:name".
         config: Its configuration.
         dtype: The dtype of computation.
         param_dtype: The dtype of storage; None for the same.
@@ -169,6 +169,7 @@ def abstract_network(
     Returns:
         The network with `jax.ShapeDtypeStruct` parameters.
     """
+    cls = cls if isinstance(cls, str) else f"{cls.__module__}:{cls.__qualname__}"
     structure = Structure(cls, config, dtype, param_dtype or dtype, tuple(options.items()))
     return Network(structure, dict(structure.shapes))
 

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unclip_jax.checkpoints.config import CheckpointConfig
-from unclip_jax.models.unet import UNetConfig
-from unclip_jax.models.vae import VAEConfig
+from unclip_jax.models.configs import UNetConfig, VAEConfig
 from unclip_jax.reference import Reference
 from unclip_jax.sampling.solvers.settings import DEFAULTED
 

@@ -2,7 +2,7 @@
 
 import jax
 
-from unclip_jax.models.vae import posterior
+from unclip_jax.models.posterior import posterior
 
 
 def latents_from_moments(moments: jax.Array, noise: jax.Array | None, scaling_factor: float) -> jax.Array:

@@ -1,13 +1,15 @@
 """Placement of arrays: a mesh of devices, batches over its "data" axis, weights by a table of rules over "model"."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "model")
@@ -32,9 +34,18 @@ PARTITION_RULES: list[tuple[str, tuple[str | None, ...]]] = [
 ]
 
 
-def local_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of all local devices (or the given ones) along one "data" axis."""
-    return Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("data",), axis_types=(AxisType.Auto,))
+def local_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Mesh:
+    """A mesh of all local devices (or the given ones) along "data"; of `model` > 1 with a "model" axis of that size.
+
+    Raises:
+        ValueError: `model` does not divide the number of devices.
+    """
+    found = np.asarray(jax.local_devices() if devices is None else devices)
+    if model == 1:
+        return Mesh(found, ("data",), axis_types=(AxisType.Auto,))
+    if not 1 <= model <= found.size or found.size % model:
+        raise ValueError(f'"model" is {model}; want a divisor of the number of devices, {found.size}')
+    return Mesh(found.reshape(-1, model), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def check_mesh(mesh: Mesh) -> Mesh:
@@ -43,15 +54,15 @@ def check_mesh(mesh: Mesh) -> Mesh:
     `jax.make_mesh` gives explicit axes, with which every operation would have to decide that.
 
     Raises:
-        ValueError: The axes are not "data" and/or "model", or there are devices of other processes.
+        ValueError: The axes are not "data" and/or "model", or a mesh of several processes leaves one of them out.
     """
     if not mesh.axis_names or not set(mesh.axis_names) <= set(AXES):
         raise ValueError(f"mesh has axes {mesh.axis_names}; accepted: 'data' and/or 'model'")
-    others = {device.process_index for device in mesh.devices.flat} - {jax.process_index()}
-    if others:
+    processes = {device.process_index for device in mesh.devices.flat}
+    if processes != {jax.process_index()} and len(processes) < jax.process_count():
         raise ValueError(
-            f"mesh has devices of processes {sorted(others)}, and this is {jax.process_index()}; want this process's "
-            "devices alone, see docs/devices.md"
+            f"mesh has devices of processes {sorted(processes)} of {jax.process_count()}, and this is "
+            f"{jax.process_index()}; want devices of this process alone, or of all, see docs/devices.md"
         )
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
@@ -81,16 +92,28 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P("data") if "data" in mesh.axis_names else P())
 
 
-def fully_sharded(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """The sharding of a training array: over all devices, along its longest axis that divides evenly; else replicated.
+def fully_sharded(mesh: Mesh, shape: tuple[int, ...], split: P | None = None, first: int = 0) -> NamedSharding:
+    """The sharding of an array over all devices: along its longest axis that divides evenly; else as it is split.
 
     Source: ZeRO's third stage (Rajbhandari et al. 2020, arXiv:1910.02054), which the compiler's partitioning gives.
+
+    Args:
+        mesh: The devices.
+        shape: The array's.
+        split: How it is split already, over some of the mesh's axes; it is split further over the others. None: not.
+        first: The first axis along which it may be split.
     """
-    axes = sorted(range(len(shape)), key=lambda axis: -shape[axis])
-    axis = next((axis for axis in axes if shape[axis] >= mesh.size and shape[axis] % mesh.size == 0), None)
-    if axis is None:
-        return replicated(mesh)
-    return NamedSharding(mesh, P(*([None] * axis), mesh.axis_names))
+    split = P() if split is None else split
+    names = [*split, *[None] * (len(shape) - len(split))]
+    others = tuple(name for name in mesh.axis_names if name not in names)
+    parts = math.prod(mesh.shape[name] for name in others)
+    sizes = NamedSharding(mesh, split).shard_shape(shape)
+    axes = sorted(range(first, len(shape)), key=lambda axis: -sizes[axis])
+    axis = next((axis for axis in axes if sizes[axis] >= parts and sizes[axis] % parts == 0), None)
+    if axis is None or not others:
+        return NamedSharding(mesh, split)
+    names[axis] = others if names[axis] is None else (names[axis], *others)
+    return NamedSharding(mesh, P(*names[: max(axis + 1, len(split))]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -101,6 +124,50 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def data_size(mesh: Mesh) -> int:
     """The number of parts that the batch is split into: batches are padded to a multiple of it."""
     return mesh.shape.get("data", 1)
+
+
+def placed(tree: Any, sharding: Sharding) -> Any:
+    """Arrays that this process has whole, and every other process alike -> on the devices of all.
+
+    Nothing goes from host to host: each takes the parts of its own devices. `jax.device_put` would compare the arrays.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def place(array: Any) -> jax.Array:
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+    return jax.tree.map(place, tree)
+
+
+def gathered(tree: Any) -> Any:
+    """Arrays on the devices, of other hosts, too -> whole on every host, which all have to call it."""
+
+    def gather(array: Any) -> np.ndarray:
+        elsewhere = isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated)
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True) if elsewhere else array)
+
+    return jax.tree.map(gather, tree)
+
+
+def own_part(mesh: Mesh, array: jax.Array) -> np.ndarray:
+    """(R, ...) over "data" -> the rows on this host's devices, there: all of them on one host."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    array = jax.device_put(array, batch_sharding(mesh))  # where it is already
+    parts = {part.index[0].start or 0: part.data for part in array.addressable_shards}
+    return np.concatenate([np.asarray(parts[first]) for first in sorted(parts)])
+
+
+def own_rows(mesh: Mesh, count: int) -> np.ndarray:
+    """Which of `count` rows, dealt out one by one over "data", are on this host's devices: all of them on one host."""
+    devices = np.moveaxis(mesh.devices, mesh.axis_names.index("data"), 0) if "data" in mesh.axis_names else mesh.devices
+    here = [
+        any(device.process_index == jax.process_index() for device in part)
+        for part in devices.reshape(data_size(mesh), -1)
+    ]
+    return np.flatnonzero(np.asarray(here)[np.arange(count) % data_size(mesh)])
 
 
 def pad_batch(tree: Any, size: int) -> Any:
@@ -133,7 +200,7 @@ class Chunk:
 
     def split(self, array: np.ndarray) -> jax.Array:
         """(R, ...) on the host -> over the devices."""
-        return jax.device_put(array, batch_sharding(self.mesh))
+        return placed(array, batch_sharding(self.mesh))
 
     def of_images(self, values: np.ndarray) -> jax.Array:
         """(B, ...), one for each image of the call -> (R, ...) over the devices."""
@@ -146,15 +213,15 @@ class Chunk:
     def by_call(self, values: np.ndarray) -> jax.Array:
         """(network evaluations, B, ...) -> (network evaluations, R, ...) over the devices."""
         spec = batch_sharding(self.mesh).spec
-        return jax.device_put(values[:, self.rows], NamedSharding(self.mesh, P(None, *spec)))
+        return placed(values[:, self.rows], NamedSharding(self.mesh, P(None, *spec)))
 
     def everywhere(self, tree: Any) -> Any:
         """Arrays that every device has whole."""
-        return jax.device_put(tree, replicated(self.mesh))
+        return placed(tree, replicated(self.mesh))
 
     def trim(self, array: jax.Array) -> np.ndarray:
-        """(R, ...) -> (count, ...) on the host."""
-        return np.asarray(array)[: self.count]
+        """(R, ...) -> (count, ...) on every host."""
+        return gathered(array)[: self.count]
 
 
 def make_chunk(mesh: Mesh, rows: np.ndarray, repeats: int, seeds: np.ndarray, indices: np.ndarray) -> Chunk:
@@ -174,6 +241,6 @@ def make_chunk(mesh: Mesh, rows: np.ndarray, repeats: int, seeds: np.ndarray, in
         rows=padded,
         count=len(rows),
         prompts=padded // repeats,
-        seeds=jax.device_put(seeds[padded], by_batch),
-        indices=jax.device_put(indices[padded], by_batch),
+        seeds=placed(seeds[padded], by_batch),
+        indices=placed(indices[padded], by_batch),
     )

@@ -4,8 +4,7 @@ OpenCLIP's ViT-H/14 (exact GELU) and OpenAI's ViT-L/14 (QuickGELU) are the same 
 tower's layers are stacked along a leading axis and scanned, so that 32 layers compile as one.
 """
 
-import dataclasses
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,102 +12,8 @@ import numpy as np
 from flax import nnx
 
 from unclip_jax.models.attention import attend
+from unclip_jax.models.configs import Activation, TextConfig, VisionConfig
 from unclip_jax.models.layers import Embed, Linear, gelu, layer_norm, or_zeros
-
-Activation = Literal["gelu", "quick_gelu"]
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """The architecture of a text tower; the defaults are the part of OpenCLIP ViT-H/14 that Stable Diffusion 2 runs.
-
-    That is 23 of its 24 layers, followed by the final norm: "the penultimate layer".
-
-    Args:
-        vocab_size: The number of token ids.
-        context_length: The number of positions.
-        width: The width of the hidden states.
-        layers: The number of layers.
-        heads: The number of attention heads, which divides `width`.
-        mlp_width: The width of the MLP's hidden layer.
-        activation: "gelu" or "quick_gelu".
-        projection_dim: The width of the joint space, for towers used with their projection; None for towers that only
-            give hidden states.
-
-    Raises:
-        ValueError: A number is out of range.
-    """
-
-    vocab_size: int = 49408
-    context_length: int = 77
-    width: int = 1024
-    layers: int = 23
-    heads: int = 16
-    mlp_width: int = 4096
-    activation: Activation = "gelu"
-    projection_dim: int | None = None
-
-    def __post_init__(self) -> None:
-        _check_layers(self)
-
-    @property
-    def head_width(self) -> int:
-        return self.width // self.heads
-
-
-@dataclasses.dataclass(frozen=True)
-class VisionConfig:
-    """The architecture of a vision tower; the defaults are OpenCLIP ViT-H/14's.
-
-    Args:
-        image_size: S, the side of the image in pixels.
-        patch_size: The side of a patch, at most `image_size`.
-        width: As in `TextConfig`.
-        layers: As in `TextConfig`.
-        heads: As in `TextConfig`.
-        mlp_width: As in `TextConfig`.
-        activation: As in `TextConfig`.
-        projection_dim: The width of the joint space.
-
-    Raises:
-        ValueError: A number is out of range.
-    """
-
-    image_size: int = 224
-    patch_size: int = 14
-    width: int = 1280
-    layers: int = 32
-    heads: int = 16
-    mlp_width: int = 5120
-    activation: Activation = "gelu"
-    projection_dim: int = 1024
-
-    def __post_init__(self) -> None:
-        _check_layers(self)
-        if not 0 < self.patch_size <= self.image_size:
-            raise ValueError(f"VisionConfig.patch_size is {self.patch_size}; want 1 to image_size, {self.image_size}")
-
-    @property
-    def head_width(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def tokens(self) -> int:
-        """The number of patches, plus one for the class token."""
-        return (self.image_size // self.patch_size) ** 2 + 1
-
-
-MAX_LAYERS = 1024  # a broken file must not fill the memory
-
-
-def _check_layers(config: TextConfig | VisionConfig) -> None:
-    name = type(config).__name__
-    if not 1 <= config.layers <= MAX_LAYERS:
-        raise ValueError(f"{name}.layers is {config.layers}; want 1 to {MAX_LAYERS}")
-    if config.heads < 1 or config.width % config.heads:
-        raise ValueError(f"{name}.width is {config.width}; want a multiple of heads, {config.heads}")
-    if config.activation not in get_args(Activation):
-        raise ValueError(f"{name}.activation is {config.activation!r}; accepted: {', '.join(get_args(Activation))}")
 
 
 class LayerConfig(Protocol):

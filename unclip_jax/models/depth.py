@@ -4,86 +4,18 @@ A ResNet with weight-standardised convolutions makes feature maps, a vision tran
 and a neck fuses two maps of each, from coarse to fine, into one depth value per pixel.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unclip_jax.models.clip import MAX_LAYERS, Activation, run_layers, stack_layers
+from unclip_jax.models.clip import run_layers, stack_layers
+from unclip_jax.models.configs import PATCH, DepthConfig
 from unclip_jax.models.convolution import convolve
 from unclip_jax.models.layers import KERNEL_INIT, Conv, Embed, GroupNorm, Linear, gelu, layer_norm
+from unclip_jax.models.partition import read_weight
 from unclip_jax.models.resize import resize_bilinear
-
-# Pixels a token of the transformer, along each side: the stem's and the stages' strides.
-PATCH = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class DepthConfig:
-    """The architecture of a depth estimator; the defaults are those of MiDaS' `dpt_hybrid`.
-
-    Args:
-        image_size: The side of the training images; other sizes work, too, with resized positions.
-        stem_width: Channels of the ResNet's first convolution.
-        stage_widths: Channels of the ResNet's three stages.
-        stage_depths: Bottleneck blocks of each stage.
-        norm_groups: Groups of the ResNet's group norms.
-        width: The transformer's width.
-        layers: The transformer's layers.
-        heads: The transformer's attention heads.
-        mlp_width: The width of the transformer's MLPs.
-        activation: The MLPs' activation.
-        norm_epsilon: Of the transformer's norms: 1e-6 in MiDaS and 1e-12 in transformers.
-        taps: The transformer layers, counted from 0, whose output the neck reads.
-        reassemble_widths: The neck's channels for each of them.
-        fusion_width: Channels of the fusion blocks.
-
-    Raises:
-        ValueError: A number is out of range.
-    """
-
-    image_size: int = 384
-    stem_width: int = 64
-    stage_widths: tuple[int, ...] = (256, 512, 1024)
-    stage_depths: tuple[int, ...] = (3, 4, 9)
-    norm_groups: int = 32
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    mlp_width: int = 3072
-    activation: Activation = "gelu"
-    norm_epsilon: float = 1e-6
-    taps: tuple[int, ...] = (8, 11)
-    reassemble_widths: tuple[int, ...] = (768, 768)
-    fusion_width: int = 256
-
-    def __post_init__(self) -> None:
-        if len(self.stage_widths) != 3 or len(self.stage_depths) != 3 or min(self.stage_depths) < 1:
-            raise ValueError(
-                f"DepthConfig: stage_widths {self.stage_widths} and stage_depths {self.stage_depths}: want three stages"
-            )
-        channels = (self.stem_width, *(c // 4 for c in self.stage_widths), *self.stage_widths)
-        if any(c % 4 for c in self.stage_widths) or any(c < 1 or c % self.norm_groups for c in channels):
-            raise ValueError(
-                f"DepthConfig: stem_width {self.stem_width} and a quarter of each of stage_widths {self.stage_widths} "
-                f"must be multiples of norm_groups, {self.norm_groups}"
-            )
-        if len(self.taps) != 2 or len(self.reassemble_widths) != 2 or not 0 <= self.taps[0] < self.taps[1]:
-            raise ValueError(
-                f"DepthConfig: taps {self.taps} and reassemble_widths {self.reassemble_widths}: want two, rising"
-            )
-        if self.taps[1] != self.layers - 1:
-            raise ValueError(f"DepthConfig.taps {self.taps}: the second is the last of {self.layers} layers")
-        if self.image_size < PATCH or self.image_size % PATCH:
-            raise ValueError(f"DepthConfig.image_size is {self.image_size}; want a multiple of {PATCH}")
-        if max(self.layers, *self.stage_depths) > MAX_LAYERS:
-            raise ValueError(
-                f"DepthConfig: layers {self.layers} and stage_depths {self.stage_depths}: want at most {MAX_LAYERS}"
-            )
-        if self.width % self.heads:
-            raise ValueError(f"DepthConfig.width is {self.width}; want a multiple of heads, {self.heads}")
 
 
 class StandardizedConv(nnx.Module):
@@ -110,7 +42,8 @@ class StandardizedConv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...].astype(jnp.float32)
+        x, kernel = read_weight(x, self.kernel)
+        kernel = kernel.astype(jnp.float32)
         kernel = kernel - kernel.mean((0, 1, 2))
         kernel = kernel * jax.lax.rsqrt(jnp.square(kernel).mean((0, 1, 2)) + 1e-8)
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding="SAME")

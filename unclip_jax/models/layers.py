@@ -13,12 +13,10 @@ import numpy as np
 from flax import nnx
 
 from unclip_jax.models.convolution import convolve
+from unclip_jax.models.partition import read_weight
 from unclip_jax.models.precision import precision_of
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
-
-# Limits of a network's levels and of the layers in each: a broken file must not take hours to build.
-MAX_LEVELS, MAX_LAYERS = 8, 16
 
 
 def or_zeros(initializer: Any) -> Any:
@@ -42,20 +40,32 @@ class Linear(nnx.Linear):
     """Flax's layer, also without keys, exact in float32. Call: (..., in_features) -> (..., out_features)."""
 
     def __init__(self, in_features: int, out_features: int, **kw: Any):
-        super().__init__(in_features, out_features, kernel_init=KERNEL_INIT, dot_general=_dot_general, **kw)
+        super().__init__(in_features, out_features, kernel_init=KERNEL_INIT, **kw)
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]  # nobody gives it a sharding
+        x, kernel, bias = self._promoted(x)
+        y = _product(x, kernel)
+        return y if bias is None else y + jnp.reshape(bias, (1,) * (y.ndim - 1) + (-1,))
 
     def halves(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The first and the second half of the output, each from a product of its own."""
-        assert self.bias is not None
-        x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
+        x, kernel, bias = self._promoted(x)
+        assert bias is not None
         parts = zip(jnp.split(kernel, 2, axis=1), jnp.split(bias, 2), strict=True)
-        first, second = (_dot_general(x, k, (((x.ndim - 1,), (0,)), ((), ())), None) + b for k, b in parts)
+        first, second = (_product(x, k) + b for k, b in parts)
         return first, second
 
+    def _promoted(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """x, the kernel and the bias in the dtype of computation."""
+        x, kernel = read_weight(x, self.kernel)
+        bias = None if self.bias is None else self.bias[...]
+        x, kernel, bias = self.promote_dtype((x, kernel, bias), dtype=self.dtype)
+        return x, kernel, bias
 
-def _dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: None, **options: Any) -> jax.Array:
-    """`jax.lax.dot_general` with the precision of the dtype that the layer computes in, instead of the layer's own."""
-    return jax.lax.dot_general(x, kernel, dimensions, precision_of(kernel.dtype), **options)
+
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(..., in) times (in, out), in the precision of the dtype."""
+    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision_of(kernel.dtype))
 
 
 class Embed(nnx.Embed):
@@ -63,6 +73,11 @@ class Embed(nnx.Embed):
 
     def __init__(self, num_embeddings: int, features: int, **kw: Any):
         super().__init__(num_embeddings, features, embedding_init=EMBEDDING_INIT, **kw)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:  # type: ignore[override]
+        inputs, table = read_weight(inputs, self.embedding)
+        (table,) = self.promote_dtype((table,), dtype=self.dtype)
+        return jnp.take(table, inputs, axis=0)
 
 
 class Conv(nnx.Module):
@@ -91,7 +106,8 @@ class Conv(nnx.Module):
     def __call__(self, x: jax.Array, padding: Padding | None = None) -> jax.Array:
         """Convolves x. padding: instead of the layer's own, for parts of an image."""
         dtype = x.dtype if self.dtype is None else self.dtype
-        kernel = self.kernel[...].astype(dtype)
+        x, kernel = read_weight(x, self.kernel)
+        kernel = kernel.astype(dtype)
         bias = None if self.bias is None else self.bias[...].astype(dtype)
         return convolve(x.astype(dtype), kernel, bias, stride=self.stride, padding=padding or self.padding)
 

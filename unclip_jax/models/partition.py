@@ -58,6 +58,24 @@ def over_devices(function: Any, rule: str) -> Any:
     return jax.jit(on_each_device)
 
 
+def read_weight(x: jax.Array, weight: Any) -> tuple[jax.Array, jax.Array]:
+    """A layer's input, and its weight as the layer reads it: of a weight that is split to save memory, the whole.
+
+    The two are tied together, so that the weight is gathered when the input is there. Without that the compiler gathers
+    all weights of a network at once: at its beginning, or once for all steps of a loop.
+
+    Args:
+        x: What the layer multiplies the weight with.
+        weight: Its metadata `whole` has the sharding in which the layer reads it; see
+            `unclip_jax.checkpoints.placement.shard_weights`. Without it nothing is done.
+    """
+    whole = weight.get_metadata().get("whole")
+    if whole is None:
+        return x, weight[...]
+    x, split = jax.lax.optimization_barrier((x, weight[...]))
+    return x, jax.lax.with_sharding_constraint(split, whole)
+
+
 def folding_vmap(function: Any) -> Any:
     """The same function, whose first axis becomes larger under vmap; without a gradient.
 

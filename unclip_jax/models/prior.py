@@ -7,7 +7,6 @@ Ramesh et al. 2022 (arXiv:2204.06125), as Karlo trained it for OpenAI's ViT-L/14
 and predicts, at the last position, the clean image embedding, normalised by the statistics of such embeddings.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -15,54 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from unclip_jax.models.clip import MAX_LAYERS, Activation, run_layers, stack_layers
+from unclip_jax.models.clip import run_layers, stack_layers
+from unclip_jax.models.configs import PriorConfig
 from unclip_jax.models.layers import Embed, Linear, layer_norm, or_zeros
 from unclip_jax.models.timestep import timestep_embedding
 
 EXTRA_TOKENS = 4  # behind the text: its embedding, the timestep, the noisy image embedding, and the learnt token
-
-
-@dataclasses.dataclass(frozen=True)
-class PriorConfig:
-    """The architecture of a prior; the defaults are Karlo's `prior_1B_vit_l`.
-
-    Args:
-        embedding_dim: D, the width of CLIP's joint space and of its text tower's states.
-        context_length: S, the number of tokens of a text.
-        width: The width of the hidden states.
-        layers: The number of layers.
-        heads: The number of attention heads.
-
-    Raises:
-        ValueError: A number is out of range.
-    """
-
-    embedding_dim: int = 768
-    context_length: int = 77
-    width: int = 2048
-    layers: int = 20
-    heads: int = 32
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.layers <= MAX_LAYERS:
-            raise ValueError(f"PriorConfig.layers is {self.layers}; want 1 to {MAX_LAYERS}")
-        if self.heads < 1 or self.width < 1 or self.width % self.heads:
-            raise ValueError(f"PriorConfig.width is {self.width}; want a multiple of heads, {self.heads}")
-        for name in ("embedding_dim", "context_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"PriorConfig.{name} is {getattr(self, name)}; want at least 1")
-
-    @property
-    def head_width(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def mlp_width(self) -> int:
-        return 4 * self.width
-
-    @property
-    def activation(self) -> Activation:
-        return "gelu"
 
 
 class PriorTimeEmbedding(nnx.Module):

@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 
 from unclip_jax.models.layers import Conv, GroupNorm, ResnetBlock, upsample_nearest
-from unclip_jax.models.vae import VAE, Posterior, posterior
+from unclip_jax.models.posterior import Posterior, posterior
+from unclip_jax.models.vae import VAE
 
 # Rows of a band of the seamless decoding, at every resolution.
 BAND = 32

@@ -7,20 +7,17 @@ table (the x4 upscaler) or none; and transformers whose first attention also rea
 What a sampling loop needs only once is its own method: `embed_time`, `embed_class`, `encode_context`.
 """
 
-import dataclasses
-import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from unclip_jax.models.attention import attend
+from unclip_jax.models.configs import UNetConfig
 from unclip_jax.models.freeu import FreeU, reweight
 from unclip_jax.models.layers import (
-    MAX_LAYERS,
-    MAX_LEVELS,
     Conv,
     Embed,
     GroupNorm,
@@ -35,90 +32,6 @@ from unclip_jax.models.upsampling import upsample_and_convolve
 
 KeyValue = tuple[jax.Array, jax.Array]  # each (B, S, N, H)
 TextKeyValues = list[tuple[KeyValue | None, KeyValue]]  # one entry a transformer: its first and second attention
-
-
-@dataclasses.dataclass(frozen=True)
-class UNetConfig:
-    """The architecture of a UNet; the defaults are Stable Diffusion 2.1's.
-
-    The per-level tuples run from full resolution down.
-
-    Args:
-        in_channels: The latents' channels, and those of a depth map, a small image, or a mask with masked latents.
-        out_channels: The latents' channels.
-        block_out_channels: Channels per level.
-        layers_per_block: ResNet blocks per level on the way down; one more on the way up.
-        attention_levels: Whether a level has transformer blocks.
-        num_heads: Attention heads per level; the last also serves the middle block.
-        cross_attention_dim: The width of the text states.
-        only_cross_attention: Whether a level's first attention reads the text, too.
-        class_embedding: "projection" (a vector of `class_embedding_size` features through an MLP), "table" (an integer,
-            looked up among `class_embedding_size` rows) or None.
-        class_embedding_size: See `class_embedding`.
-        norm_groups: Groups of the group norms.
-        sample_size: The latents' default height and width.
-
-    Raises:
-        ValueError: A number is out of range, or the tuples have different lengths.
-    """
-
-    in_channels: int = 4
-    out_channels: int = 4
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
-    attention_levels: tuple[bool, ...] = (True, True, True, False)
-    num_heads: tuple[int, ...] = (5, 10, 20, 20)
-    cross_attention_dim: int = 1024
-    only_cross_attention: tuple[bool, ...] = (False, False, False, False)
-    class_embedding: Literal["projection", "table"] | None = None
-    class_embedding_size: int | None = None
-    norm_groups: int = 32
-    sample_size: int = 96
-
-    def __post_init__(self) -> None:
-        levels = len(self.block_out_channels)
-        if not levels or min(self.block_out_channels) < 1 or self.norm_groups < 1 or self.layers_per_block < 1:
-            raise ValueError(
-                f"UNetConfig: block_out_channels {self.block_out_channels}, norm_groups {self.norm_groups} and "
-                f"layers_per_block {self.layers_per_block}: want at least one level, and positive numbers"
-            )
-        if levels > MAX_LEVELS or self.layers_per_block > MAX_LAYERS:
-            raise ValueError(
-                f"UNetConfig: {levels} levels of {self.layers_per_block} layers; want at most {MAX_LEVELS} "
-                f"of {MAX_LAYERS}"
-            )
-        for name in ("attention_levels", "num_heads", "only_cross_attention"):
-            if len(getattr(self, name)) != levels:
-                raise ValueError(
-                    f"UNetConfig.{name} has {len(getattr(self, name))} entries; want one per level, {levels}"
-                )
-        for level, (channels, heads) in enumerate(zip(self.block_out_channels, self.num_heads, strict=True)):
-            attends = self.attention_levels[level] or level == levels - 1
-            if heads < 1 or (attends and channels % heads) or channels % self.norm_groups:
-                raise ValueError(
-                    f"UNetConfig.block_out_channels: {channels} is not divisible by num_heads={heads} "
-                    f"and norm_groups={self.norm_groups}"
-                )
-        if self.class_embedding not in (None, "projection", "table"):
-            raise ValueError(f"UNetConfig.class_embedding is {self.class_embedding!r}; want projection, table or None")
-        if (self.class_embedding is None) != (self.class_embedding_size is None):
-            raise ValueError("UNetConfig.class_embedding and class_embedding_size: one is set; want both or neither")
-
-    @property
-    def time_channels(self) -> int:
-        return 4 * self.block_out_channels[0]
-
-    @property
-    def head_width(self) -> int:
-        """A multiple of the width of every level's attention heads."""
-        attending = [*self.attention_levels[:-1], True]
-        levels = zip(self.block_out_channels, self.num_heads, attending, strict=True)
-        return math.lcm(*(channels // heads for channels, heads, attends in levels if attends))
-
-    @property
-    def size_multiple(self) -> int:
-        """The latents' height and width must be multiples of this: each level below the first halves them."""
-        return 2 ** (len(self.block_out_channels) - 1)
 
 
 class Attention(nnx.Module):

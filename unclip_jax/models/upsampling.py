@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from unclip_jax.models.layers import Conv, upsample_nearest
+from unclip_jax.models.partition import read_weight
 from unclip_jax.models.platform import by_platform
 from unclip_jax.models.precision import precision_of
 
@@ -35,7 +36,8 @@ def upsample_and_convolve(conv: Conv, x: jax.Array) -> jax.Array:
 
     def folded(x: jax.Array) -> jax.Array:
         dtype = x.dtype if conv.dtype is None else conv.dtype
-        out = convolve_folded(x.astype(dtype), conv.kernel[...].astype(dtype))
+        x, kernel = read_weight(x, conv.kernel)
+        out = convolve_folded(x.astype(dtype), kernel.astype(dtype))
         return out if conv.bias is None else out + conv.bias[...].astype(dtype)
 
     transformed = conv.kernel[...].ndim == 3  # for a CPU

@@ -3,84 +3,17 @@
 Its factor is 8 in every checkpoint of the family except the x4 upscaler's, whose three levels give 4.
 """
 
-import dataclasses
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from unclip_jax.models.attention import attend
-from unclip_jax.models.layers import MAX_LAYERS, MAX_LEVELS, Conv, GroupNorm, Linear, ResnetBlock
+from unclip_jax.models.configs import VAEConfig
+from unclip_jax.models.layers import Conv, GroupNorm, Linear, ResnetBlock
+from unclip_jax.models.posterior import Posterior, posterior
 from unclip_jax.models.upsampling import upsample_and_convolve
-
-
-@dataclasses.dataclass(frozen=True)
-class VAEConfig:
-    """The architecture of an autoencoder; the defaults are Stable Diffusion 2's.
-
-    Args:
-        in_channels: An image's channels.
-        latent_channels: The latents' channels.
-        block_out_channels: Channels per level, from full resolution down.
-        layers_per_block: ResNet blocks per level of the encoder; one more in the decoder.
-        norm_groups: Groups of the group norms.
-        scaling_factor: The UNet's latents are so many times the autoencoder's own.
-
-    Raises:
-        ValueError: A number is out of range.
-    """
-
-    in_channels: int = 3
-    latent_channels: int = 4
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    norm_groups: int = 32
-    scaling_factor: float = 0.18215
-
-    def __post_init__(self) -> None:
-        if len(self.block_out_channels) > MAX_LEVELS or not 1 <= self.layers_per_block <= MAX_LAYERS:
-            raise ValueError(
-                f"VAEConfig: {len(self.block_out_channels)} levels of {self.layers_per_block} layers; "
-                f"want at most {MAX_LEVELS} of 1 to {MAX_LAYERS}"
-            )
-        if self.norm_groups < 1:
-            raise ValueError(f"VAEConfig.norm_groups is {self.norm_groups}; want at least 1")
-        if not self.block_out_channels or any(c < 1 or c % self.norm_groups for c in self.block_out_channels):
-            raise ValueError(
-                f"VAEConfig.block_out_channels {self.block_out_channels}: want positive multiples of norm_groups, "
-                f"{self.norm_groups}"
-            )
-        if not 0 < self.scaling_factor < math.inf:
-            raise ValueError(f"VAEConfig.scaling_factor is {self.scaling_factor}; want a positive number")
-
-    @property
-    def factor(self) -> int:
-        """The side of a latent cell in pixels."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
-    @property
-    def head_width(self) -> int:
-        """Of the one head of attention."""
-        return self.block_out_channels[-1]
-
-
-class Posterior(NamedTuple):
-    """The diagonal Gaussian that the encoder predicts; mean and logvar are (B, H/f, W/f, latent_channels) float32."""
-
-    mean: jax.Array
-    logvar: jax.Array
-
-    def sample(self, noise: jax.Array) -> jax.Array:
-        """A sample from the posterior. noise: standard normal of the mean's shape."""
-        return self.mean + jnp.exp(0.5 * self.logvar) * noise
-
-
-def posterior(moments: jax.Array) -> Posterior:
-    """The posterior of moments: means and log variances, (B, H/f, W/f, 2 latent_channels) float32."""
-    mean, logvar = jnp.split(moments, 2, axis=-1)
-    return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
 
 class SelfAttention(nnx.Module):

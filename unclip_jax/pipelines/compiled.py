@@ -18,7 +18,6 @@ from unclip_jax.conditioning.noise_augmentation import mix_conditions, noise_ima
 from unclip_jax.conditioning.upscale import noise_low_res
 from unclip_jax.executables import Executables, Stored
 from unclip_jax.image_files import to_uint8_on_device
-from unclip_jax.models.tiling import decode_tiled
 from unclip_jax.pipelines.denoiser import Constants, prepare, put_back, unet_denoiser
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.sampling.guidance import Guidance, guidance_state
@@ -62,13 +61,14 @@ def make_programs(
     unet, vae = networks["unet"], networks["vae"]
     tile = memory.check_tile(config.vae.factor, config.unet.sample_size * config.vae.factor)
 
-    jit = functools.partial(jax.jit, compiler_options=compiler_options(mesh, dtype))
+    options = functools.partial(compiler_options, mesh, dtype, sharded=memory.shard_weights)
+    jit = functools.partial(jax.jit, compiler_options=options())
 
     def apply(name: str) -> Any:
         return lambda params, x: networks[name].merge(params)(x)
 
     def tower(name: str) -> Any:
-        return jax.jit(apply(name), compiler_options=compiler_options(mesh, dtype, tower=True))
+        return jax.jit(apply(name), compiler_options=options(tower=True))
 
     return Programs(
         embed_images=tower("image_encoder"),
@@ -180,6 +180,8 @@ def _decode(
     in_tiles: int | None = None,
 ) -> jax.Array:
     """in_tiles: latent cells along a tile's side, instead of the way that `Memory` chooses."""
+    from unclip_jax.models.tiling import decode_tiled  # with Flax: only where this is traced
+
     model = vae.merge(params)
     z = latents / model.config.scaling_factor
     image = memory.decode(model, z, tile) if in_tiles is None else decode_tiled(model, z, in_tiles)

@@ -1,16 +1,18 @@
 """From latents to finished images: decoded, pasted back, checked, marked, in this order."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from unclip_jax.conditioning.crop import paste_back
+from unclip_jax.distributed.mesh import own_rows
 from unclip_jax.image_files import Rounding, to_uint8
+from unclip_jax.pipelines.output import PipelineOutput
 from unclip_jax.pipelines.parts import Parts, decode_latents, decode_to_uint8
-from unclip_jax.pipelines.request import Kept, Request
+from unclip_jax.pipelines.request import Conditions, Kept, Request
 from unclip_jax.reference import Reference
 from unclip_jax.safety import SafetyChecker
 from unclip_jax.safety import check as check_safety
@@ -37,31 +39,39 @@ def check_marks(marks: Marks, request: Request[Any], factor: int) -> None:
             raise ValueError(f"images of {width}x{height} are too small for a watermark; want {SMALLEST} pixels")
 
 
-def finish(parts: Parts, marks: Marks, request: Request[Any], latents: np.ndarray) -> tuple[Any, list[bool] | None]:
-    """Latents (B, h, w, 4) -> images as `output_type` asks, and which of them the safety checker has flagged."""
-    if request.output_type == "latent":
-        return latents, None
+def finish(
+    parts: Parts, marks: Marks, request: Request[Any], conditions: Conditions, latents: np.ndarray
+) -> PipelineOutput:
+    """Latents (B, h, w, 4) -> what a call returns, with images as `output_type` asks."""
+    rows = own_rows(parts.mesh, request.batch)
+    images, flagged = latents[rows], None
     if request.output_type == "np":
-        return decode_latents(parts, latents, tiles(parts, request)), None
-    return finish_images(parts, marks, request, latents)
+        images = decode_latents(parts, latents, tiles(parts, request))
+    elif request.output_type == "pil":
+        images, flagged = finish_images(parts, marks, request, latents)
+    return PipelineOutput(images, latents[rows], conditions.image_embeds, flagged, rows)
 
 
 def finish_images(
     parts: Parts, marks: Marks, request: Request[Any], latents: np.ndarray
 ) -> tuple[list[Image.Image], list[bool] | None]:
-    """Latents (B, h, w, 4) -> PIL images: pasted back, then black where flagged, then marked."""
+    """Latents (B, h, w, 4) -> PIL images: pasted back, then black where flagged, then marked.
+
+    Over several hosts each makes those of `own_rows`.
+    """
     arrays = decode_to_uint8(parts, latents, rounding_of(parts.config.reference), tiles(parts, request))
-    return finish_arrays(marks, request, arrays)
+    return finish_arrays(marks, request, arrays, own_rows(parts.mesh, len(latents)).tolist())
 
 
 def finish_arrays(
-    marks: Marks, request: Request[Any], arrays: Iterable[np.ndarray]
+    marks: Marks, request: Request[Any], arrays: Iterable[np.ndarray], rows: Sequence[int] | None = None
 ) -> tuple[list[Image.Image], list[bool] | None]:
-    """The same of decoded images, (H, W, 3) uint8 each."""
+    """The same of decoded images, (H, W, 3) uint8 each. rows: which of the request's these are; None: all."""
     images = [Image.fromarray(array) for array in arrays]
     if request.kept is not None:
-        kept = request.kept
-        images = [_pasted(image, kept[min(i // request.repeats, len(kept) - 1)]) for i, image in enumerate(images)]
+        kept, rows = request.kept, range(len(images)) if rows is None else rows
+        of_rows = [kept[min(row // request.repeats, len(kept) - 1)] for row in rows]
+        images = [_pasted(image, part) for image, part in zip(images, of_rows, strict=True)]
     flagged = None
     if marks.safety_checker is not None:
         flagged = check_safety(marks.safety_checker, [np.asarray(image) for image in images])

@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unclip_jax.checkpoints.config import AnyConfig, CheckpointConfig
-from unclip_jax.checkpoints.networks import Network, head_width
+from unclip_jax.checkpoints.networks import Network
+from unclip_jax.checkpoints.placement import parameter_shardings
 from unclip_jax.distributed import mesh as placement
 from unclip_jax.pipelines.compiled import Programs
 from unclip_jax.pipelines.run import GRID_ROWS
@@ -52,14 +53,11 @@ def parameters(
 ) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """The parameters of a checkpoint's networks as shapes where a pipeline puts them: part -> name -> shape."""
 
-    def placed(part: str, name: str, spec: Any) -> jax.ShapeDtypeStruct:
-        sharding = placement.parameter_sharding(mesh, f"{part}.{name}", spec.shape, head_width(config, part))
-        return shaped(spec.shape, sharding, spec.dtype)
+    def placed(part: str, network: Network) -> dict[str, jax.ShapeDtypeStruct]:
+        shardings = parameter_shardings(mesh, config, part, network)
+        return {name: shaped(spec.shape, shardings[name], spec.dtype) for name, spec in network.params.items()}
 
-    return {
-        part: {name: placed(part, name, spec) for name, spec in network.params.items()}
-        for part, network in networks.items()
-    }
+    return {part: placed(part, network) for part, network in networks.items()}
 
 
 def around_the_loop(

@@ -18,6 +18,7 @@ from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import Network, abstract_networks
+from unclip_jax.checkpoints.placement import shard_weights
 from unclip_jax.checkpoints.repairs import repaired
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.compilation import use_compilation_cache
@@ -113,6 +114,8 @@ def fill_networks(
         )
     config = repaired(config, diffusers_class, checkpoint.source)
     networks = abstract_networks(config, dtype, memory.attention_chunk)
+    if memory.shard_weights:
+        networks = shard_weights(networks, config, mesh)
     if not memory.free_networks:
         networks = load_networks(checkpoint, networks, mesh)
     tables: dict[str, Any] = {}
@@ -125,7 +128,7 @@ def fill_networks(
         config=config,
         tokenizer=checkpoint.tokenizer,
         networks=networks,
-        noising=jax.device_put(tables, placement.replicated(mesh)),
+        noising=placement.placed(tables, placement.replicated(mesh)),
         mesh=mesh,
         dtype=dtype,
         memory=memory,

@@ -24,12 +24,14 @@ class PipelineOutput:
         latents: (B, H/f, W/f, 4) float32, scaled.
         image_embeds: (images, D) float32 of unCLIP checkpoints, before noising; None for the others.
         nsfw_content_detected: which images a safety checker has made black; None without one.
+        rows: (B,) int, which of the call's images these are: all, or over several hosts those of this process.
     """
 
     images: Any
     latents: np.ndarray
-    image_embeds: np.ndarray | None = None
-    nsfw_content_detected: list[bool] | None = None
+    image_embeds: np.ndarray | None
+    nsfw_content_detected: list[bool] | None
+    rows: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)

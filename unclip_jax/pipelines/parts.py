@@ -20,7 +20,16 @@ from unclip_jax.checkpoints.loading import load_networks, return_freed_memory
 from unclip_jax.checkpoints.networks import Network
 from unclip_jax.conditioning.clip_image import ImageSource, load_images, preprocess
 from unclip_jax.conditioning.tokenizer import Tokenizer
-from unclip_jax.distributed.mesh import Chunk, batch_sharding, data_size, pad_batch
+from unclip_jax.distributed.mesh import (
+    Chunk,
+    batch_sharding,
+    data_size,
+    gathered,
+    own_part,
+    own_rows,
+    pad_batch,
+    placed,
+)
 from unclip_jax.image_files import Rounding, refuse_nan
 from unclip_jax.models.freeu import FreeU
 from unclip_jax.pipelines.compiled import Programs
@@ -132,9 +141,13 @@ def encode(parts: Parts, network: str, program: Program, inputs: np.ndarray, sta
 def decode_latents(parts: Parts, latents: np.ndarray, in_tiles: int | None = None) -> np.ndarray:
     """Scaled latents (B, H/f, W/f, 4) -> images (B, H, W, 3) float32 in 0..1; one per device at a time.
 
+    Over several hosts each gets the images of its own devices, `own_rows` of the B.
+
     in_tiles: latent cells along a tile's side, instead of the way that `Memory` chooses.
     """
-    return _decode(parts, functools.partial(parts.programs.decode, in_tiles=in_tiles), latents)
+    program = functools.partial(parts.programs.decode, in_tiles=in_tiles)
+    images = _decode(parts, program, latents, functools.partial(own_part, parts.mesh))
+    return images[: len(own_rows(parts.mesh, len(latents)))]
 
 
 def decode_to_uint8(
@@ -149,15 +162,18 @@ def decode_to_uint8(
         images = parts.programs.decode(params, rows, in_tiles=in_tiles)
         return parts.programs.to_uint8(images, rounding=rounding)
 
-    images, broken = _decode(parts, program, latents)
+    def fetch(made: tuple[jax.Array, jax.Array]) -> tuple[np.ndarray, np.ndarray]:
+        return own_part(parts.mesh, made[0]), gathered(made[1])  # no host goes on where another cannot
+
+    images, broken = _decode(parts, program, latents, fetch)
     refuse_nan(broken.any())
-    return images
+    return images[: len(own_rows(parts.mesh, len(latents)))]
 
 
-def _decode(parts: Parts, program: Program, latents: np.ndarray) -> Any:
+def _decode(parts: Parts, program: Program, latents: np.ndarray, fetch: Callable[[Any], Any]) -> Any:
     params = parts.weights("vae")
     bar = Progress("decoding", len(latents), unit="image", enabled=parts.progress)
-    return one_by_one(parts.mesh, program, params, latents, bar)
+    return one_by_one(parts.mesh, program, params, latents, bar, to_host=fetch)
 
 
 def one_by_one(
@@ -167,24 +183,27 @@ def one_by_one(
     inputs: np.ndarray,
     bar: Progress,
     at_a_time: int = 1,
+    to_host: Callable[[Any], Any] = gathered,
 ) -> Any:
     """What a program makes of each of B inputs, on the host: (B, ...) -> its arrays, (B, ...) each.
 
     Each device has one input at a time, so no result depends on its company, or `at_a_time`; and one program serves
     any number of them. While results are fetched, the devices have the next inputs already.
+
+    to_host: fetches what the program makes at a time; over several hosts perhaps a part of it.
     """
     group = data_size(mesh) * at_a_time
     waiting: list[Any] = []
     made: list[Any] = []
 
     def fetch() -> None:
-        made.append(jax.tree.map(np.asarray, waiting.pop(0)))
+        made.append(to_host(waiting.pop(0)))
         bar.update(min(group, len(inputs) - bar.done))
 
     with bar:
         for first in range(0, len(inputs), group):
             rows = pad_batch(inputs[first : first + group], group)
-            waiting.append(program(params, jax.device_put(rows, batch_sharding(mesh))))
+            waiting.append(program(params, placed(rows, batch_sharding(mesh))))
             if len(waiting) > 1:
                 fetch()
         fetch()

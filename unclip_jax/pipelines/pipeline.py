@@ -155,8 +155,7 @@ class Pipeline(Adaptable):
         request, now, marks = self._check(arguments), self.parts, self._marks
         conditions = self.task.conditions(now, request)
         latents = run.sample_latents(now, request, conditions)
-        images, flagged = finish.finish(now, marks, request, latents)
-        return PipelineOutput(images, latents, conditions.image_embeds, flagged)
+        return finish.finish(now, marks, request, conditions, latents)
 
     def _stream(self, arguments: CommonArguments) -> Generator[StreamState, None, None]:
         if arguments.batch_size is not None:

@@ -80,7 +80,12 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, memo
     config, mesh = pipe.config, pipe.mesh
     weights = parameters(config, pipe.networks, mesh)
     held = {part: sum(map(_bytes, arrays.values())) for part, arrays in weights.items()}
-    sizes = {part: [_bytes(array) for array in arrays.values()] for part, arrays in weights.items()}
+    # Of each parameter, what a device holds of it and its share of the host's copy.
+    share = len(mesh.local_devices)
+    sizes = {
+        part: [(_bytes(array), math.prod(array.shape) * array.dtype.itemsize / share) for array in arrays.values()]
+        for part, arrays in weights.items()
+    }
     transformed: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
     if may_transform(mesh, pipe.dtype, memory):
         whole = placement.replicated(mesh)
@@ -124,9 +129,13 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, memo
     return [*first, *run]
 
 
-def _loading(sizes: list[int]) -> int:
-    """The most that is held while parameters of these sizes are read one after the other, each twice for a moment."""
-    return max(held + size for held, size in zip(itertools.accumulate(sizes), sizes, strict=True))
+def _loading(sizes: list[tuple[int, float]]) -> int:
+    """The most that is held while parameters are read one after the other, each for a moment also as it was read.
+
+    sizes: in bytes, what stays of each, and what it is as it was read.
+    """
+    held = itertools.accumulate(kept for kept, _ in sizes)
+    return round(max(total + read for total, (_, read) in zip(held, sizes, strict=True)))
 
 
 def _bytes(array: jax.ShapeDtypeStruct) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from unclip_jax.checkpoints.networks import Network
+from unclip_jax.distributed.mesh import placed
 from unclip_jax.host_memory import available_memory
 from unclip_jax.models.winograd import tile_of, transform_kernel, transformed_shape
 from unclip_jax.pipelines.memory import Memory
@@ -45,7 +46,7 @@ class Kernels:
 
         def make(name: str) -> jax.Array:
             kernel = params[name]
-            return jax.device_put(transform_kernel(np.asarray(kernel), tiles[name]), kernel.sharding)
+            return placed(transform_kernel(np.asarray(kernel), tiles[name]), kernel.sharding)
 
         label = f"preparing kernels of the {network}"
         with (
@@ -75,15 +76,17 @@ def make_kernels(networks: Mapping[str, Network], mesh: Mesh, dtype: Any, memory
         if memory.convolution == "winograd":
             raise ValueError('convolution is "winograd"; that needs float32 on CPUs without a "model" axis')
         return None
+    if mesh.is_multi_process and memory.convolution is None:
+        return None  # hosts with other memory would choose otherwise
     free = available_memory()
     specs = [spec for part in transformed_specs(networks).values() for spec in part.values()]
-    more = sum(spec.size * spec.dtype.itemsize for spec in specs) * mesh.size
+    more = sum(spec.size * spec.dtype.itemsize for spec in specs) * len(mesh.local_devices)
     return Kernels() if memory.convolution == "winograd" or free is None or more + _RESERVE <= free else None
 
 
 def may_transform(mesh: Mesh, dtype: Any, memory: Memory) -> bool:
     """Whether transformed kernels are wanted and serve here; on other devices and in half precision nobody measured."""
-    if memory.convolution == "direct" or memory.free_networks:
+    if memory.convolution == "direct" or memory.free_networks or memory.shard_weights:
         return False
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return on_cpu and jnp.dtype(dtype) == jnp.float32 and mesh.shape.get("model", 1) == 1

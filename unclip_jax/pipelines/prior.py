@@ -21,10 +21,11 @@ from unclip_jax.checkpoints.checkpoint import Checkpoint, prior_config
 from unclip_jax.checkpoints.config import PriorCheckpointConfig
 from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import Network, abstract_networks
+from unclip_jax.checkpoints.placement import shard_weights
 from unclip_jax.checkpoints.source import open_prior
 from unclip_jax.compilation import use_compilation_cache
 from unclip_jax.conditioning.tokenizer import Tokenizer
-from unclip_jax.distributed.mesh import Chunk, check_mesh, local_mesh, make_chunk, replicated
+from unclip_jax.distributed.mesh import Chunk, check_mesh, local_mesh, make_chunk, placed, replicated
 from unclip_jax.pipelines.arguments import PriorArguments, signed
 from unclip_jax.pipelines.checks import (
     MAX_IMAGES,
@@ -112,7 +113,7 @@ class TextToEmbeddingPrior:
         self.dtype = dtype
         self.residency = residency
         self.progress = True
-        self.statistics = jax.device_put(statistics, replicated(mesh))
+        self.statistics = placed(statistics, replicated(mesh))
         text = networks["text_encoder"]
         self.embed_text = jax.jit(lambda params, tokens: text.merge(params).describe(tokens))
         self.run = jax.jit(functools.partial(_run, networks["prior"]), static_argnames=("guidance", "dim"))
@@ -132,7 +133,7 @@ class TextToEmbeddingPrior:
             source: a converted directory, a diffusers folder with the prior's parts, Karlo's own checkpoint, or a hub
                 id.
             dtype, mesh: as for `unclip_jax.UnCLIPPipeline.from_pretrained`.
-            memory: of it `free_networks` alone has a meaning here.
+            memory: of it `free_networks` and `shard_weights` have a meaning here.
             overrides: `config`, `text_encoder`, `clip_stats`, `variant`, `revision`, `subfolder`, `mirrors`, as for
                 `unclip_jax.checkpoints.source.open_prior`.
 
@@ -161,6 +162,8 @@ class TextToEmbeddingPrior:
         """
         config, dtype = prior_config(checkpoint), check_dtype(dtype, mesh)
         networks = abstract_networks(config, dtype)
+        if memory.shard_weights:
+            networks = shard_weights(networks, config, mesh)
         if not memory.free_networks:
             networks = load_networks(checkpoint, networks, mesh)
         mean, std = (np.asarray(checkpoint.params[f"image_normalizer.{n}"].read(), np.float32) for n in ("mean", "std"))

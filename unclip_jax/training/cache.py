@@ -2,9 +2,10 @@
 
 A cache is a folder of safetensors files with a few hundred examples each, and `cache.json`, which records what was
 cached from what. It is written part by part, so an interrupted one resumes. An image that could not be read is left
-out.
+out. Several hosts share the folder: all encode, and the first writes.
 """
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.numpy import save_file
 
 from unclip_jax.checkpoints.atomic import replaced_file
 from unclip_jax.checkpoints.strict_json import read_object
+from unclip_jax.distributed.hosts import once
 from unclip_jax.distributed.mesh import pad_batch
 from unclip_jax.progress import Progress
 from unclip_jax.training.data import stacked
@@ -54,26 +56,34 @@ def write_cache(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     facts = {**facts, "records": len(records), "part_examples": part_examples}
-    if (folder / FACTS).exists():
+    if once((folder / FACTS).exists):
         if (there := read_object(folder / FACTS)) != json.loads(json.dumps(facts)):
             odd = sorted(key for key in {*there, *facts} if there.get(key) != facts.get(key))
             raise ValueError(f"{folder}: holds another cache ({', '.join(odd)} differ); choose another folder")
     else:
-        with replaced_file(folder / FACTS) as partial:
-            partial.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+        once(functools.partial(_write_facts, folder / FACTS, facts))
     with Progress("caching", len(records), unit="image", enabled=progress) as bar:
         for number, first in enumerate(range(0, len(records), part_examples)):
             chosen = records[first : first + part_examples]
             path = folder / f"part-{number:05d}.safetensors"
-            if not path.exists():
+            if not once(path.exists):
                 rows = [row for record in chosen if (row := load(record)) is not None]
                 encoded = [
                     _encoded(rows[i : i + batch_size], encode, batch_size) for i in range(0, len(rows), batch_size)
                 ]
                 arrays = {name: np.concatenate([e[name] for e in encoded]) for name in encoded[0]} if encoded else {}
-                with replaced_file(path) as partial:
-                    save_file(arrays, partial)
+                once(functools.partial(_write_part, path, arrays))
             bar.update(len(chosen))
+
+
+def _write_facts(path: Path, facts: Mapping[str, Any]) -> None:
+    with replaced_file(path) as partial:
+        partial.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+
+
+def _write_part(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with replaced_file(path) as partial:
+        save_file(arrays, partial)
 
 
 def _encoded(rows: list[Mapping[str, Any]], encode: Any, batch_size: int) -> dict[str, np.ndarray]:

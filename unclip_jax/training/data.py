@@ -1,9 +1,10 @@
 """Training images from folders in Hugging Face's `imagefolder` convention, in an order determined by a seed.
 
-Every host reads its own share. An iterator's state is a small mapping (`get_state`, `set_state`) that is saved with a
-run, so that a resumed run neither repeats nor skips an image.
+Every host reads its own share of every batch. Where an iterator is, is a small mapping (`get_state`, `set_state`) that
+is saved with a run, so that a resumed run neither repeats nor skips an image.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -167,6 +168,37 @@ def skipping(
     return row
 
 
+class Batches:
+    """An endless iterator of batches, and where it is in the order of images."""
+
+    def __init__(self, rows: Any, batch_size: int, host: int, hosts: int):
+        self.rows, self.batch_size, self.host, self.hosts = rows, batch_size, host, hosts
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch: dict[str, np.ndarray] = next(self.rows)
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Where this host is, in JSON types."""
+        state: dict[str, Any] = self.rows.get_state()
+        return state
+
+    def set_state(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Goes to where the hosts of a run were, given the state of each.
+
+        As many hosts as these are where they were. Another number begins with the batch of the host that was least
+        far: no image is skipped. Where all images can be read, all hosts are as far, and none is repeated either.
+        """
+        if len(states) == self.hosts:
+            self.rows.set_state(dict(states[self.host]))
+            return
+        done = min(state["next_index"] for state in states) * len(states) // (self.batch_size * self.hosts)
+        self.rows.set_state({"next_index": done * self.batch_size})
+
+
 def batches(
     records: Sequence[T],
     load: Callable[[T, np.random.Generator], Mapping[str, Any]],
@@ -177,10 +209,11 @@ def batches(
     hosts: int = 1,
     threads: int = 4,
     skipped: Skipped | None = None,
-) -> Any:
+) -> Batches:
     """An endless iterator of batches; every pass is in another order.
 
-    The iterator's `get_state()` returns a mapping of JSON types, and `set_state` goes back to it.
+    The batches of all hosts, one after the other, are the batch of a single one that takes as many images as they do
+    together (as long as all can be read).
 
     Args:
         records: What to load.
@@ -188,7 +221,7 @@ def batches(
             OSError and ValueError from it skip the record, which is added to `skipped`.
         batch_size: Examples per batch.
         seed: Determines the order.
-        host: This machine's index; each machine with the same seed reads its own records.
+        host: This machine's index; each machine with the same seed reads its own part of every batch.
         hosts: The number of machines.
         threads: The number of images read at a time. It does not affect the order.
         skipped: Collects what could not be read.
@@ -197,13 +230,13 @@ def batches(
         An iterator of mappings of arrays, with `batch_size` along the first axis.
 
     Raises:
-        ValueError: There are fewer records than a host's batch.
+        ValueError: There are fewer records than the batch of all hosts.
     """
     if not 0 <= host < hosts:
         raise ValueError(f"host is {host}; want 0 to {hosts - 1}")
-    mine = len(range(host, len(records), hosts))
-    if batch_size < 1 or mine < batch_size:
-        raise ValueError(f"batch_size is {batch_size}; host {host} of {hosts} has only {mine} images")
+    if batch_size < 1 or len(records) < hosts * batch_size:
+        each = f" on each of {hosts} hosts" if hosts > 1 else ""
+        raise ValueError(f"batch_size is {batch_size}{each}; there are only {len(records)} images")
     skipped = Skipped() if skipped is None else skipped
 
     load_or_skip = skipping(load, skipped)
@@ -214,7 +247,12 @@ def batches(
             raise ValueError(f"no image can be read; {record}: {skipped.reasons[str(record)]}")
         return made
 
-    source = grain.MapDataset.source(list(records))[host::hosts]
-    order = source.shuffle(seed=seed).repeat().seed(seed).random_map(row)
-    rows = order.to_iter_dataset(grain.ReadOptions(num_threads=threads)).filter(lambda made: made is not None)
-    return iter(rows.batch(batch_size, drop_remainder=True))
+    order = grain.MapDataset.source(list(records)).shuffle(seed=seed).repeat().seed(seed).random_map(row)
+
+    def mine(number: int) -> Any:
+        batch, place = divmod(number, batch_size)
+        return order[(batch * hosts + host) * batch_size + place]
+
+    share = grain.MapDataset.range(sys.maxsize).map(mine)
+    rows = share.to_iter_dataset(grain.ReadOptions(num_threads=threads)).filter(lambda made: made is not None)
+    return Batches(iter(rows.batch(batch_size, drop_remainder=True)), batch_size, host, hosts)

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from unclip_jax.checkpoints.networks import Network
+from unclip_jax.models.posterior import posterior
 from unclip_jax.models.resize import resize_bicubic
-from unclip_jax.models.vae import posterior
 from unclip_jax.sampling.schedule import PREDICTION_TYPES, add_noise
 from unclip_jax.training.objectives import denoising_losses, image_conditioning, offset_noise
 from unclip_jax.training.rng import draw_step, step_keys

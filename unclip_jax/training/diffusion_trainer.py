@@ -15,7 +15,7 @@ from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import NETWORKS, Network, abstract_network
 from unclip_jax.checkpoints.source import open_checkpoint
-from unclip_jax.distributed.mesh import pad_batch
+from unclip_jax.distributed.mesh import gathered, pad_batch, placed, replicated
 from unclip_jax.models.unet import UNet
 from unclip_jax.sampling.schedule import NoiseSchedule, alphas_cumprod
 from unclip_jax.sampling.solvers import make_solver
@@ -100,7 +100,7 @@ class DiffusionTrainer:
             else:
                 statistics = {name: checkpoint.params[f"image_normalizer.{name}"].read() for name in ("mean", "std")}
                 self.frozen["noising"] = {"alphas_cumprod": table, **statistics}
-        empty = {"tokens": jnp.asarray(checkpoint.tokenizer([""]))}
+        empty = {"tokens": placed(checkpoint.tokenizer([""]), replicated(self.mesh))}
         self.frozen["empty_context"] = diffusion_objective.encode(self.networks, self.frozen, empty)["context"]
         self.side = self._side()
         self.load: Load = self._example_loader(checkpoint)
@@ -190,7 +190,8 @@ class DiffusionTrainer:
             size = settings.batch_size
             parts = [held_out[first : first + size] for first in range(0, len(held_out), size)]
             values = [
-                score(frozen, state.average.params, pad_batch(stacked(part), size))[: len(part)] for part in parts
+                gathered(score(frozen, state.average.params, pad_batch(stacked(part), size)))[: len(part)]
+                for part in parts
             ]
             return {"loss": float(np.concatenate(values).mean())}
 
@@ -217,7 +218,7 @@ class DiffusionTrainer:
             folder,
             records,
             lambda record: load(record, np.random.default_rng(settings.seed)),
-            lambda batch: encode(self.frozen, batch),
+            lambda batch: gathered(encode(self.frozen, batch)),
             facts,
             batch_size=settings.batch_size,
             progress=self.progress,
@@ -228,8 +229,8 @@ class DiffusionTrainer:
         return rows, lambda row, rng: row
 
     def _encoded_examples(self, rows: list[Mapping[str, Any]], encode: Any) -> list[Mapping[str, Any]]:
-        encoded = [encode(self.frozen, stacked([row])) for row in rows]
-        return [{name: np.asarray(value)[0] for name, value in row.items()} for row in encoded]
+        encoded = [gathered(encode(self.frozen, stacked([row]))) for row in rows]
+        return [{name: value[0] for name, value in row.items()} for row in encoded]
 
     def _sampler(self, frozen: Any, combine: Combine, batch: Any) -> Callable[[TrainState], Image.Image]:
         """A grid: the images themselves, and below them what the denoiser generates from their conditions."""
@@ -250,7 +251,7 @@ class DiffusionTrainer:
 
         def samples(state: TrainState) -> Image.Image:
             assert state.average is not None
-            return grid([np.asarray(row) for row in images(frozen, state.average.params, batch)])
+            return grid(list(gathered(images(frozen, state.average.params, batch))))
 
         return samples
 

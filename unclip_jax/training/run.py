@@ -23,7 +23,8 @@ from PIL import Image
 
 from unclip_jax.checkpoints.atomic import replaced_file
 from unclip_jax.compilation import compiler_options
-from unclip_jax.distributed.mesh import batch_sharding, fully_sharded, replicated
+from unclip_jax.distributed.hosts import each
+from unclip_jax.distributed.mesh import batch_sharding, fully_sharded, placed, replicated
 from unclip_jax.progress import Progress
 from unclip_jax.training.step import Losses, TrainState, train_step
 
@@ -32,11 +33,14 @@ Report = Callable[[int, Mapping[str, float]], None]
 
 
 class Data(Protocol):
-    """Endless batches whose state is a mapping of JSON types, as from `unclip_jax.training.data.batches`."""
+    """Endless batches whose state is a mapping of JSON types, as from `unclip_jax.training.data.batches`.
+
+    `set_state` takes the states of all hosts of the run that was saved, of which there may have been more or fewer.
+    """
 
     def __next__(self) -> Any: ...
     def get_state(self) -> Any: ...
-    def set_state(self, state: Any) -> None: ...
+    def set_state(self, states: Sequence[Any]) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +94,8 @@ def train(
     A run that is killed and restarted reaches the same weights, bit for bit, as an uninterrupted one on the same
     devices (GPUs: see docs/training.md). Lines in `metrics.jsonl` after the last checkpoint are then rewritten.
 
+    Over several hosts, every one calls this, with a folder that all share; it may go on with another number of them.
+
     Args:
         losses: See `unclip_jax.training.step`. A `jax.tree_util.Partial` whose arguments are frozen weights keeps them
             out of the compiled program.
@@ -115,7 +121,7 @@ def train(
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     shardings = state_shardings(state, options, mesh)
-    state = jax.tree.map(jax.device_put, state, shardings)
+    state = jax.tree.map(placed, state, shardings)
     losses = losses if isinstance(losses, jax.tree_util.Partial) else jax.tree_util.Partial(losses)
     losses = jax.tree.map(lambda leaf: _on_mesh(leaf, mesh), losses)
     move = step_program(optimizer, options, mesh, shardings)
@@ -180,9 +186,9 @@ def step_program(optimizer: optax.GradientTransformation, options: RunOptions, m
         optimizer, options, mesh: As of `train`.
         shardings: Of the state, from `state_shardings`; the state is donated.
     """
-    placed, for_compiler = (shardings, replicated(mesh)), compiler_options(mesh)
+    out, for_compiler = (shardings, replicated(mesh)), compiler_options(mesh)
 
-    @functools.partial(jax.jit, donate_argnums=1, out_shardings=placed, compiler_options=for_compiler)
+    @functools.partial(jax.jit, donate_argnums=1, out_shardings=out, compiler_options=for_compiler)
     def move(losses: Losses, state: TrainState, batch: Any, step: jax.Array) -> tuple[TrainState, dict[str, Any]]:
         return train_step(losses, optimizer, state, batch, ema_decay=options.ema_decay, expected_step=step)
 
@@ -232,7 +238,7 @@ class _MetricsFile:
 
     def __init__(self, path: Path, step: int):
         self.path = path
-        if path.exists():
+        if jax.process_index() == 0 and path.exists():
             lines = path.read_bytes().splitlines(keepends=True)
             kept = b"".join(line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step)
             with replaced_file(path) as partial:
@@ -260,7 +266,7 @@ def _checkpoints(folder: Path) -> ocp.CheckpointManager:
 def _save(manager: ocp.CheckpointManager, step: int, state: TrainState, place: Any, valid: Mapping[str, float]) -> None:
     manager.save(
         step,
-        args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(place)),
+        args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave({"hosts": each(place)})),
         metrics=dict(valid) or None,
         force=True,
     )
@@ -270,7 +276,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, state: TrainState, data:
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
     restored = manager.restore(step, args=args)
-    data.set_state(restored.data)
+    data.set_state(restored.data.get("hosts", [restored.data]))  # before there were several: the state of the one
     return restored.state
 
 
@@ -281,8 +287,8 @@ def _global(mesh: Mesh, rows: Any) -> jax.Array:
 
 def _on_mesh(leaf: Any, mesh: Mesh) -> jax.Array:
     """Frozen weights stay where they are; what is on one device only, or on none, goes to all."""
-    placed = isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(mesh.devices.flat)
-    return leaf if placed else jax.device_put(leaf, replicated(mesh))
+    there = isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(mesh.devices.flat)
+    return leaf if there else placed(leaf, replicated(mesh))
 
 
 def _mean(metrics: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:

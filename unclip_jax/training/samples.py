@@ -11,7 +11,7 @@ from PIL import Image
 from unclip_jax.checkpoints.networks import Network
 from unclip_jax.conditioning.noise_augmentation import noise_image_embeddings
 from unclip_jax.image_files import to_uint8
-from unclip_jax.models.vae import posterior
+from unclip_jax.models.posterior import posterior
 from unclip_jax.pipelines.arguments import UpscaleArguments, default
 from unclip_jax.pipelines.denoiser import prepare, unet_denoiser
 from unclip_jax.sampling.guidance import Guidance

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from unclip_jax.checkpoints import directory
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig
-from unclip_jax.distributed.mesh import local_mesh
+from unclip_jax.distributed.hosts import each, once
+from unclip_jax.distributed.mesh import gathered, local_mesh
 from unclip_jax.training import reports
 from unclip_jax.training.data import Record, Skipped, batches, image_folder, select
 from unclip_jax.training.optimizer import adamw, learning_rate
@@ -58,12 +59,14 @@ def mesh_of(settings: TrainSettings) -> Mesh:
     """The devices of a run.
 
     Raises:
-        ValueError: There are fewer devices, or they cannot share the batch evenly.
+        ValueError: There are fewer devices, or they cannot share the batch evenly; or there are several hosts and not
+            all devices are wanted.
     """
     devices = jax.devices()
     count = len(devices) if settings.devices is None else settings.devices
-    if not 1 <= count <= len(devices):
-        raise ValueError(f"devices is {count}; want 1 to {len(devices)}")
+    least = 1 if jax.process_count() == 1 else len(devices)
+    if not least <= count <= len(devices):
+        raise ValueError(f"devices is {count}; want {least} to {len(devices)}")
     if settings.batch_size % count:
         raise ValueError(f"batch_size is {settings.batch_size}; want a multiple of the {count} devices")
     return local_mesh(devices[:count])
@@ -110,13 +113,14 @@ def run(
         folder,
         settings.run,
         mesh=mesh,
-        reports=[_report(name, folder) for name in settings.reports],
+        reports=[_report(name, folder) for name in settings.reports] if jax.process_index() == 0 else [],
         progress=progress,
         **hooks,
     )
-    if skipped:
-        (folder / "skipped.txt").write_text("".join(f"{n}: {r}\n" for n, r in skipped.reasons.items()), "utf-8")
-        print(f"{len(skipped)} images could not be read and were skipped: {folder / 'skipped.txt'}")
+    reasons = {name: reason for of_host in each(skipped.reasons) for name, reason in of_host.items()}
+    if reasons and jax.process_index() == 0:
+        (folder / "skipped.txt").write_text("".join(f"{n}: {r}\n" for n, r in reasons.items()), "utf-8")
+        print(f"{len(reasons)} images could not be read and were skipped: {folder / 'skipped.txt'}")
     return state
 
 
@@ -130,9 +134,10 @@ def _report(name: str, folder: Path) -> Report:
 
 
 def averages(state: TrainState) -> dict[str, np.ndarray]:
-    """The EMA weights of a run, on the host."""
+    """The EMA weights of a run, on every host."""
     assert state.average is not None
-    return jax.device_get(state.average.params)
+    whole: dict[str, np.ndarray] = gathered(state.average.params)
+    return whole
 
 
 def save_checkpoint(
@@ -141,11 +146,17 @@ def save_checkpoint(
     networks: Mapping[str, Mapping[str, Any]],
     destination: Path,
 ) -> None:
-    """Writes a checkpoint in which these networks' weights replace the base's. Does not overwrite."""
-    if destination.exists():
-        return
+    """Writes a checkpoint in which these networks' weights replace the base's. Does not overwrite.
+
+    Of several hosts the first writes it, and the others wait.
+    """
     new = {
         f"{part}.{name}": Parameter.of(value) for part, weights in networks.items() for name, value in weights.items()
     }
     trained = Checkpoint(config, base.tokenizer, {**base.params, **new}, base.source)
-    directory.save(trained, destination, provenance={"trained_from": Path(base.source).name})
+
+    def write() -> None:
+        if not destination.exists():
+            directory.save(trained, destination, provenance={"trained_from": Path(base.source).name})
+
+    once(write)

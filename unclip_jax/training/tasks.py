@@ -25,6 +25,7 @@ from unclip_jax.checkpoints.networks import Network, abstract_network, part
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.compilation import use_compilation_cache
 from unclip_jax.conditioning.clip_image import preprocess
+from unclip_jax.distributed.hosts import once
 from unclip_jax.models.clip import TextEncoder, VisionEncoder
 from unclip_jax.models.vae import VAE
 from unclip_jax.training.contrastive import contrastive_loss, effective_rank
@@ -106,7 +107,8 @@ def lora(settings: TrainSettings, progress: bool) -> Path:
         state = setup.train(
             adapter, setup.unet.params, lambda frozen, params: {"unet": merge_lora(frozen["unet"], params)}
         )
-        return foreign.save_lora(setup.config, as_lora(averages(state), "unet"), Path(settings.out))
+        trained = as_lora(averages(state), "unet")
+        return Path(once(lambda: str(foreign.save_lora(setup.config, trained, Path(settings.out)))))
 
 
 def textual_inversion(settings: TrainSettings, progress: bool) -> Path:
@@ -129,7 +131,8 @@ def textual_inversion(settings: TrainSettings, progress: bool) -> Path:
             setup.unet.params,
             lambda frozen, params: {"text_encoder": with_rows(frozen["text_encoder"], params["rows"])},
         )
-        return foreign.save_textual_inversion(word.placeholder, averages(state)["rows"], Path(settings.out))
+        trained = averages(state)["rows"]
+        return Path(once(lambda: str(foreign.save_textual_inversion(word.placeholder, trained, Path(settings.out)))))
 
 
 def autoencoder(settings: TrainSettings, progress: bool) -> Path:
