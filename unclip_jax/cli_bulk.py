@@ -58,10 +58,13 @@ def make_rows(
         return
     import jax
 
+    from unclip_jax.distributed.hosts import each
+
     options |= {"host": jax.process_index(), "hosts": jax.process_count()}
     options |= {"shards": args.shards, "part_size": args.part_size, "max_errors": max_errors}
     summary = bulk.run(pipe, args.rows, args.out, **options)
     print("\n".join(summary.lines()))
+    each(None)  # JAX would end the hosts that are five minutes behind the first to leave
     if summary.failed:
         print(f"{summary.failed} rows failed: {args.out}/manifest has the reasons", file=sys.stderr)
 
