@@ -67,8 +67,7 @@ def replaced_file(destination: Path) -> Iterator[Path]:
     """Yields a temporary path for a file that then replaces `destination`, whether or not that exists."""
     partial = destination.with_name(f"{_prefix(destination)}{os.getpid()}")
     try:
-        partial.touch()
-        with _locked(partial):
+        with _locked(partial, os.O_CREAT):
             yield partial
             _sync_entry(partial)
             os.replace(partial, destination)
@@ -156,9 +155,12 @@ def _take_back(partial: Path, destination: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock for as long as this process lives, which tells others that the path is in use."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _locked(path: Path, flags: int = 0) -> Iterator[None]:
+    """Holds a lock for as long as this process lives, which tells others that the path is in use.
+
+    flags: of `os.open`. A file is made by it, so that it cannot be taken for abandoned, and be gone, before it is open.
+    """
+    descriptor = os.open(path, os.O_RDONLY | flags, 0o666)
     try:
         with contextlib.suppress(OSError):  # file systems without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
