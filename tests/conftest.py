@@ -79,7 +79,7 @@ def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture(scope="module")
 def fully_compiled():
-    """Programs as users have them: for what is known of their memory, and for the recordings of the original."""
+    """Programs optimised as users have them, for the recordings of the original. Their memory is the same anyway."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from tests.convert.diffusers_folder import CONFIG
-from unclip_jax.checkpoints.networks import NETWORKS, Network
+from tests.small_networks import random_network
+from unclip_jax.checkpoints.networks import NETWORKS
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.models.configs import PriorConfig
 
@@ -26,11 +26,6 @@ UPSCALER = dataclasses.replace(
     UNET, in_channels=7, class_embedding="table", class_embedding_size=10, only_cross_attention=(True,)
 )
 VAE = dataclasses.replace(CONFIG.vae, block_out_channels=(16,))
-
-
-def build(cls, config):
-    graphdef, state = nnx.split(cls(config, rngs=nnx.Rngs(0)))
-    return Network(graphdef, {".".join(map(str, path)): v[...] for path, v in nnx.to_flat_state(state)})
 
 
 def normal(*shape):
@@ -108,7 +103,7 @@ def transformed(function, inputs):
 @pytest.mark.parametrize("name", CASES)
 def test_networks_and_their_gradients_under_transformations(name):
     cls, config, call, inputs = CASES[name]
-    network = build(cls, config)
+    network = random_network(cls, config)
     function = functools.partial(output_and_gradient, network, call)
     shape = jax.eval_shape(lambda params: call(network.merge(params), *inputs), network.params).shape
     arguments = (network.params, normal(*shape), *inputs)

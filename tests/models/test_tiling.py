@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.small_networks import random_network
 from unclip_jax.models.configs import VAEConfig
 from unclip_jax.models.tiling import decode_seamless, decode_tiled, encode_tiled
 from unclip_jax.models.vae import VAE
@@ -14,12 +15,7 @@ CONFIG = VAEConfig(block_out_channels=(16, 32, 32), layers_per_block=1, norm_gro
 
 
 def random_vae(config=CONFIG, dtype=jnp.float32):
-    vae = VAE(config, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
-    graphdef, state = nnx.split(vae)
-    rng = np.random.default_rng(0)
-    # Biases and scales that are not 0 and 1, so that every edge shows.
-    state = jax.tree.map(lambda a: a + jnp.asarray(0.1 * rng.standard_normal(a.shape), a.dtype), state)
-    return nnx.merge(graphdef, state)
+    return random_network(VAE, config, dtype).merge()
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +43,6 @@ def test_seamless_in_half_precision():
     assert np.linalg.norm(jax.jit(decode_seamless)(vae, z) - want) < 0.02 * np.linalg.norm(want)
 
 
-@pytest.mark.usefixtures("fully_compiled")
 def test_seamless_needs_less_memory(vae):
     """By the compiled programs' own account, at a size where bands matter."""
     graphdef, state = nnx.split(vae)

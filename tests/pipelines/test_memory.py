@@ -112,13 +112,12 @@ def test_tiles_change_an_image_a_little(opened, plain):
 
 
 @pytest.fixture(scope="module")
-def small(fully_compiled, family_folder, one_device):
+def small(family_folder, one_device):
     """The plan for one image of 64x64 pixels on one device."""
     with open_checkpoint(family_folder("SMALL")) as checkpoint:
         return plan(checkpoint, 64, 64, 1, "float32", one_device)
 
 
-@pytest.mark.usefixtures("fully_compiled")
 def test_the_plan_holds_all_weights_or_those_of_its_stage(family_folder, one_device, small):
     with open_checkpoint(family_folder("SMALL")) as checkpoint:
         large = plan(checkpoint, 128, 64, 4, "float32", one_device)
@@ -141,7 +140,6 @@ def test_the_plan_holds_all_weights_or_those_of_its_stage(family_folder, one_dev
     assert large[:3] == small[:3]
 
 
-@pytest.mark.usefixtures("fully_compiled")
 def test_the_plan_is_for_one_device_of_several(family_folder, small):
     """Four images on four devices: each holds what one image needs on one."""
     with open_checkpoint(family_folder("SMALL")) as checkpoint:

@@ -132,7 +132,6 @@ def test_they_are_made_where_they_serve(winograd, monkeypatch):
     assert make_kernels(networks, mesh, "float32", Memory()) is not None
 
 
-@pytest.mark.usefixtures("fully_compiled")
 def test_the_plan_counts_them(wide_folder):
     mesh = local_mesh(jax.local_devices()[:1])
     with open_checkpoint(wide_folder) as checkpoint:
