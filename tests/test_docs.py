@@ -36,6 +36,7 @@ DEMO = readme.ROOT / "unclip_jax" / "demo" / "pictures"
 # Files with the tensors of two published checkpoints, and what is rightly guessed of them.
 GUESSED = {"v2-1_768-ema-pruned.safetensors": "v_prediction", "512-base-ema.ckpt": "epsilon"}
 ELSEWHERE = {
+    "docs/bulk.md": "test_docs_long.py",
     "docs/cluster.md": "bulk/test_cluster_ray.py",
     "docs/demo-model.md": "test_docs_long.py",
     "docs/devices.md": "distributed/test_recipes.py",

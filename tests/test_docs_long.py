@@ -1,10 +1,12 @@
 """Pages whose blocks take minutes. test_docs.py has the rest.
 
-docs/demo-model.md and docs/guidance.md with the demo model, docs/editing.md too, in fewer steps; docs/training.md and
-docs/evaluation.md with small models and settings of size that are smaller, and with Inception as it is.
+docs/bulk.md, docs/demo-model.md and docs/guidance.md with the demo model, docs/editing.md too, in fewer steps;
+docs/training.md and docs/evaluation.md with small models and settings of size that are smaller, and with Inception as
+it is.
 """
 
 import json
+import subprocess
 import sys
 import types
 
@@ -15,6 +17,7 @@ from convert.engine import export_tensors
 from convert.inception import abstract_inception, inception_rules
 from convert.rules.clip import open_clip_model
 from tests import readme, small_models, stand_ins
+from tests.bulk.job_files import records
 from tests.convert.clip_files import CONFIG, DESCRIPTION
 from tests.docs import photo, run, without_installations
 from unclip_jax.checkpoints.checkpoint import Parameter
@@ -32,6 +35,23 @@ def random(specs, seed=0):
 
 def foreign(rules, params):
     return {name: value.read() for name, value in export_tensors(rules, params).items()}
+
+
+def test_bulk(desk):
+    """The shell makes the inputs; the commands come after them."""
+    for language, text in readme.blocks("docs/bulk.md"):
+        if language == "python":
+            names = {}
+            readme.run(language, text, names, "docs/bulk.md")
+            assert (names["summary"].images, names["summary"].failed) == (len(list(desk.glob("outputs/bulk/*"))), 0)
+            continue
+        commands = [line for line in text.splitlines() if line.startswith("unclip-jax ")]
+        inputs = "\n".join(line for line in text.splitlines() if line not in commands)
+        subprocess.run(["bash", "-c", inputs], check=True)
+        readme.run(language, "\n".join(commands))
+    statuses = [record["status"] for record in records(desk / "outputs" / "rows")]
+    assert statuses == ["made", "made", "failed"]
+    assert len(list(desk.glob("outputs/variations/files/*/*.png"))) == len(list(desk.glob("outputs/bulk/*")))
 
 
 def test_demo_model(desk):

@@ -1,4 +1,4 @@
-"""What the tests of bulk jobs share: rows, settings, and what a job has written."""
+"""A small job, in one process and on a cluster: its rows and settings, and what opens the pipeline in an actor."""
 
 import json
 import os
@@ -30,23 +30,6 @@ def write_rows(folder, tens=1):
     lines = [line | {"id": f"row {i}"} for i, line in enumerate(lines * tens)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder / "rows.jsonl"
-
-
-def files(folder):
-    """Every file's bytes, but for the time that rows took."""
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-    for name in [name for name in found if name.startswith("manifest/")]:
-        if name.endswith(".parquet"):
-            del found[name]
-        elif name.endswith(".jsonl"):
-            found[name] = [{**record, "seconds": None} for record in map(json.loads, found[name].splitlines())]
-    return found
-
-
-def records(folder):
-    return [
-        json.loads(line) for path in sorted(folder.glob("manifest/*.jsonl")) for line in path.read_text().splitlines()
-    ]
 
 
 def open_in_actor(folder, makers, seconds):

@@ -16,7 +16,8 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from tests import readme
-from tests.bulk.jobs import SETTINGS, files, open_in_actor, write_rows
+from tests.bulk.job_files import files
+from tests.bulk.jobs import SETTINGS, open_in_actor, write_rows
 from tests.pipelines.small_family import open_pipeline
 from unclip_jax import bulk
 from unclip_jax.bulk import engine

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -10,7 +11,8 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from tests.bulk.jobs import SETTINGS, SIZES, files, records, write_rows
+from tests.bulk.job_files import files, records
+from tests.bulk.jobs import SETTINGS, SIZES, write_rows
 from tests.pipelines.small_family import open_pipeline, photo
 from unclip_jax import bulk
 from unclip_jax.bulk import engine
@@ -82,6 +84,9 @@ def test_an_interrupted_job_goes_on_and_makes_the_same_bytes(pipe, rows, tmp_pat
     def stumbling(self, name, data):
         nonlocal left
         if left == 0:
+            partial = tmp_path / "interrupted" / name
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            partial.with_name(f".{partial.name}.partial-1").touch()  # as a kill leaves it
             raise KeyboardInterrupt
         left -= 1
         write(self, name, data)
@@ -96,6 +101,7 @@ def test_an_interrupted_job_goes_on_and_makes_the_same_bytes(pipe, rows, tmp_pat
             assert runs < 12
     assert runs > 3
     assert files(tmp_path / "interrupted") == files(tmp_path / "whole")
+    assert os.listdir(tmp_path / "interrupted/working") == []
 
 
 def test_a_job_that_is_done_makes_nothing_again(pipe, rows, undisturbed, monkeypatch):
@@ -145,6 +151,11 @@ def test_pictures_are_the_decoded_latents_with_their_recipes(pipe, undisturbed, 
             with Image.open(pictures_made / record["file"]) as picture:
                 assert np.abs(np.asarray(picture, int) - np.asarray(want, int)).max() <= 1
                 assert json.loads(picture.text["unclip_jax"]) == record["recipe"]
+
+
+def test_the_order_of_settings_changes_no_byte(pipe, rows, pictures_made, tmp_path):
+    bulk.run(pipe, rows, tmp_path / "out", **SIZES, **dict(reversed(SETTINGS.items())))
+    assert files(tmp_path / "out") == files(pictures_made) | {"job.json": (tmp_path / "out/job.json").read_bytes()}
 
 
 @pytest.mark.parametrize("save", ["jpeg", "webp"])

@@ -30,7 +30,8 @@ def test_what_is_written_is_read_named_and_removed(store):
     assert store.read("b.bin") == b"again"
     store.remove("b.bin")
     store.remove("b.bin")
-    store.remove_leftovers()
+    store.remove_leftovers("nowhere")
+    store.remove_folder("parts")
     assert [store.exists(name) for name in ("a.bin", "b.bin", "parts/1", "nowhere/1")] == [True, False, True, False]
     with pytest.raises(FileNotFoundError, match=r"b\.bin"):
         store.read("b.bin")
@@ -78,18 +79,24 @@ with replaced_file(Path(sys.argv[1])) as partial:
 def test_leftovers_of_killed_writes_alone_are_removed(tmp_path):
     store = open_store(tmp_path)
     store.write("parts/a", b"before")
-    (tmp_path / "parts" / ".notes.partial-x").touch()
+    kept = [".notes.partial-x", ".b.partial-1"]
+    for name in kept:
+        (tmp_path / "parts" / name).touch()
     run = [sys.executable, "-c", KILLED, str(tmp_path / "parts" / "a")]
     assert subprocess.run([*run, "killed"], stdout=subprocess.PIPE).returncode == -signal.SIGKILL
     with subprocess.Popen([*run, "alive"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as alive:
         assert alive.stdout.readline() == b"written\n"
-        assert len(os.listdir(tmp_path / "parts")) == 4
+        assert len(os.listdir(tmp_path / "parts")) == 5
         store.remove_leftovers()
-        assert sorted(os.listdir(tmp_path / "parts")) == sorted([f".a.partial-{alive.pid}", ".notes.partial-x", "a"])
+        assert len(os.listdir(tmp_path / "parts")) == 5
+        store.remove_leftovers("parts", "a")
+        assert sorted(os.listdir(tmp_path / "parts")) == sorted([f".a.partial-{alive.pid}", *kept, "a"])
         assert store.read("parts/a") == b"before"
         alive.communicate()
     assert store.read("parts/a") == b"half"
     assert store.names("parts") == ["parts/a"]
+    store.remove_leftovers("parts")
+    assert sorted(os.listdir(tmp_path / "parts")) == [".notes.partial-x", "a"]
 
 
 def test_what_cannot_be_opened_is_refused_by_name(tmp_path, monkeypatch):

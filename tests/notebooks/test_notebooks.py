@@ -29,8 +29,8 @@ def runner(tmp_path, monkeypatch):
     return module
 
 
-def test_there_are_seven_numbered_notebooks():
-    assert [name[:2] for name in NAMES] == [f"0{n}" for n in range(1, 8)]
+def test_there_are_eight_numbered_notebooks():
+    assert [name[:2] for name in NAMES] == [f"0{n}" for n in range(1, 9)]
 
 
 @pytest.mark.parametrize("name", NAMES)

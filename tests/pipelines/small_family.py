@@ -8,6 +8,7 @@ import numpy as np
 import unclip_jax
 from tests import small_models
 from unclip_jax import ProjectedGuidance
+from unclip_jax.adapters.changes import LowRank
 from unclip_jax.distributed.mesh import local_mesh
 
 HEIGHT, WIDTH = 20, 24  # pixels; latents are 10x12, and of an upscaler as large as its image
@@ -107,3 +108,17 @@ def without_encoder(width):
     config = one_level(small_models.SMALL)
     unet = dataclasses.replace(config.unet, class_embedding_size=2 * width)
     return dataclasses.replace(config, unet=unet, image_encoder=None)
+
+
+def random_lora(config, seed, rank=2):
+    """Of a layer of the UNet, of one of the text encoder."""
+    rng = np.random.default_rng(seed)
+    width, context = config.text_encoder.width, config.unet.cross_attention_dim
+
+    def change(inner, out):
+        return LowRank(
+            rng.standard_normal((inner, rank), np.float32), rng.standard_normal((rank, out), np.float32), np.float32(2)
+        )
+
+    name = "unet.mid_block.attentions.0.attn2.to_k.kernel"
+    return {name: change(context, 32), "text_encoder.layers.0.q_proj.kernel": change(width, width)}

@@ -14,10 +14,9 @@ import unclip_jax.pipelines.finish as finish_module
 from convert.export.lora import save_lora
 from convert.export.textual_inversion import save_textual_inversion
 from tests import small_models
-from tests.pipelines.small_family import HEIGHT, WIDTH, Compilations, arguments, open_pipeline
+from tests.pipelines.small_family import HEIGHT, WIDTH, Compilations, arguments, open_pipeline, random_lora
 from tests.watermarked import natural
 from unclip_jax import Memory
-from unclip_jax.adapters.changes import LowRank
 from unclip_jax.adapters.textual_inversion import EMBEDDING
 from unclip_jax.cli_generate import _adapt as adapt
 from unclip_jax.models.freeu import FreeU
@@ -35,20 +34,6 @@ def pipe(family):
 
 def run(pipe, **changes):
     return pipe(**arguments(NAME, **changes)).latents
-
-
-def random_lora(config, seed, rank=2):
-    """Of a layer of the UNet, of one of the text encoder."""
-    rng = np.random.default_rng(seed)
-    width, context = config.text_encoder.width, config.unet.cross_attention_dim
-
-    def change(inner, out):
-        return LowRank(
-            rng.standard_normal((inner, rank), np.float32), rng.standard_normal((rank, out), np.float32), np.float32(2)
-        )
-
-    name = "unet.mid_block.attentions.0.attn2.to_k.kernel"
-    return {name: change(context, 32), "text_encoder.layers.0.q_proj.kernel": change(width, width)}
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from convert.export.lora import save_lora
-from tests.pipelines.small_family import arguments
-from tests.pipelines.test_family_adapters import random_lora
+from tests.pipelines.small_family import arguments, random_lora
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.distributed.mesh import check_mesh, local_mesh
 from unclip_jax.pipelines.memory import Memory

@@ -124,6 +124,7 @@ def make_parts(
                 counts.add(done.rows, done.images, done.failed)
                 told(counts, "")
                 continue
+            writing.remove_leftovers(store, part.number)
             working[part.number] = records
             counts.add_records(records.records)
             yield records.begun

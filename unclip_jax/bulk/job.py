@@ -99,6 +99,7 @@ def begin(store: Store, job: Job) -> None:
             raise ValueError(f"{store.address}: holds {others[0]} and no {FILE}; want an empty folder, or one of a job")
         store.write(FILE, (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode())
         return
+    store.remove_leftovers()  # a job.json that a killed process was writing
     try:
         found = json.loads(store.read(FILE))
     except ValueError as error:

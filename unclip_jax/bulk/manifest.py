@@ -88,6 +88,7 @@ class PartRecords:
         """Removes what the batches left."""
         for name in self.store.names(self.folder):
             self.store.remove(name)
+        self.store.remove_folder(self.folder)
 
 
 def whole(store: Store, part: Part) -> Whole | None:

@@ -1,5 +1,6 @@
 """A folder that a bulk job writes to, local or at any address that fsspec knows."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 
@@ -48,10 +49,19 @@ class Store:
         """Removes a file, if there is one. Raises OSError where it cannot."""
         files.remove_file(self._place(name))
 
-    def remove_leftovers(self) -> None:
-        """Removes the temporary files of killed writes, here and below. Object stores have none."""
+    def remove_folder(self, name: str) -> None:
+        """Removes a folder if it is empty. Object stores have no empty ones."""
         if not is_address(self.address):
-            remove_abandoned(self.address)
+            with contextlib.suppress(OSError):
+                os.rmdir(self._place(name))
+
+    def remove_leftovers(self, folder: str = "", beginning: str = "") -> None:
+        """Removes the temporary files of killed writes in a folder, not below it. Object stores have none.
+
+        beginning: of the names that were to be written. Nobody else may write such files there meanwhile.
+        """
+        if not is_address(self.address):
+            remove_abandoned(self._place(folder) if folder else self.address, beginning)
 
     def _place(self, name: str) -> str:
         if not name or points_outside(name) or "::" in name or "://" in name:

@@ -81,6 +81,17 @@ def write_shard(store: Store, records: PartRecords) -> None:
     store.write(shard(part), outputs.tar(samples))
 
 
+def remove_leftovers(store: Store, part: int) -> None:
+    """Removes the temporary files of a part that a killed process was writing.
+
+    A part is made by one process, so nobody else writes files of these names meanwhile.
+    """
+    for folder in ("files", "working"):
+        store.remove_leftovers(f"{folder}/{part:06d}")
+    for folder in ("manifest", "shards"):
+        store.remove_leftovers(folder, f"{part:06d}.")
+
+
 def staged(part: int, name: str) -> str:
     """Where a file is until its shard is written."""
     return f"working/{part:06d}/{name}"
@@ -92,9 +103,12 @@ def shard(part: int) -> str:
 
 
 def _said(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments as a recipe has them: of files and arrays what they are called, not what is in them."""
+    """Arguments as a recipe has them, in the order of their names, whatever order they were given in.
+
+    Of files and arrays it has what they are called, not what is in them.
+    """
     recipe: dict[str, Any] = {}
-    for name, value in values.items():
+    for name, value in sorted(values.items()):
         if name == "image":  # as recipes of single pictures have them
             recipe["images"] = [{"name": _short(one)} for one in (value if isinstance(value, list) else [value])]
         else:

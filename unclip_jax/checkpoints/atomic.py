@@ -67,8 +67,7 @@ def replaced_file(destination: Path) -> Iterator[Path]:
     """Yields a temporary path for a file that then replaces `destination`, whether or not that exists."""
     partial = destination.with_name(f"{_prefix(destination)}{os.getpid()}")
     try:
-        partial.touch()
-        with _locked(partial):
+        with _locked(partial, os.O_CREAT):
             yield partial
             _sync_entry(partial)
             os.replace(partial, destination)
@@ -77,14 +76,19 @@ def replaced_file(destination: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def remove_abandoned(folder: str | os.PathLike[str]) -> None:
-    """Removes the temporary files that killed runs of `replaced_file` left in a folder and below it.
+def remove_abandoned(folder: str | os.PathLike[str], beginning: str = "") -> None:
+    """Removes the temporary files that killed runs of `replaced_file` left in a folder, which need not be there.
 
-    Nothing else may begin to write there meanwhile: a file that is just being made is not locked yet.
+    Nothing else may begin to write such files meanwhile: one that is just being made is not locked yet.
+
+    Args:
+        folder: Where they are; not those below it.
+        beginning: Of the names of the files that were to be written.
     """
-    for parent, _, names in os.walk(folder):
-        for path in (Path(parent, name) for name in names if PARTIAL.fullmatch(name)):
-            if _abandoned(path):
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(folder):
+            path = Path(folder, name)
+            if PARTIAL.fullmatch(name) and name.startswith(f".{beginning}") and _abandoned(path):
                 path.unlink(missing_ok=True)
 
 
@@ -151,9 +155,12 @@ def _take_back(partial: Path, destination: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock for as long as this process lives, which tells others that the path is in use."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _locked(path: Path, flags: int = 0) -> Iterator[None]:
+    """Holds a lock for as long as this process lives, which tells others that the path is in use.
+
+    flags: of `os.open`. A file is made by it, so that it cannot be taken for abandoned, and be gone, before it is open.
+    """
+    descriptor = os.open(path, os.O_RDONLY | flags, 0o666)
     try:
         with contextlib.suppress(OSError):  # file systems without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
