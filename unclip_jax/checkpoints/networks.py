@@ -85,12 +85,17 @@ class Structure:
         from flax import nnx
 
         rngs: Any = _NoKeys()
-        module, _, name = self.cls.partition(":")
-        cls = getattr(importlib.import_module(module), name)
+        cls = network_class(self.cls)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         graphdef, state = nnx.split(nnx.eval_shape(lambda: cls(self.config, **types, rngs=rngs, **dict(self.options))))
         flat = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
         return graphdef, {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in flat.items()}
+
+
+def network_class(path: str) -> Any:
+    """The class that `NETWORKS` names, as "module:name"."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def part(params: Mapping[str, Any], name: str) -> dict[str, Any]:
