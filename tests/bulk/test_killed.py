@@ -55,12 +55,17 @@ def undisturbed(request, command, tmp_path_factory):
 
 
 def start(command, out):
-    """The command line in a process of its own, which compiles as this one does."""
+    """The command line in a process of its own, which compiles as this one does.
+
+    It reads this run's compiled programs and writes none: one that is written without its time of use, by a process
+    that is killed or knows no limit, keeps the others from writing theirs.
+    """
     settings = {
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(jax.config.jax_compilation_cache_max_size),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9",
     }
-    settings |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *command, "--out", out],
         stdout=subprocess.PIPE,
