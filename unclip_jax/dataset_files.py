@@ -1,6 +1,6 @@
 """The files of data sets, as streams: JSON lines, CSV, the samples of webdataset's tars.
 
-Training and bulk jobs read them. What a column means is theirs to say.
+Training and bulk jobs read them. What a column means is theirs to say, but not why something cannot be read.
 """
 
 import csv
@@ -19,6 +19,11 @@ class Member(NamedTuple):
     name: str
     offset: int
     size: int
+
+
+def reason(error: Exception) -> str:
+    """Why something could not be read, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def json_lines(lines: Iterable[str], name: str) -> Iterator[tuple[str, Any]]:

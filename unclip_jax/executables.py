@@ -32,7 +32,7 @@ import platformdirs
 from jax.experimental import serialize_executable
 from jax.sharding import Mesh
 
-from unclip_jax.checkpoints.atomic import replaced_file
+from unclip_jax.checkpoints.atomic import replaced_file, write_json
 
 FACTS = "facts.json"
 # Beside the weights of a converted checkpoint.
@@ -141,8 +141,7 @@ def write_facts(root: Path, facts: Facts) -> Path:
     folder = root / digest(facts)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / FACTS).exists():
-        with replaced_file(folder / FACTS) as partial:
-            partial.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+        write_json(folder / FACTS, facts)
     return folder
 
 

@@ -22,6 +22,7 @@ from unclip_jax.conditioning.address import fetch, is_address, shown
 from unclip_jax.conditioning.clip_image import ImageSource, load_image
 
 Rounding = Literal["round", "truncate"]
+NAN_PIXELS = "images have NaN pixels: the network overflowed; try dtype float32 or bfloat16"
 
 RECIPE_KEY = "unclip_jax"  # text chunk with the whole recipe as JSON
 PARAMETERS_KEY = "parameters"  # text chunk with the line that AUTOMATIC1111's web UI started and other tools read
@@ -73,7 +74,7 @@ def to_uint8_on_device(images: jax.Array, rounding: Rounding) -> tuple[jax.Array
 def refuse_nan(found: Any) -> None:
     """Raises FloatingPointError where a NaN was found in images."""
     if found:
-        raise FloatingPointError("images have NaN pixels: the network overflowed; try dtype float32 or bfloat16")
+        raise FloatingPointError(NAN_PIXELS)
 
 
 def _levels(numpy: Any, images: Any, rounding: Rounding) -> Any:

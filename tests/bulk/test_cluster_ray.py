@@ -18,7 +18,6 @@ from ray.cluster_utils import Cluster
 from tests import readme
 from tests.bulk.job_files import files
 from tests.bulk.jobs import SETTINGS, open_in_actor, write_rows
-from tests.pipelines.small_family import open_pipeline
 from unclip_jax import bulk
 from unclip_jax.bulk import engine
 
@@ -58,16 +57,6 @@ def cluster():
 @pytest.fixture(scope="module")
 def folder(family_folder):
     return family_folder("SMALL")
-
-
-@pytest.fixture(scope="module")
-def pipe(folder):
-    return open_pipeline(folder, "UnCLIPPipeline", progress=False)
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    return write_rows(tmp_path_factory.mktemp("rows"))
 
 
 @pytest.fixture(scope="module")

@@ -12,21 +12,11 @@ import pytest
 from PIL import Image
 
 from tests.bulk.job_files import files, records
-from tests.bulk.jobs import SETTINGS, SIZES, write_rows
-from tests.pipelines.small_family import open_pipeline, photo
+from tests.bulk.jobs import SETTINGS, SIZES
+from tests.pipelines.small_family import photo
 from unclip_jax import bulk
 from unclip_jax.bulk import engine
 from unclip_jax.pipelines.run import sample_latents
-
-
-@pytest.fixture(scope="module")
-def pipe(family_folder):
-    return open_pipeline(family_folder("SMALL"), "UnCLIPPipeline", progress=False)
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    return write_rows(tmp_path_factory.mktemp("rows"))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from unclip_jax.bulk.rows import Row, resolve
+from unclip_jax.dataset_files import reason
 from unclip_jax.pipelines.joined import company
 from unclip_jax.pipelines.pipeline import Pipeline
 from unclip_jax.pipelines.request import Request
@@ -94,7 +95,7 @@ def ask(pipe: Pipeline, settings: Mapping[str, Any], row: Row) -> Asked:
                 raise ValueError(f"the number of the row is too high for its noise: give it a seed, below {MAX_INDEX}")
             request = dataclasses.replace(request, indices=request.indices + np.int32(first))
     except (ValueError, OSError) as error:
-        return Asked(row, reason=f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return Asked(row, reason=reason(error))
     return Asked(row, request, company(request))
 
 

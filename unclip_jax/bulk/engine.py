@@ -21,7 +21,7 @@ from unclip_jax.bulk.batches import Batch, Begun, Part, ask, batches, parts
 from unclip_jax.bulk.inputs import read_rows
 from unclip_jax.bulk.job import Format, Job, begin, describe
 from unclip_jax.bulk.making import Maker, Running
-from unclip_jax.bulk.manifest import PartRecords, Record
+from unclip_jax.bulk.manifest import MADE, PartRecords, Record
 from unclip_jax.bulk.store import Store, open_store
 from unclip_jax.conditioning.address import shown
 from unclip_jax.pipelines.pipeline import Pipeline
@@ -52,7 +52,7 @@ class Counts:
         self.rows, self.images, self.failed = self.rows + rows, self.images + images, self.failed + failed
 
     def add_records(self, records: Sequence[Record]) -> None:
-        reasons = [f"row {record['row']}: {record['reason']}" for record in records if record["status"] != writing.MADE]
+        reasons = [f"row {record['row']}: {record['reason']}" for record in records if record["status"] != MADE]
         self.add(len({record["row"] for record in records}), len(records) - len(reasons), len(reasons))
         self.reason = reasons[-1] if reasons else self.reason
 
@@ -78,12 +78,8 @@ class Summary:
 
     def lines(self) -> list[str]:
         """For people."""
-        rate = "" if self.images_per_second is None else f", {self.images_per_second:.2f} images a second"
-        idle = "" if self.idle is None else f", devices idle {self.idle:.1%} of the time"
-        return [
-            f"{self.rows} rows: {self.images} images, {self.failed} rows failed",
-            f"{self.made} images made now, in {self.seconds:.1f} s{rate}{idle}",
-        ]
+        now = [f"{self.made} images made now", f"in {self.seconds:.1f} s", *_pace(self.images_per_second, self.idle)]
+        return [f"{self.rows} rows: {self.images} images, {self.failed} rows failed", ", ".join(now)]
 
 
 def make_parts(
@@ -114,18 +110,16 @@ def make_parts(
     threads = _threads(threads)
     started, maker, counts = time.monotonic(), Maker(pipe, job.save, job.batch_size), Counts()
     working: dict[int, PartRecords] = {}
-    settings = dict(job.settings)
 
     def begun() -> Iterator[Begun]:
         for part in some:
-            records, done = PartRecords(store, part), manifest.whole(store, part)
-            if done is not None:
-                records.clear()
+            if (done := manifest.whole(store, part)) is not None:
+                manifest.clear(store, part.number)
                 counts.add(done.rows, done.images, done.failed)
                 told(counts, "")
                 continue
+            working[part.number] = records = PartRecords(store, part)
             writing.remove_leftovers(store, part.number)
-            working[part.number] = records
             counts.add_records(records.records)
             yield records.begun
 
@@ -160,10 +154,10 @@ def make_parts(
                     writing.write_shard(store, records)
                 records.complete()
                 del working[batch.part.number]
-            told(counts, _rate(maker))
+            told(counts, ", ".join(_pace(maker.busy.rate, maker.busy.idle)))
             refuse_errors(counts, max_errors)
 
-        coming = batches(begun(), lambda row: ask(pipe, settings, row), job.batch_size, threads)
+        coming = batches(begun(), lambda row: ask(pipe, job.settings, row), job.batch_size, threads)
         with contextlib.closing(coming):
             for batch in coming:
                 running.append((batch, maker.begin(batch.asked) if batch.asked else None))
@@ -322,6 +316,7 @@ def _threads(threads: int | None) -> int:
     return min(32, (os.cpu_count() or 1) + 2) if threads is None else threads
 
 
-def _rate(maker: Maker) -> str:
-    rate, idle = maker.busy.rate, maker.busy.idle
-    return "" if rate is None or idle is None else f"{rate:.2f} images a second, devices idle {idle:.1%} of the time"
+def _pace(rate: float | None, idle: float | None) -> list[str]:
+    """What is known of them, for people."""
+    told = [] if rate is None else [f"{rate:.2f} images a second"]
+    return told if idle is None else [*told, f"devices idle {idle:.1%} of the time"]

@@ -12,6 +12,7 @@ import numpy as np
 from unclip_jax import __version__
 from unclip_jax.bulk.rows import argument_names
 from unclip_jax.bulk.store import Store
+from unclip_jax.pipelines.checks import MAX_IMAGES, check_integer
 from unclip_jax.pipelines.pipeline import Pipeline
 
 Format = Literal["png", "jpeg", "webp", "latents", "image_embeds"]
@@ -66,8 +67,7 @@ def describe(
     if save == "image_embeds" and pipe.config.image_encoder is None:
         raise ValueError("save is 'image_embeds', and this checkpoint has no image encoder")
     for name, value in (("batch_size", batch_size), ("part_size", part_size)):
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1 << 20:
-            raise ValueError(f"{name} is {value!r}; want an integer from 1 to {1 << 20}")
+        check_integer(name, value, 1, MAX_IMAGES)
     known = {field.name for field in dataclasses.fields(pipe.task.arguments)} - {"batch_size", "output_type"}
     if unknown := settings.keys() - known:
         raise ValueError(f"{', '.join(sorted(unknown))}: no argument of {type(pipe).__name__} that a job may have")

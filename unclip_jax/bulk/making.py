@@ -1,6 +1,5 @@
 """Batches on the devices: one is made while the next is prepared and the last is written."""
 
-import collections
 import contextlib
 import dataclasses
 import functools
@@ -16,17 +15,16 @@ import numpy as np
 from unclip_jax.bulk.batches import Asked
 from unclip_jax.bulk.job import Format
 from unclip_jax.distributed.mesh import batch_sharding, data_size
-from unclip_jax.image_files import to_uint8_on_device
+from unclip_jax.image_files import NAN_PIXELS
 from unclip_jax.pipelines import finish
 from unclip_jax.pipelines.joined import join
-from unclip_jax.pipelines.parts import Parts, encode_prompts
+from unclip_jax.pipelines.parts import Parts, encode_prompts, uint8_program
 from unclip_jax.pipelines.pipeline import Pipeline
 from unclip_jax.pipelines.request import Request
 from unclip_jax.pipelines.run import begin, chunk_of
 
-# Sets of prompts whose states are kept: in many jobs all rows have the same negative prompt, or no prompt.
+# Batches of prompts whose states are kept: in many jobs all rows have the same negative prompt, or no prompt.
 KEPT_PROMPTS = 8
-BROKEN = "FloatingPointError: images have NaN pixels: the network overflowed; try dtype float32 or bfloat16"
 
 
 class Running(NamedTuple):
@@ -115,7 +113,7 @@ class Maker:
         group = max(1, images // data_size(pipe.mesh))
         self.parts: Parts = dataclasses.replace(pipe.parts, progress=False, at_a_time=group)
         self.marks = finish.Marks(pipe.watermark, pipe.safety_checker)
-        self.states: collections.OrderedDict[tuple[str, ...], np.ndarray] = collections.OrderedDict()
+        self.encode_prompts = functools.lru_cache(KEPT_PROMPTS)(functools.partial(encode_prompts, self.parts))
         self.busy = Busy()
 
     def begin(self, asked: Sequence[Asked]) -> Running:
@@ -156,7 +154,7 @@ class Maker:
         made = []
         for i, row in enumerate(running.asked):
             some = slice(i * of_each, (i + 1) * of_each)
-            reason = BROKEN if broken is not None and broken[some].any() else None
+            reason = f"FloatingPointError: {NAN_PIXELS}" if broken is not None and broken[some].any() else None
             made.append(Made(row, [] if reason else list(values[some]), reason, seconds))
         return made
 
@@ -167,26 +165,19 @@ class Maker:
             ("prompt_embeds", request.prompts, True),
             ("negative_prompt_embeds", request.negative_prompts, request.guidance.unconditional),
         ):
-            if not read or getattr(request, name) is not None:
-                continue
-            unique = tuple(dict.fromkeys(prompts))
-            if unique not in self.states:
-                self.states[unique] = encode_prompts(self.parts, unique)
-            self.states.move_to_end(unique)
-            changes[name] = self.states[unique][[unique.index(prompt) for prompt in prompts]]
-            if len(self.states) > KEPT_PROMPTS:
-                self.states.popitem(last=False)
+            if read and getattr(request, name) is None:
+                changes[name] = self.encode_prompts(tuple(prompts))
         return dataclasses.replace(request, **changes)
 
     def _decode(self, request: Request[Any], latents: jax.Array) -> list[Any]:
         """(uint8 images, which of them are broken), one image a device at a time, where they are."""
         devices, params = data_size(self.parts.mesh), self.parts.weights("vae")
-        rounding, in_tiles = finish.rounding_of(self.parts.config.reference), finish.tiles(self.parts, request)
+        rounding = finish.rounding_of(self.parts.config.reference)
+        program = uint8_program(self.parts, rounding, finish.tiles(self.parts, request))
         made = []
         for row in range(len(latents) // devices):
             one = jax.device_put(_row_of_each(latents, row, devices=devices), batch_sharding(self.parts.mesh))
-            images = self.parts.programs.decode(params, one, in_tiles=in_tiles)
-            made.append(to_uint8_on_device(images, rounding=rounding))
+            made.append(program(params, one))
         return made
 
 

@@ -15,6 +15,7 @@ from unclip_jax.bulk.rows import fingerprint
 from unclip_jax.bulk.store import Store
 
 Record = dict[str, Any]
+MADE, FAILED = "made", "failed"
 # Of the parquet files. What differs from job to job is JSON there.
 COLUMNS = {
     "row": "int64",
@@ -52,7 +53,7 @@ class PartRecords:
     def __init__(self, store: Store, part: Part):
         self.store, self.part = store, part
         self.digest = digest(part)
-        self.folder = f"working/{part.number:06d}"
+        self.folder = _working(part.number)
         self.records: list[Record] = []
         self.batches = 0
         for name in store.names(self.folder):
@@ -77,26 +78,27 @@ class PartRecords:
         """Writes the manifest of the part, and removes what its batches left."""
         self.records.sort(key=lambda record: (record["row"], record["image"] or 0))
         name = f"manifest/{self.part.number:06d}"
-        failed = sum(record["status"] != "made" for record in self.records)
+        failed = sum(record["status"] == FAILED for record in self.records)
         whole = Whole(len(self.part.rows), len(self.records) - failed, failed, self.digest)
         self.store.write(f"{name}.parquet", _parquet(self.records))
         self.store.write(f"{name}.jsonl", _lines(self.records))
         self.store.write(f"{name}.json", (json.dumps(whole._asdict(), indent=2) + "\n").encode())
-        self.clear()
+        clear(self.store, self.part.number)
 
-    def clear(self) -> None:
-        """Removes what the batches left."""
-        for name in self.store.names(self.folder):
-            self.store.remove(name)
-        self.store.remove_folder(self.folder)
+
+def clear(store: Store, part: int) -> None:
+    """Removes what the batches of a part left."""
+    for name in store.names(_working(part)):
+        store.remove(name)
+    store.remove_folder(_working(part))
 
 
 def whole(store: Store, part: Part) -> Whole | None:
     """What is said of a part, if it is done. Raises ValueError if it was a part of another input."""
-    name = f"manifest/{part.number:06d}.json"
-    if not store.exists(name):
+    try:
+        said = Whole(**json.loads(store.read(f"manifest/{part.number:06d}.json")))
+    except FileNotFoundError:
         return None
-    said = Whole(**json.loads(store.read(name)))
     if said.input != digest(part):
         raise _other_input(store, part)
     return said
@@ -105,6 +107,10 @@ def whole(store: Store, part: Part) -> Whole | None:
 def digest(part: Part) -> str:
     """SHA-256 of what the rows of a part say."""
     return hashlib.sha256("".join(map(fingerprint, part.rows)).encode()).hexdigest()
+
+
+def _working(part: int) -> str:
+    return f"working/{part:06d}"
 
 
 def _other_input(store: Store, part: Part) -> ValueError:

@@ -11,12 +11,10 @@ from unclip_jax.bulk import outputs
 from unclip_jax.bulk.batches import Part
 from unclip_jax.bulk.job import Job
 from unclip_jax.bulk.making import Made
-from unclip_jax.bulk.manifest import PartRecords, Record
+from unclip_jax.bulk.manifest import FAILED, MADE, PartRecords, Record
 from unclip_jax.bulk.rows import PICTURES, Row, Stored
 from unclip_jax.bulk.store import Store
 from unclip_jax.conditioning.address import is_address, shown
-
-MADE, FAILED = "made", "failed"
 
 
 def failed(row: Row, reason: str) -> Record:

@@ -6,12 +6,14 @@ it is abandoned: the next run for the same destination removes such a directory,
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 PARTIAL = re.compile(r"\..+\.partial-\d+")
 MOVED = ".moved"  # in a temporary directory: lists the files that are moved out of it before the last one
@@ -74,6 +76,12 @@ def replaced_file(destination: Path) -> Iterator[Path]:
         _sync_entry(destination.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value of JSON types for people to read, whole or not at all, in the place of a file that is there."""
+    with replaced_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
 
 
 def remove_abandoned(folder: str | os.PathLike[str], beginning: str = "") -> None:

@@ -39,13 +39,14 @@ def join(
         RuntimeError: JAX has devices already.
     """
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
-    if missing := [name for name, value in given.items() if value is None]:
-        if len(missing) < len(given):
-            raise ValueError(f"{', '.join(missing)} missing; give coordinator, num_processes and process_id, or none")
-    elif not 0 <= process_id < num_processes:  # type: ignore[operator]  # neither is None
-        raise ValueError(f"process_id is {process_id}; want 0 to {num_processes - 1}")  # type: ignore[operator]
-    elif not coordinator.rpartition(":")[2].isdecimal():  # type: ignore[union-attr]
-        raise ValueError(f"coordinator is {coordinator!r}; want host:port")
+    missing = [name for name, value in given.items() if value is None]
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        if not 0 <= process_id < num_processes:
+            raise ValueError(f"process_id is {process_id}; want 0 to {num_processes - 1}")
+        if not coordinator.rpartition(":")[2].isdecimal():
+            raise ValueError(f"coordinator is {coordinator!r}; want host:port")
+    elif len(missing) < len(given):
+        raise ValueError(f"{', '.join(missing)} missing; give coordinator, num_processes and process_id, or none")
     if jax.distributed.is_initialized():
         return
     # It would keep SIGTERM from ending a process, for programs that ask it what to do. orbax does without.

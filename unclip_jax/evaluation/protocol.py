@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from unclip_jax.checkpoints.atomic import replaced_file
+from unclip_jax.checkpoints.atomic import replaced_file, write_json
 from unclip_jax.dataset_files import points_outside
 from unclip_jax.evaluation.cmmd import cmmd
 from unclip_jax.evaluation.features import ClipFeatures, Images
@@ -253,8 +253,7 @@ class _States:
     def __init__(self, folder: Path, facts: Mapping[str, Any]):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        with replaced_file(folder / "facts.json") as partial:
-            partial.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+        write_json(folder / "facts.json", facts)
 
     def read(self, name: str) -> Counts:
         path = self.folder / f"{name}.npz"

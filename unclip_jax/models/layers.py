@@ -74,7 +74,7 @@ class Embed(nnx.Embed):
     def __init__(self, num_embeddings: int, features: int, **kw: Any):
         super().__init__(num_embeddings, features, embedding_init=EMBEDDING_INIT, **kw)
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:  # type: ignore[override]
+    def __call__(self, inputs: jax.Array) -> jax.Array:  # type: ignore[override]  # nobody gives it a sharding
         inputs, table = read_weight(inputs, self.embedding)
         (table,) = self.promote_dtype((table,), dtype=self.dtype)
         return jnp.take(table, inputs, axis=0)

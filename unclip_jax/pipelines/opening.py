@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from unclip_jax import executables
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
-from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.config import AnyConfig, CheckpointConfig
 from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import Network, abstract_networks
 from unclip_jax.checkpoints.placement import shard_weights
@@ -113,11 +113,7 @@ def fill_networks(
             f"{checkpoint.source} is a checkpoint for {config.task}; {pipeline} takes one for {' or '.join(accepts)}"
         )
     config = repaired(config, diffusers_class, checkpoint.source)
-    networks = abstract_networks(config, dtype, memory.attention_chunk)
-    if memory.shard_weights:
-        networks = shard_weights(networks, config, mesh)
-    if not memory.free_networks:
-        networks = load_networks(checkpoint, networks, mesh)
+    networks = open_networks(checkpoint, config, dtype, mesh, memory)
     tables: dict[str, Any] = {}
     if config.image_noising is not None:
         tables["alphas_cumprod"] = alphas_cumprod(config.image_noising, config.reference)
@@ -134,6 +130,16 @@ def fill_networks(
         memory=memory,
         residency=Residency(checkpoint) if memory.free_networks else None,
     )
+
+
+def open_networks(
+    checkpoint: Checkpoint, config: AnyConfig, dtype: Any, mesh: Mesh, memory: Memory
+) -> dict[str, Network]:
+    """The networks of an open checkpoint, as `memory` wants them: filled, or with shapes; whole, or split."""
+    networks = abstract_networks(config, dtype, memory.attention_chunk)
+    if memory.shard_weights:
+        networks = shard_weights(networks, config, mesh)
+    return networks if memory.free_networks else load_networks(checkpoint, networks, mesh)
 
 
 def executable_facts(pipe: Any) -> executables.Facts:

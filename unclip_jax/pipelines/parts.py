@@ -158,16 +158,23 @@ def decode_to_uint8(
     Raises FloatingPointError as there.
     """
 
-    def program(params: Mapping[str, jax.Array], rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        images = parts.programs.decode(params, rows, in_tiles=in_tiles)
-        return parts.programs.to_uint8(images, rounding=rounding)
-
     def fetch(made: tuple[jax.Array, jax.Array]) -> tuple[np.ndarray, np.ndarray]:
         return own_part(parts.mesh, made[0]), gathered(made[1])  # no host goes on where another cannot
 
-    images, broken = _decode(parts, program, latents, fetch)
+    images, broken = _decode(parts, uint8_program(parts, rounding, in_tiles), latents, fetch)
     refuse_nan(broken.any())
     return images[: len(own_rows(parts.mesh, len(latents)))]
+
+
+def uint8_program(parts: Parts, rounding: Rounding, in_tiles: int | None) -> Program:
+    """Scaled latents -> 8-bit images (R, H, W, 3), and which of them have a NaN, (R,) bool; see `decode_to_uint8`."""
+
+    def program(params: Mapping[str, jax.Array], rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        images = parts.programs.decode(params, rows, in_tiles=in_tiles)
+        made: tuple[jax.Array, jax.Array] = parts.programs.to_uint8(images, rounding=rounding)
+        return made
+
+    return program
 
 
 def _decode(parts: Parts, program: Program, latents: np.ndarray, fetch: Callable[[Any], Any]) -> Any:

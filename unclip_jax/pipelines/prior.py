@@ -19,9 +19,7 @@ from jax.typing import DTypeLike
 
 from unclip_jax.checkpoints.checkpoint import Checkpoint, prior_config
 from unclip_jax.checkpoints.config import PriorCheckpointConfig
-from unclip_jax.checkpoints.loading import load_networks
-from unclip_jax.checkpoints.networks import Network, abstract_networks
-from unclip_jax.checkpoints.placement import shard_weights
+from unclip_jax.checkpoints.networks import Network
 from unclip_jax.checkpoints.source import open_prior
 from unclip_jax.compilation import use_compilation_cache
 from unclip_jax.conditioning.tokenizer import Tokenizer
@@ -38,7 +36,7 @@ from unclip_jax.pipelines.checks import (
     optional_array,
 )
 from unclip_jax.pipelines.memory import Memory
-from unclip_jax.pipelines.opening import DEFAULT_MEMORY, check_dtype
+from unclip_jax.pipelines.opening import DEFAULT_MEMORY, check_dtype, open_networks
 from unclip_jax.pipelines.parts import Residency, one_by_one
 from unclip_jax.pipelines.request import ADDED, BY_CALL
 from unclip_jax.progress import Progress
@@ -161,11 +159,7 @@ class TextToEmbeddingPrior:
         With `memory.free_networks` nothing is read yet, and the checkpoint has to stay open as long as the prior.
         """
         config, dtype = prior_config(checkpoint), check_dtype(dtype, mesh)
-        networks = abstract_networks(config, dtype)
-        if memory.shard_weights:
-            networks = shard_weights(networks, config, mesh)
-        if not memory.free_networks:
-            networks = load_networks(checkpoint, networks, mesh)
+        networks = open_networks(checkpoint, config, dtype, mesh, memory)
         mean, std = (np.asarray(checkpoint.params[f"image_normalizer.{n}"].read(), np.float32) for n in ("mean", "std"))
         residency = Residency(checkpoint) if memory.free_networks else None
         return cls(config, checkpoint.tokenizer, networks, (mean, std), mesh, dtype, residency)

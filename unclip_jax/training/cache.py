@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from unclip_jax.checkpoints.atomic import replaced_file
+from unclip_jax.checkpoints.atomic import replaced_file, write_json
 from unclip_jax.checkpoints.strict_json import read_object
 from unclip_jax.distributed.hosts import once
 from unclip_jax.distributed.mesh import pad_batch
@@ -61,7 +61,7 @@ def write_cache(
             odd = sorted(key for key in {*there, *facts} if there.get(key) != facts.get(key))
             raise ValueError(f"{folder}: holds another cache ({', '.join(odd)} differ); choose another folder")
     else:
-        once(functools.partial(_write_facts, folder / FACTS, facts))
+        once(functools.partial(write_json, folder / FACTS, facts))
     with Progress("caching", len(records), unit="image", enabled=progress) as bar:
         for number, first in enumerate(range(0, len(records), part_examples)):
             chosen = records[first : first + part_examples]
@@ -74,11 +74,6 @@ def write_cache(
                 arrays = {name: np.concatenate([e[name] for e in encoded]) for name in encoded[0]} if encoded else {}
                 once(functools.partial(_write_part, path, arrays))
             bar.update(len(chosen))
-
-
-def _write_facts(path: Path, facts: Mapping[str, Any]) -> None:
-    with replaced_file(path) as partial:
-        partial.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
 
 
 def _write_part(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -13,7 +13,7 @@ import grain
 import numpy as np
 
 from unclip_jax.conditioning.clip_image import load_image
-from unclip_jax.dataset_files import SUFFIXES, csv_rows, json_lines, points_outside
+from unclip_jax.dataset_files import SUFFIXES, csv_rows, json_lines, points_outside, reason
 
 T = TypeVar("T")
 
@@ -162,7 +162,7 @@ def skipping(
         try:
             return load(record, rng)
         except (OSError, ValueError) as error:
-            skipped.reasons[str(record)] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            skipped.reasons[str(record)] = reason(error)
             return None
 
     return row
