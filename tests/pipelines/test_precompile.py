@@ -12,6 +12,7 @@ import pytest
 import unclip_jax
 from tests.pipelines import small_family
 from unclip_jax.distributed.mesh import local_mesh
+from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.precompile import example_call, precompile
 
 RUN = """
@@ -69,18 +70,20 @@ def test_another_process_compiles_traces_and_lowers_nothing(tmp_path):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("kind", ["upscaling"])
-def test_every_program_of_a_call_is_written(kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "devices", "memory"), [("upscaling", 1, Memory()), ("upscaling", 2, Memory(shard_weights=True))]
+)
+def test_every_program_of_a_call_is_written(kind, devices, memory, tmp_path):
     """Those of an example call serve another call of the same size."""
     model = small_family.write(small_family.KINDS[kind].model, tmp_path / "model")
-    mesh = local_mesh(jax.local_devices()[:1])
+    mesh = local_mesh(jax.local_devices()[:devices])
     arguments = small_family.arguments(kind)
     with unclip_jax.open_checkpoint(model) as checkpoint:
         call = example_call(checkpoint, *size_of(checkpoint, arguments), 1)
-        precompile(checkpoint, {**call, "scheduler": "ddim", "eta": 1.0}, dtype="float32", mesh=mesh)
-    want = small_family.open_pipeline(model, small_family.KINDS[kind].pipeline)
+        precompile(checkpoint, {**call, "scheduler": "ddim", "eta": 1.0}, dtype="float32", mesh=mesh, memory=memory)
+    want = small_family.open_pipeline(model, small_family.KINDS[kind].pipeline, devices, memory=memory)
     programs = {field.name: getattr(want.programs, field.name) for field in dataclasses.fields(want.programs)}
-    ahead = small_family.open_pipeline(model, small_family.KINDS[kind].pipeline)
+    ahead = small_family.open_pipeline(model, small_family.KINDS[kind].pipeline, devices, memory=memory)
     ahead.programs = dataclasses.replace(
         ahead.programs, **{name: dataclasses.replace(program, jitted=refusing) for name, program in programs.items()}
     )

@@ -107,7 +107,8 @@ def _without_weights(
     cls: type[Pipeline], checkpoint: Checkpoint, dtype: DTypeLike | None, mesh: Mesh | None, memory: Memory
 ) -> Pipeline:
     """A pipeline that has shapes in the place of the parameters that it would have."""
-    abstract = Memory(attention_chunk=memory.attention_chunk, free_networks=True)
+    # All that decides about the networks; transformed kernels, which do not go with free_networks, come later.
+    abstract = dataclasses.replace(memory, convolution=None, free_networks=True)
     opened = fill_networks(checkpoint, cls.accepts, cls.__name__, cls.diffusers_class, dtype, mesh, abstract)
     specs = parameters(opened.config, opened.networks, opened.mesh)
     networks = {name: Network(network.graphdef, specs[name]) for name, network in opened.networks.items()}
