@@ -28,8 +28,7 @@ from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.pipelines.unclip import UnCLIPPipeline
 
 jax.config.update("jax_numpy_rank_promotion", "allow")
-# Programs of tests are small and run a few times: compiling them is most of the work, and this halves it.
-jax.config.update("jax_disable_most_optimizations", True)
+compiled_programs.compile_fast(True)
 
 # On a busy machine any work takes long enough to be told of, in a line that no test waits for.
 progress.QUIET_SECONDS = 1e9
@@ -83,9 +82,9 @@ def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture(scope="module")
 def fully_compiled():
     """Programs optimised as users have them, for the recordings of the original. Their memory is the same anyway."""
-    jax.config.update("jax_disable_most_optimizations", False)
+    compiled_programs.compile_fast(False)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    compiled_programs.compile_fast(True)
 
 
 @pytest.fixture(scope="session")

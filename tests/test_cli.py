@@ -141,6 +141,7 @@ def test_info_describes_a_checkpoint(converted: Path, tmp_path: Path, capsys: py
     assert PHOTO.name in one_line(capsys)
 
 
+@pytest.mark.e2e
 def test_info_plans_memory(converted: Path, capsys: pytest.CaptureFixture[str]):
     options = ["--plan", "--height", "128", "--width", "128", "--batch", "2", "--devices", "1", "--decoding", "tiled"]
     assert cli.main(["info", str(converted), *options, "--json"]) == 0

@@ -100,6 +100,7 @@ def transformed(function, inputs):
     }
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", CASES)
 def test_networks_and_their_gradients_under_transformations(name):
     cls, config, call, inputs = CASES[name]

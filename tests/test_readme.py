@@ -47,6 +47,7 @@ HERE = [block for block in readme.blocks()[1:] if not readme.needs_torch(block[1
 
 
 @pytest.mark.e2e
+@pytest.mark.usefixtures("fully_compiled")  # the images have published sizes: making them takes longer than compiling
 @pytest.mark.parametrize("block", HERE, ids=[text.split("\n")[0][:40] for _, text in HERE])
 def test_a_block_runs_and_what_it_draws_is_not_blank(block, restored, clone):
     before = set(clone.rglob("*.png"))

@@ -18,6 +18,7 @@ CONFIGS = {
 KINDS = {f"{cls} {part}": (cls, part) for cls, part in CONFIGS.values()}.values()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("cls", "config"), KINDS, ids=[cls.partition(":")[2] for cls, _ in KINDS])
 def test_a_network_without_weights_is_one_with_weights_but_for_them(cls, config):
     abstract = abstract_network(cls, config, jnp.float32)

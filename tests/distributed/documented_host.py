@@ -9,9 +9,8 @@ import re
 if __name__ == "__main__":
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 
-import jax
-
 from tests import readme
+from tests.compiled_programs import compile_fast
 
 BLOCKS = readme.blocks("docs/hosts.md")
 
@@ -25,7 +24,7 @@ def commands():
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_disable_most_optimizations", True)
+    compile_fast(True)
     for command in commands()[0]:
         readme.run("shell", command)
     for language, text in BLOCKS:

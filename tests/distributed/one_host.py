@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 import unclip_jax
+from tests.compiled_programs import compile_fast
 from tests.training.small_run import small_run
 from unclip_jax.distributed.hosts import join
 from unclip_jax.distributed.mesh import gathered, local_mesh, make_chunk
@@ -51,7 +52,7 @@ def go_on(mesh, step_done):
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_disable_most_optimizations", True)
+    compile_fast(True)
     folder, coordinator, processes, process = sys.argv[1:]
     folder = Path(folder)
     join(coordinator, int(processes), int(process), heartbeat=HEARTBEAT)

@@ -37,6 +37,7 @@ def rounded(result):
     return json.loads(json.dumps(result), parse_float=lambda text: round(float(text), 4))
 
 
+@pytest.mark.e2e
 def test_an_evaluation_goes_on_where_it_was(judged, pictures, tmp_path, monkeypatch):
     pipe, judges = judged
     records = image_folder(pictures)[:6]
@@ -74,6 +75,7 @@ def test_other_judges_count_anew(judged, pictures, tmp_path):
     assert "fid" in evaluate("small", pipe, records, judges, short, tmp_path)["guidance"][0]
 
 
+@pytest.mark.e2e
 def test_batches_make_no_difference(judged, pictures, tmp_path):
     pipe, judges = judged
     records = image_folder(pictures)[:5]

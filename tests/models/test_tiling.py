@@ -43,6 +43,7 @@ def test_seamless_in_half_precision():
     assert np.linalg.norm(jax.jit(decode_seamless)(vae, z) - want) < 0.02 * np.linalg.norm(want)
 
 
+@pytest.mark.e2e
 def test_seamless_needs_less_memory(vae):
     """By the compiled programs' own account, at a size where bands matter."""
     graphdef, state = nnx.split(vae)
@@ -57,6 +58,7 @@ def test_seamless_needs_less_memory(vae):
     assert temporaries(lambda vae, z: decode_tiled(vae, z, 32)) < 0.7 * whole
 
 
+@pytest.mark.e2e
 def test_one_tile_is_the_whole_image(vae):
     z = latents(1, 16, 12)
     np.testing.assert_array_equal(decode_tiled(vae, z, 16), vae.decode(z))
@@ -65,6 +67,7 @@ def test_one_tile_is_the_whole_image(vae):
         np.testing.assert_array_equal(ours, want)
 
 
+@pytest.mark.e2e
 def test_tiles_far_from_each_other_do_not_matter(vae):
     """What one corner shows does not depend on the opposite one, as it does in a whole decoding."""
     z = latents(1, 48, 48)

@@ -49,6 +49,7 @@ def assert_differ(*pictures):
             assert np.linalg.norm(a - b) > 1e-3 * np.linalg.norm(b)
 
 
+@pytest.mark.e2e
 @EVERY
 def test_an_image_does_not_depend_on_what_is_made_beside_it(name, run):
     two = run(name, num_images_per_prompt=2).latents

@@ -60,10 +60,10 @@ def step_noise(arrays, case):
 @pytest.mark.parametrize(
     ("case", "scheduler"),
     [
-        ("txt2img_eps_ddim", "ldm-ddim"),
-        ("txt2img_eps_plms", "ldm-plms"),
+        pytest.param("txt2img_eps_ddim", "ldm-ddim", marks=pytest.mark.e2e),
+        pytest.param("txt2img_eps_plms", "ldm-plms", marks=pytest.mark.e2e),
         ("txt2img_v_ddim", "ldm-ddim"),
-        ("txt2img_v_dpm", "ldm-dpm"),
+        pytest.param("txt2img_v_dpm", "ldm-dpm", marks=pytest.mark.e2e),
     ],
 )
 def test_text_to_image(case, scheduler, run, arrays):
@@ -73,6 +73,7 @@ def test_text_to_image(case, scheduler, run, arrays):
     assert run(case, unclip_jax.TextToImagePipeline, **SIZE, **given) <= TOLERANCE
 
 
+@pytest.mark.e2e
 def test_image_to_image(run, arrays):
     error = run(
         "img2img",
@@ -87,6 +88,7 @@ def test_image_to_image(run, arrays):
     assert error <= TOLERANCE
 
 
+@pytest.mark.e2e
 def test_inpainting(run, arrays):
     error = run(
         "inpaint",
@@ -102,6 +104,7 @@ def test_inpainting(run, arrays):
     assert error <= TOLERANCE
 
 
+@pytest.mark.e2e
 def test_depth_to_image(run, arrays):
     """The recording begins with pure noise and runs all steps: that is a solver of one's own, which is not cut."""
     noise = channels_last(arrays["depth.x_T"])
@@ -118,6 +121,7 @@ def test_depth_to_image(run, arrays):
     assert error <= TOLERANCE
 
 
+@pytest.mark.e2e
 def test_depth_at_full_strength_begins_with_pure_noise(tmp_path):
     """As the original's demo does, with one step less."""
     folder, mesh = small_models.write(small_models.DEPTH, tmp_path / "model"), local_mesh(jax.local_devices()[:1])
@@ -131,6 +135,7 @@ def test_depth_at_full_strength_begins_with_pure_noise(tmp_path):
         assert np.array_equal(*made) == equal
 
 
+@pytest.mark.e2e
 def test_upscaling(run, arrays):
     error = run(
         "x4",

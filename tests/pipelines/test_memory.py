@@ -49,6 +49,7 @@ def test_a_tile_has_to_fit_the_vae(opened):
         opened(memory=Memory("tiled", 10))
 
 
+@pytest.mark.e2e
 def test_the_same_images_in_less_memory(opened, plain):
     want = plain(**CALL).images
     pipe = opened(memory=Memory("seamless", attention_chunk=16, free_networks=True))
@@ -64,6 +65,7 @@ def shards(pipe):
     return {weight.addressable_shards[0].data.nbytes / weight.nbytes for weight in largest}
 
 
+@pytest.mark.e2e
 def test_the_same_images_of_weights_over_all_devices(opened, plain):
     pipe = opened(4, memory=Memory(shard_weights=True))
     assert pipe.kernels is None
@@ -117,6 +119,7 @@ def small(family_folder, one_device):
         return plan(checkpoint, 64, 64, 1, "float32", one_device)
 
 
+@pytest.mark.e2e
 def test_the_plan_holds_all_weights_or_those_of_its_stage(family_folder, one_device, small):
     with open_checkpoint(family_folder("SMALL")) as checkpoint:
         large = plan(checkpoint, 128, 64, 4, "float32", one_device)

@@ -85,6 +85,7 @@ def test_images_stay_the_same(direct, winograd):
     assert len(winograd.parts.weights("unet")[KERNEL].shape) == 3
 
 
+@pytest.mark.e2e
 def test_images_are_the_same_over_devices(wide_folder, direct):
     got = opened(wide_folder, "winograd", devices=2)(**CALL, num_images_per_prompt=2)
     want = direct(**CALL, num_images_per_prompt=2)
@@ -132,6 +133,7 @@ def test_they_are_made_where_they_serve(winograd, monkeypatch):
     assert make_kernels(networks, mesh, "float32", Memory()) is not None
 
 
+@pytest.mark.e2e
 def test_the_plan_counts_them(wide_folder):
     mesh = local_mesh(jax.local_devices()[:1])
     with open_checkpoint(wide_folder) as checkpoint:

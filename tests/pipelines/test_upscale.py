@@ -45,6 +45,7 @@ def test_a_tile_that_holds_everything_changes_nothing(pipe):
         np.testing.assert_array_equal(once(pipe, tile=tile).latents, want)
 
 
+@pytest.mark.e2e
 def test_what_is_made_in_tiles_is_decoded_in_tiles(pipe, family_folder):
     made = once(pipe, tile=TILE, output_type="np")
     latents = once(pipe, tile=TILE).latents

@@ -200,6 +200,7 @@ def test_training_is_spread_over_the_cores_that_divide_the_batch(monkeypatch, co
     assert os.environ["XLA_FLAGS"] == "--one" + f" --xla_force_host_platform_device_count={cores}" * devices
 
 
+@pytest.mark.e2e
 def test_the_loop_beside_its_calls(small, capsys):
     command("loop")["main"]([str(small), "--steps", "3", "--rounds", "1", "--schedulers", "dpm++2m-sde"])
     solver, calls, *seconds, ratio, kept = capsys.readouterr().out.splitlines()[-1].split()
@@ -208,6 +209,7 @@ def test_the_loop_beside_its_calls(small, capsys):
     assert ratio.endswith("%")
 
 
+@pytest.mark.e2e
 def test_one_device_beside_many(small, capsys, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # to be set back
     command("devices")["main"]([str(small), "--count", "4", "--rounds", "1"])
@@ -225,6 +227,7 @@ def wide(tmp_path_factory):
     return str(small_models.write(config, tmp_path_factory.mktemp("benchmarks") / "wide"))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("free", [False, True])
 def test_the_planned_memory_beside_what_is_taken(wide, one_device, capsys, free):
     """Freed, the stages with the wide text encoder's weights are one instead of all."""

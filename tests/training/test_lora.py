@@ -46,6 +46,7 @@ def test_alpha_is_in_the_numbers(network):
         np.testing.assert_allclose(doubled[name], 2 * plain[name], rtol=1e-6)
 
 
+@pytest.mark.e2e
 def test_half_precision_stays_and_gradients_reach_the_adapter_alone(network):
     params = {name: value.astype(jnp.bfloat16) for name, value in network.params.items()}
     adapter = initial_lora(params, 2, 0, r".*attn2\.to_k\.kernel")

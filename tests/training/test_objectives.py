@@ -100,6 +100,7 @@ def test_the_recorded_loss(steps, case):
     np.testing.assert_allclose(value, r["loss"], rtol=1e-5)  # 3e-7
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("case", MODELS)
 def test_the_recorded_gradients(steps, case):
     r, config, _, _, gradients, _, _ = steps(case)
@@ -111,6 +112,7 @@ def test_the_recorded_gradients(steps, case):
     np.testing.assert_allclose(jax.jit(optax.tree.norm)(gradients), r["grad_norm"], rtol=1e-5)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("case", MODELS)
 def test_the_recorded_step_and_averages(steps, case):
     """One step of AdamW moves each weight by about the rate: compared with that, not with the weight."""

@@ -9,6 +9,7 @@ import pytest
 from unclip_jax.training.reports import tensorboard, wandb
 
 
+@pytest.mark.e2e
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of protobuf
 def test_metrics_reach_tensorboard(tmp_path):
     report = tensorboard(tmp_path)

@@ -57,6 +57,7 @@ def start(how, folder):
     return subprocess.Popen(program, cwd=root, env=env, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("last", [1, 2, 6, 10, 11, 16])
 def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not(last, whole, tmp_path):
     def stop(step, metrics):
@@ -117,6 +118,7 @@ def test_only_the_last_is_kept_without_validation(whole):
     assert [p.name for p in (whole[0] / "checkpoints").iterdir() if p.name.isdecimal()] == [str(STEPS)]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("sharded", [False, True], ids=["copies", "sharded"])
 def test_four_devices_are_one(sharded, whole, tmp_path):
     state = small_run(tmp_path, 4, shard_parameters=sharded)
@@ -130,6 +132,7 @@ def test_four_devices_are_one(sharded, whole, tmp_path):
     assert all(leaf.addressable_shards[0].data.size * (4 if sharded else 1) == leaf.size for leaf in moments)
 
 
+@pytest.mark.e2e
 def test_what_is_no_number_stops_the_run_and_names_the_step(tmp_path):
     """The state from before it is kept, though the loop only looks every other step."""
 

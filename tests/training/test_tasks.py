@@ -138,12 +138,14 @@ def staged(small_model, pictures, tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.e2e
 def test_a_part_alone_is_trained(staged, small_model):
     names = changed(weights(small_model)[0], weights(staged / "stage-1/model")[0])
     assert names
     assert all(name.endswith(("attn2.to_k.kernel", "attn2.to_v.kernel")) for name in names)
 
 
+@pytest.mark.e2e
 def test_stages_follow_each_other(staged):
     assert [len((staged / f"stage-{n}/metrics.jsonl").read_text().splitlines()) for n in (1, 2)] == [2, 3]
     assert json.loads((staged / "stage-2/model/provenance.json").read_text())["trained_from"] == "model"
@@ -151,6 +153,7 @@ def test_stages_follow_each_other(staged):
     assert "unet.conv_in.kernel" in changed(first, second)
 
 
+@pytest.mark.e2e
 def test_from_a_cache_it_is_the_same(make, plain, small_model, tmp_path):
     options = (f"data.cache={tmp_path / 'cache'}", "run.total_steps=6")
     cached = make("denoise", small_model, f"out={tmp_path / 'cached'}", *options)
@@ -161,6 +164,7 @@ def test_from_a_cache_it_is_the_same(make, plain, small_model, tmp_path):
         run_training(again, progress=False)
 
 
+@pytest.mark.e2e
 def test_half_precision_and_remat_learn_the_same(make, plain, small_model):
     half = make("denoise", small_model, "dtype=bfloat16", "remat=true")
     run_training(half, progress=False)
@@ -169,6 +173,7 @@ def test_half_precision_and_remat_learn_the_same(make, plain, small_model):
     assert {value.dtype for name, value in after.items() if name.startswith("unet")} == {np.dtype(np.float32)}
 
 
+@pytest.mark.e2e
 def test_devices_share_the_batch(make, plain, small_model):
     """And the parameters; with copies of them it is tests/training/test_run.py."""
     four = make("denoise", small_model, "run.total_steps=4", "devices=4", "run.shard_parameters=true")
@@ -183,6 +188,7 @@ def test_zero_terminal_snr_is_recorded(make, small_model):
         assert (diffusion.get("timestep_spacing") == "trailing") is rescaled
 
 
+@pytest.mark.e2e
 def test_inpainting_begins_as_the_base_and_learns_its_channels(make, small_text_model):
     """The added channels' weights are zeros, so the first loss is the base's own."""
     options = ("objective.whole_mask_share=0.5", "run.total_steps=3", "objective.text_dropout=0")
@@ -226,6 +232,7 @@ def test_a_base_learns_to_read_depth_by_anothers_estimator(make, small_text_mode
     assert (tmp_path / "run/samples/00000003.png").exists()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", ["DEPTH", "UPSCALE"])
 def test_losses_of_models_with_an_image_among_their_channels(name, make, family_folder):
     """A depth model's by its own estimator. Whole runs are from end to end."""
@@ -234,6 +241,7 @@ def test_losses_of_models_with_an_image_among_their_channels(name, make, family_
     assert np.isfinite(each).all()
 
 
+@pytest.mark.e2e
 def test_an_adapter_learns_and_is_written_alone(make, small_model, tmp_path):
     settings = make("lora", small_model, "lora.rank=4", "optimizer.learning_rate=0.02", "run.total_steps=30")
     path = run_training(settings, progress=False)
@@ -247,6 +255,7 @@ def test_an_adapter_learns_and_is_written_alone(make, small_model, tmp_path):
     assert not (tmp_path / "run/model").exists()
 
 
+@pytest.mark.e2e
 def test_the_vectors_of_a_new_word_are_learnt(make, small_model):
     settings = make(
         "textual-inversion",
@@ -263,6 +272,7 @@ def test_the_vectors_of_a_new_word_are_learnt(make, small_model):
     assert not np.allclose(rows["<dot>"], table[[67, 78]], atol=0.01)
 
 
+@pytest.mark.e2e
 def test_an_autoencoder_learns_and_nothing_else_changes(autoencoded, small_model):
     before, after = weights(small_model)[0], weights(Path(autoencoded.out) / "model")[0]
     assert {name.split(".")[0] for name in changed(before, after)} == {"vae"}
@@ -279,6 +289,7 @@ def test_a_perceptual_model_adds_its_distance_to_the_loss(make, autoencoded, sma
     assert {name.split(".")[0] for name in changed(weights(small_model)[0], weights(seen.out + "/model")[0])} == {"vae"}
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("pairs", "parts"),
     [

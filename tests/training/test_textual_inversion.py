@@ -41,6 +41,7 @@ def test_what_is_no_new_word_is_refused(tokenizer, word):
         with_placeholder(tokenizer, word, 1)
 
 
+@pytest.mark.e2e
 def test_rows_are_looked_up_and_have_gradients():
     network = initial_network(TextEncoder, small_models.TEXT, 0)
     rows = initial_rows(network.params, [5, 6], 3)
