@@ -13,7 +13,7 @@ from peers import as_module
 from random_networks import full_size
 from unclip_jax.models.attention import attend
 from unclip_jax.models.layers import Conv, GroupNorm, Linear, layer_norm, upsample_nearest
-from unclip_jax.models.unet import FeedForward
+from unclip_jax.models.unet_blocks import FeedForward
 
 Shape = tuple[int, ...]
 TEXT = 77  # tokens that cross-attention reads

@@ -8,7 +8,8 @@ from flax import nnx
 
 from tests.small_models import TEXT_TO_IMAGE
 from unclip_jax.checkpoints.networks import abstract_network
-from unclip_jax.models.unet import Attention, UNet
+from unclip_jax.models.unet import UNet
+from unclip_jax.models.unet_blocks import Attention
 
 ROWS = jnp.array([False, True, False])
 

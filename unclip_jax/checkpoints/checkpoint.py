@@ -8,8 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from unclip_jax.checkpoints.config import AnyConfig, CheckpointConfig, ClipConfig, PriorCheckpointConfig
+from unclip_jax.checkpoints.config import (
+    AnyConfig,
+    CheckpointConfig,
+    ClipConfig,
+    ControlNetCheckpointConfig,
+    PriorCheckpointConfig,
+)
 from unclip_jax.conditioning.tokenizer import Tokenizer
+from unclip_jax.models.configs import ControlNetConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Checkpoint:
 
     Args:
         config: What the checkpoint is.
-        tokenizer: Its tokenizer.
+        own_tokenizer: Its tokenizer; None for a ControlNet, which has none.
         params: "component.name" -> Parameter, for every parameter of the configured networks.
         source: Where it came from, for messages.
         files: The files that it was read from, for provenance.
@@ -69,14 +76,16 @@ class Checkpoint:
     """
 
     config: AnyConfig
-    tokenizer: Tokenizer
+    own_tokenizer: Tokenizer | None
     params: Mapping[str, Parameter]
     source: str
     files: tuple[Any, ...] = ()
     resources: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
     def __post_init__(self) -> None:
-        ids, rows = self.tokenizer.vocabulary_size, self.config.text_encoder.vocab_size
+        if self.own_tokenizer is None or isinstance(self.config, ControlNetCheckpointConfig):
+            return
+        ids, rows = self.own_tokenizer.vocabulary_size, self.config.text_encoder.vocab_size
         if ids > rows:
             raise ValueError(f"{self.source}: the tokenizer has ids up to {ids - 1}, the text encoder only {rows} rows")
 
@@ -85,6 +94,17 @@ class Checkpoint:
 
     def __exit__(self, *exc: object) -> None:
         self.resources.close()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            ValueError: The checkpoint has none.
+        """
+        if self.own_tokenizer is None:
+            raise ValueError(f"{self.source} is {kind_of(self.config)}: it has no tokenizer")
+        return self.own_tokenizer
 
     @property
     def nbytes(self) -> int:
@@ -110,8 +130,7 @@ def family_config(checkpoint: Checkpoint) -> CheckpointConfig:
     """
     if isinstance(checkpoint.config, CheckpointConfig):
         return checkpoint.config
-    kind = "a CLIP model" if isinstance(checkpoint.config, ClipConfig) else "a prior"
-    raise ValueError(f"{checkpoint.source} is {kind} on its own, not a Stable Diffusion checkpoint")
+    raise ValueError(f"{checkpoint.source} is {kind_of(checkpoint.config)}, not a Stable Diffusion checkpoint")
 
 
 def prior_config(checkpoint: Checkpoint) -> PriorCheckpointConfig:
@@ -122,5 +141,28 @@ def prior_config(checkpoint: Checkpoint) -> PriorCheckpointConfig:
     """
     if isinstance(checkpoint.config, PriorCheckpointConfig):
         return checkpoint.config
-    kind = "a CLIP model on its own" if isinstance(checkpoint.config, ClipConfig) else "a Stable Diffusion checkpoint"
-    raise ValueError(f"{checkpoint.source} is {kind}, not a text-to-image prior")
+    raise ValueError(f"{checkpoint.source} is {kind_of(checkpoint.config)}, not a text-to-image prior")
+
+
+def controlnet_config(checkpoint: Checkpoint) -> ControlNetConfig:
+    """The architecture in a ControlNet's checkpoint.
+
+    Raises:
+        ValueError: The checkpoint is of another kind.
+    """
+    if isinstance(checkpoint.config, ControlNetCheckpointConfig):
+        return checkpoint.config.controlnet
+    raise ValueError(f"{checkpoint.source} is {kind_of(checkpoint.config)}, not a ControlNet")
+
+
+def kind_of(config: AnyConfig) -> str:
+    """What a checkpoint is, in words."""
+    match config:
+        case ClipConfig():
+            return "a CLIP model on its own"
+        case PriorCheckpointConfig():
+            return "a prior on its own"
+        case ControlNetCheckpointConfig():
+            return "a ControlNet"
+        case _:
+            return "a Stable Diffusion checkpoint"

@@ -8,7 +8,15 @@ from typing import Any, Literal
 
 from unclip_jax.conditioning.clip_image import Preprocess
 from unclip_jax.conditioning.tokenizer import Dialect as TokenizerDialect
-from unclip_jax.models.configs import DepthConfig, PriorConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
+from unclip_jax.models.configs import (
+    ControlNetConfig,
+    DepthConfig,
+    PriorConfig,
+    TextConfig,
+    UNetConfig,
+    VAEConfig,
+    VisionConfig,
+)
 from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import PREDICTION_TYPES, NoiseSchedule
 
@@ -192,7 +200,31 @@ class PriorCheckpointConfig:
         return build(cls, {k: v for k, v in _content(data).items() if k != "kind"}, "config.json")
 
 
-AnyConfig = CheckpointConfig | ClipConfig | PriorCheckpointConfig
+@dataclasses.dataclass(frozen=True)
+class ControlNetCheckpointConfig:
+    """A ControlNet on its own. It has no tokenizer: it reads the text states of the checkpoint that it controls.
+
+    Args:
+        controlnet: Its architecture.
+    """
+
+    controlnet: ControlNetConfig
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration in JSON types, with the format's version."""
+        return {**_HEADER, "kind": "controlnet", **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ControlNetCheckpointConfig":
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: As in `CheckpointConfig.from_json`.
+        """
+        return build(cls, {k: v for k, v in _content(data).items() if k != "kind"}, "config.json")
+
+
+AnyConfig = CheckpointConfig | ClipConfig | PriorCheckpointConfig | ControlNetCheckpointConfig
 
 
 def read_config(data: Mapping[str, Any]) -> AnyConfig:
@@ -206,6 +238,8 @@ def read_config(data: Mapping[str, Any]) -> AnyConfig:
             return ClipConfig.from_json(data)
         case "prior":
             return PriorCheckpointConfig.from_json(data)
+        case "controlnet":
+            return ControlNetCheckpointConfig.from_json(data)
         case _:
             return CheckpointConfig.from_json(data)
 

@@ -21,7 +21,7 @@ import unclip_jax
 from unclip_jax.checkpoints import orbax
 from unclip_jax.checkpoints.atomic import atomic_directory
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
-from unclip_jax.checkpoints.config import read_config
+from unclip_jax.checkpoints.config import AnyConfig, ControlNetCheckpointConfig, read_config
 from unclip_jax.checkpoints.networks import abstract_params, is_stacked
 from unclip_jax.checkpoints.nonfinite import warn_unless_finite
 from unclip_jax.checkpoints.stream import CODES, Progress, nbytes, write_safetensors
@@ -62,7 +62,8 @@ def save(
     destination = Path(destination)
     with atomic_directory(destination) as partial:
         _write_json(partial / "config.json", checkpoint.config.to_json())
-        _write_text(partial / "tokenizer.json", checkpoint.tokenizer.json)
+        if checkpoint.own_tokenizer is not None:
+            _write_text(partial / "tokenizer.json", checkpoint.own_tokenizer.json)
         if layout == "orbax":
             orbax.write_params(partial, checkpoint.params, dtype, progress)
         else:
@@ -90,11 +91,7 @@ def open_directory(folder: Path) -> Checkpoint:
         ValueError: The directory is broken or incomplete.
     """
     config = read_config(read_object(folder / "config.json"))
-    try:
-        text = read_bytes(folder / "tokenizer.json").decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{folder.name}/tokenizer.json: not UTF-8 ({error})") from error
-    tokenizer = Tokenizer.from_json(text, config.tokenizer_dialect, config.text_encoder.context_length)
+    tokenizer = _open_tokenizer(config, folder / "tokenizer.json")
     wanted = abstract_params(config)
     with contextlib.ExitStack() as stack:
         params = _open_shards(stack, folder) if (folder / INDEX).is_file() else orbax.read_params(folder)
@@ -105,6 +102,16 @@ def open_directory(folder: Path) -> Checkpoint:
             if params[name].shape != spec.shape:
                 raise ValueError(f"{folder.name}: {name} has shape {params[name].shape}; want {spec.shape}")
         return Checkpoint(config, tokenizer, params, str(folder), (folder,), stack.pop_all())
+
+
+def _open_tokenizer(config: AnyConfig, path: Path) -> Tokenizer | None:
+    if isinstance(config, ControlNetCheckpointConfig):
+        return None
+    try:
+        text = read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.parent.name}/{path.name}: not UTF-8 ({error})") from error
+    return Tokenizer.from_json(text, config.tokenizer_dialect, config.text_encoder.context_length)
 
 
 def _open_shards(stack: contextlib.ExitStack, folder: Path) -> dict[str, Parameter]:

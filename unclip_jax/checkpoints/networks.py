@@ -15,7 +15,7 @@ import numpy as np
 
 from unclip_jax import executables
 from unclip_jax.checkpoints.atomic import replaced_file
-from unclip_jax.checkpoints.config import AnyConfig, ClipConfig, PriorCheckpointConfig
+from unclip_jax.checkpoints.config import AnyConfig, CheckpointConfig, ClipConfig, PriorCheckpointConfig
 
 Place = Callable[[str, np.ndarray], jax.Array]
 
@@ -123,6 +123,7 @@ NETWORKS = {
     "image_encoder": "unclip_jax.models.clip:VisionEncoder",
     "depth_estimator": "unclip_jax.models.depth:DepthEstimator",
     "prior": "unclip_jax.models.prior:Prior",
+    "controlnet": "unclip_jax.models.controlnet:ControlNetModel",
 }
 
 
@@ -134,7 +135,7 @@ def abstract_networks(
     Args:
         config: The checkpoint's configuration.
         dtype: The dtype of computation and of storage.
-        attention_chunk: Of the UNet and the VAE, see there.
+        attention_chunk: Of the UNet, the VAE and a ControlNet, see there.
 
     Returns:
         name -> network, for those of `NETWORKS` that the checkpoint has.
@@ -142,7 +143,7 @@ def abstract_networks(
     networks = {}
     for name, cls in NETWORKS.items():
         if (part := getattr(config, name, None)) is not None:
-            options = {"attention_chunk": attention_chunk} if name in ("unet", "vae") else {}
+            options = {"attention_chunk": attention_chunk} if name in ("unet", "vae", "controlnet") else {}
             networks[name] = abstract_network(cls, part, dtype, **options)
     return networks
 
@@ -202,7 +203,7 @@ def abstract_params(config: AnyConfig) -> dict[str, Any]:
         params["similarity.logit_scale"] = jax.ShapeDtypeStruct((), jnp.float32)
     elif isinstance(config, PriorCheckpointConfig):
         width = config.prior.embedding_dim
-    else:
+    elif isinstance(config, CheckpointConfig):
         width = config.image_embedding_dim
     if width is not None:
         params |= {f"image_normalizer.{name}": jax.ShapeDtypeStruct((width,), jnp.float32) for name in ("mean", "std")}

@@ -1,11 +1,13 @@
 from .clip import TextEncoder as TextEncoder
 from .clip import VisionEncoder as VisionEncoder
+from .configs import ControlNetConfig as ControlNetConfig
 from .configs import DepthConfig as DepthConfig
 from .configs import PriorConfig as PriorConfig
 from .configs import TextConfig as TextConfig
 from .configs import UNetConfig as UNetConfig
 from .configs import VAEConfig as VAEConfig
 from .configs import VisionConfig as VisionConfig
+from .controlnet import ControlNetModel as ControlNetModel
 from .depth import DepthEstimator as DepthEstimator
 from .freeu import FreeU as FreeU
 from .prior import Prior as Prior

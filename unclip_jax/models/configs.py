@@ -101,6 +101,49 @@ class UNetConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ControlNetConfig:
+    """The architecture of a ControlNet; the defaults fit Stable Diffusion 2.1.
+
+    Args:
+        unet: The UNet whose encoder it copies. Its `in_channels` are the latents' alone, and what it is beside its
+            encoder does not matter.
+        conditioning_channels: The hint's channels.
+        conditioning_embedding_out_channels: Widths of the convolutions that bring the hint to the latents' size. There
+            is a halving between two neighbours.
+        controlnet_conditioning_channel_order: The order of colours in which the network reads hints. They are given in
+            red, green, blue.
+        global_pool_conditions: Whether each residual is averaged over the image ("shuffle" ControlNets).
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    unet: UNetConfig = UNetConfig()
+    conditioning_channels: int = 3
+    conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
+    controlnet_conditioning_channel_order: Literal["rgb", "bgr"] = "rgb"
+    global_pool_conditions: bool = False
+
+    def __post_init__(self) -> None:
+        widths = self.conditioning_embedding_out_channels
+        if not 1 <= len(widths) <= MAX_LEVELS or min(widths) < 1 or self.conditioning_channels < 1:
+            raise ValueError(
+                f"ControlNetConfig: conditioning_channels {self.conditioning_channels} and "
+                f"conditioning_embedding_out_channels {widths}: want 1 to {MAX_LEVELS} widths, and positive numbers"
+            )
+
+    @property
+    def factor(self) -> int:
+        """The side of a latent cell in the hint's pixels."""
+        return 2 ** (len(self.conditioning_embedding_out_channels) - 1)
+
+    @property
+    def head_width(self) -> int:
+        """A multiple of the width of every level's attention heads."""
+        return self.unet.head_width
+
+
+@dataclasses.dataclass(frozen=True)
 class VAEConfig:
     """The architecture of an autoencoder; the defaults are Stable Diffusion 2's.
 
