@@ -1,3 +1,4 @@
+from .canny import canny as canny
 from .clip_image import load_image as load_image
 from .clip_image import load_images as load_images
 from .clip_image import preprocess as preprocess
