@@ -36,7 +36,7 @@ ADVICE = {
     **dict.fromkeys((SDXL, SD3, FLUX, CASCADE, "a video model"), OTHER_FAMILY),
     LORA: "give the checkpoint that it changes as the source, and load this with load_lora_weights",
     WORD: "give a checkpoint as the source, and load this with load_textual_inversion",
-    CONTROLNET: "ControlNets are not supported",
+    CONTROLNET: "give the checkpoint that it controls as the source, and this as controlnet=",
     **{name: f"{name} is not supported" for name in ("Marigold", "Lotus", "InstructPix2Pix")},
     "an IP-Adapter": "IP-Adapters are not supported",
     "a T2I-Adapter": "T2I-Adapters are not supported",
@@ -53,8 +53,8 @@ TENSORS = {
     LORA: r".*[._](lora_(down|up|mid|A|B|linear_layer)|lora\.(down|up)|hada_w\d.*|lokr_w\d.*|lora_magnitude_vector"
     r"|dora_scale|oft_blocks|oft_diag|on_input)\b|lora_unet_|lora_te\d?_|lora_(unet|text_encoder)(:|$)|bundle_emb\.",
     WORD: r"(emb_params|string_to_param|string_to_token|clip_[lg])$",
-    CONTROLNET: r"(control_model|controlnet)\.|(module\.)?controlnet_(cond_embedding|down_blocks|mid_block)\."
-    r"|input_hint_block\.|zero_convs\.",
+    CONTROLNET: r"(module\.|_orig_mod\.)*((control_model|controlnet|input_hint_block|zero_convs)\."
+    r"|controlnet_(cond_embedding|down_blocks|mid_block)[._])",
     "an IP-Adapter": r"(ip_adapter|image_proj)\.",
     "a T2I-Adapter": r"(adapter\.)?body\.\d+\.(block|resnets|in_conv)",
     SD3: r"(model\.diffusion_model\.|transformer\.)?joint_(transformer_)?blocks\.",
@@ -73,13 +73,13 @@ FEWEST = 20
 # The classes that a folder's model_index.json or config.json may name.
 CLASSES = {
     SDXL: r"StableDiffusion.*XL.*",
-    SD3: r"StableDiffusion3.*",
+    SD3: r"(StableDiffusion3|SD3).*",
+    FLUX: r"Flux(?!.*StableDiffusion).*",
     BY_TWO: r"StableDiffusionLatentUpscale.*",
     CONTROLNET: r".*ControlNet.*",
     "Marigold": r"Marigold.*",
     "Lotus": r"DirectDiffusion.*",
     "InstructPix2Pix": r".*InstructPix2Pix.*",
-    FLUX: r"Flux(?!.*StableDiffusion).*",
     CASCADE: r"StableCascade.*|Wuerstchen.*",
     PRIOR: r"UnCLIPPipeline|PriorTransformer",
     CHECKER: r"StableDiffusionSafetyChecker",
@@ -101,7 +101,7 @@ def kind_of(tensors: Tensors, without: Collection[str] = ()) -> str:
     without: parts of a checkpoint that it need not have.
     """
     names = list(tensors)
-    if marked := _marked(names):
+    if marked := kind_by_mark(names):
         return _sentence(marked)
     if family := family_of(tensors):
         return f"is of {family}: {OTHER_FAMILY}"
@@ -125,7 +125,7 @@ def other_than(kind: str, tensors: Tensors) -> str:
     A few tensors are not a network: they are a broken file of the wanted kind.
     """
     if len(tensors) < FEWEST:
-        marked = _marked(tensors)
+        marked = kind_by_mark(tensors)
         return _sentence(marked) if marked not in ("", kind) else ""
     said = kind_of(tensors)
     if not said and {"unet", "vae", "text_encoder"} <= set(parts_of(tensors)):
@@ -133,7 +133,7 @@ def other_than(kind: str, tensors: Tensors) -> str:
     return "" if said.startswith(f"is {kind}") else said
 
 
-def _marked(names: Iterable[str]) -> str:
+def kind_by_mark(names: Iterable[str]) -> str:
     """The first kind whose mark is in some name; "" if there is none."""
     names = list(names)
     return next((kind for kind, pattern in TENSORS.items() if any(map(re.compile(pattern).match, names))), "")

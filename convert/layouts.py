@@ -14,12 +14,12 @@ import numpy as np
 
 from convert.engine import Dialect, Table, Unused
 from convert.readers import CheckpointError
-from convert.rules import clip, depth, unet, vae
+from convert.rules import clip, controlnet, depth, unet, vae
 from convert.rules.flax import with_flax
 from convert.tensor_file import quoted
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import abstract_params
-from unclip_jax.models.configs import UNetConfig, VisionConfig
+from unclip_jax.models.configs import ControlNetConfig, UNetConfig, VisionConfig
 
 
 def _statistics(t: Table, prefix: str, width: int) -> None:
@@ -27,7 +27,7 @@ def _statistics(t: Table, prefix: str, width: int) -> None:
         t.tensor(f"image_normalizer.{name}", f"{prefix}{name}", "row")
 
 
-# A checkpoint's parts, and the dialects of each; the first of them is the original's, where it has one.
+# The parts that files hold, and the dialects of each; the first of them is the original's, where it has one.
 PARTS: dict[str, dict[str, Dialect]] = {
     "unet": with_flax(unet.DIALECTS, "diffusers"),
     "vae": with_flax(vae.DIALECTS, "diffusers"),
@@ -35,6 +35,7 @@ PARTS: dict[str, dict[str, Dialect]] = {
     "image_encoder": with_flax(clip.VISION_DIALECTS, "transformers"),
     "image_normalizer": {"diffusers": Dialect(_statistics, r"mean|std")},
     "depth_estimator": depth.DIALECTS,
+    "controlnet": with_flax(controlnet.DIALECTS, "diffusers"),
 }
 
 
@@ -58,6 +59,7 @@ _ROOTS = {
     "image_encoder": rf"{_EMBEDDER}{_VISUAL}|embedder\.|image_encoder\.",
     "text_encoder": rf"{_EMBEDDER}|text_encoder\.",
     "depth_estimator": r"depth_model\.|depth_estimator\.",
+    "controlnet": r"control_model\.|controlnet\.",
 }
 _SCHEDULE = (
     r"betas|alphas_cumprod|alphas_cumprod_prev|sqrt_alphas_cumprod|sqrt_one_minus_alphas_cumprod"
@@ -81,7 +83,11 @@ _LAYERS = {
 }
 
 # Of any size: enough to ask for the names of tensors that every size has.
-_SETTINGS: dict[str, Any] = {"unet": UNetConfig(), "image_encoder": VisionConfig()}
+_SETTINGS: dict[str, Any] = {
+    "unet": UNetConfig(),
+    "image_encoder": VisionConfig(),
+    "controlnet": ControlNetConfig(),
+}
 
 
 def table(config: CheckpointConfig, params: Mapping[str, Any], places: Places) -> Table:

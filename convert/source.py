@@ -13,6 +13,7 @@ import numpy as np
 from convert import engine, layouts
 from convert.architecture import diffusers as diffusers_architecture
 from convert.architecture import original, presets, recognise
+from convert.controlnet import check_controlnet, is_controlnet
 from convert.ema import ema_names
 from convert.folder_weights import weights_file
 from convert.kinds import kind_of
@@ -105,7 +106,8 @@ def check_source(
 ) -> engine.Report:
     """Proves a file or diffusers folder complete from names, shapes and dtypes; reads no tensor data.
 
-    Takes the options of `open_original`, `open_diffusers` and `convert.prior.check_prior`, and raises their errors.
+    Takes the options of `open_original`, `open_diffusers`, `convert.prior.check_prior` and
+    `convert.controlnet.check_controlnet`, and raises their errors.
 
     Returns:
         The findings.
@@ -113,6 +115,8 @@ def check_source(
     if is_prior(path):
         given = {"config": config, "text_encoder": text_encoder}
         return check_prior(path, variant=variant, **{name: Path(p) for name, p in given.items() if p is not None})
+    if is_controlnet(path):
+        return check_controlnet(path, config=None if config is None else Path(config), variant=variant)
     with contextlib.ExitStack() as stack:
         if path.is_dir():
             return _plan_diffusers(stack, path, variant, without).report

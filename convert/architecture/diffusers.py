@@ -51,6 +51,10 @@ PIPELINES: dict[Task, tuple[str, tuple[str, ...]]] = {
 # An unCLIP checkpoint without an image encoder, which gets its embeddings from a prior.
 PRIOR_PIPELINE = ("StableUnCLIPPipeline", (*_BASE, *_UNCLIP))
 CLASSES = dict([*PIPELINES.values(), PRIOR_PIPELINE]) | {"StableDiffusionImg2ImgPipeline": _BASE}
+# A ControlNet among the parts of such a folder is a checkpoint of its own, and the rest is another pipeline's.
+CONTROLLED = {
+    f"StableDiffusionControlNet{kind}Pipeline": f"StableDiffusion{kind}Pipeline" for kind in ("", "Img2Img", "Inpaint")
+}
 
 # Options of UNet2DConditionModel that change the arithmetic and that Stable Diffusion 2 leaves off.
 UNET_FIXED: dict[str, tuple[Any, ...]] = {
@@ -123,6 +127,7 @@ def from_folder(folder: Path) -> CheckpointConfig:
         raise CheckpointError(f"{folder.name}: {kind}")
     index = read_json(folder / "model_index.json")
     pipeline = torch_class(index.get("_class_name"))
+    pipeline = CONTROLLED.get(pipeline, pipeline) if isinstance(pipeline, str) else pipeline
     if not isinstance(pipeline, str) or pipeline not in CLASSES:
         if kind := kind_of_folder(folder):
             raise CheckpointError(f"{folder.name}: {kind}")
@@ -310,6 +315,27 @@ class _Config:
 
 def _unet(c: _Config) -> UNetConfig:
     c.expect({"_class_name": ("UNet2DConditionModel", "FlaxUNet2DConditionModel")})
+    encoder = _encoder(c)
+    attention = encoder["attention_levels"]
+    up = c.sequence("up_block_types", ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, str)
+    if tuple(UP.get(name) for name in up) != attention[::-1]:
+        c.fail(
+            f"up_block_types {list(up)}: accepted are {len(attention)}, which mirror down_block_types, of "
+            f"{', '.join(UP)}"
+        )
+    sample = c.data.get("sample_size")
+    if isinstance(sample, list) and len(sample) == 2 and sample[0] == sample[1]:
+        sample = sample[0]
+    return c.build(
+        UNetConfig,
+        **encoder,
+        out_channels=c.integer("out_channels", 4),
+        sample_size=64 if sample is None else c.size("sample_size", sample),
+    )
+
+
+def _encoder(c: _Config) -> dict[str, Any]:
+    """What a UNet and a ControlNet have in common, as arguments of `UNetConfig`."""
     channels = c.sequence("block_out_channels", (320, 640, 1280, 1280), int)
     levels = len(channels)
     c.expect(UNET_FIXED)
@@ -319,13 +345,8 @@ def _unet(c: _Config) -> UNetConfig:
             "these networks have one transformer layer a block"
         )
     down = c.sequence("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), str)
-    up = c.sequence("up_block_types", ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, str)
-    attention = tuple(DOWN.get(name) for name in down)
-    if None in attention or tuple(UP.get(name) for name in up) != attention[::-1] or len(down) != levels:
-        c.fail(
-            f"down_block_types {list(down)} and up_block_types {list(up)}: accepted are {levels} each, mirrored, of "
-            f"{', '.join([*DOWN, *UP])}"
-        )
+    if len(down) != levels or not DOWN.keys() >= set(down):
+        c.fail(f"down_block_types {list(down)}: accepted are {levels} of {', '.join(DOWN)}")
     # attention_head_dim is a misnomer of diffusers: it is the number of heads.
     heads = "attention_head_dim" if c.data.get("num_attention_heads") is None else "num_attention_heads"
     only_cross = c.per_level("only_cross_attention", False, levels)
@@ -340,24 +361,18 @@ def _unet(c: _Config) -> UNetConfig:
         embedding, size = "table", c.integer("num_class_embeds", 0)
     elif kind is not None:
         c.fail(f"class_embed_type is {kind!r}; accepted: 'projection', null")
-    sample = c.data.get("sample_size")
-    if isinstance(sample, list) and len(sample) == 2 and sample[0] == sample[1]:
-        sample = sample[0]
-    return c.build(
-        UNetConfig,
-        in_channels=c.integer("in_channels", 4),
-        out_channels=c.integer("out_channels", 4),
-        block_out_channels=channels,
-        layers_per_block=c.same_size("layers_per_block", 2, levels),
-        attention_levels=tuple(map(bool, attention)),
-        num_heads=c.sizes(heads, 8, levels),
-        cross_attention_dim=c.same_size("cross_attention_dim", 1280, levels),
-        only_cross_attention=only_cross,
-        class_embedding=embedding,
-        class_embedding_size=size,
-        norm_groups=c.integer("norm_num_groups", 32),
-        sample_size=64 if sample is None else c.size("sample_size", sample),
-    )
+    return {
+        "in_channels": c.integer("in_channels", 4),
+        "block_out_channels": channels,
+        "layers_per_block": c.same_size("layers_per_block", 2, levels),
+        "attention_levels": tuple(DOWN[name] for name in down),
+        "num_heads": c.sizes(heads, 8, levels),
+        "cross_attention_dim": c.same_size("cross_attention_dim", 1280, levels),
+        "only_cross_attention": only_cross,
+        "class_embedding": embedding,
+        "class_embedding_size": size,
+        "norm_groups": c.integer("norm_num_groups", 32),
+    }
 
 
 def _vae(c: _Config) -> VAEConfig:

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from convert.engine import export_tensors
+from convert.export.controlnet import save_diffusers_controlnet
 from convert.export.diffusers_configs import diffusers_configs
 from convert.export.prior import save_diffusers_prior
 from convert.export.tokenizer import tokenizer_files
 from convert.rules import diffusers
 from unclip_jax.checkpoints.atomic import atomic_directory
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter, family_config
-from unclip_jax.checkpoints.config import PriorCheckpointConfig
+from unclip_jax.checkpoints.config import ControlNetCheckpointConfig, PriorCheckpointConfig
 from unclip_jax.checkpoints.stream import Progress, write_safetensors
 
 # Components that are transformers models name their weights otherwise than diffusers does.
@@ -30,8 +31,8 @@ def save_diffusers(
     """Writes the folder that `DiffusionPipeline.from_pretrained` opens.
 
     Names are those of the older, prefixed dialect, which every release of transformers and diffusers reads. A prior
-    becomes a folder of its four parts, see `convert.export.prior.save_diffusers_prior`. Needs memory for one tensor at
-    a time.
+    becomes a folder of its four parts, see `convert.export.prior.save_diffusers_prior`; a ControlNet the folder of one
+    model, see `convert.export.controlnet.save_diffusers_controlnet`. Needs memory for one tensor at a time.
 
     Args:
         checkpoint: The open checkpoint.
@@ -47,6 +48,8 @@ def save_diffusers(
     """
     if isinstance(checkpoint.config, PriorCheckpointConfig):
         return save_diffusers_prior(checkpoint, Path(destination), dtype=dtype, progress=progress)
+    if isinstance(checkpoint.config, ControlNetCheckpointConfig):
+        return save_diffusers_controlnet(checkpoint, Path(destination), dtype=dtype, progress=progress)
     destination, config = Path(destination), family_config(checkpoint)
     components: dict[str, dict[str, Parameter]] = defaultdict(dict)
     rules = diffusers.table(config, checkpoint.params).rules

@@ -62,15 +62,25 @@ def _unet(config: UNetConfig) -> dict[str, Any]:
     return {
         "_class_name": "UNet2DConditionModel",
         "_diffusers_version": VERSION,
+        **_encoder(config),
+        "center_input_sample": False,
+        "dual_cross_attention": False,
+        "out_channels": config.out_channels,
+        "sample_size": config.sample_size,
+        "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention_levels)],
+    }
+
+
+def _encoder(config: UNetConfig) -> dict[str, Any]:
+    """What the classes of UNets and ControlNets have in common."""
+    return {
         "act_fn": "silu",
         "attention_head_dim": list(config.num_heads),  # a misnomer of diffusers: the number of heads
         "block_out_channels": list(config.block_out_channels),
-        "center_input_sample": False,
         "class_embed_type": "projection" if config.class_embedding == "projection" else None,
         "cross_attention_dim": config.cross_attention_dim,
         "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention_levels],
         "downsample_padding": 1,
-        "dual_cross_attention": False,
         "flip_sin_to_cos": True,
         "freq_shift": 0,
         "in_channels": config.in_channels,
@@ -81,13 +91,10 @@ def _unet(config: UNetConfig) -> dict[str, Any]:
         "norm_num_groups": config.norm_groups,
         "num_class_embeds": config.class_embedding_size if config.class_embedding == "table" else None,
         "only_cross_attention": list(config.only_cross_attention),
-        "out_channels": config.out_channels,
         "projection_class_embeddings_input_dim": (
             config.class_embedding_size if config.class_embedding == "projection" else None
         ),
         "resnet_time_scale_shift": "default",
-        "sample_size": config.sample_size,
-        "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention_levels)],
         "upcast_attention": True,
         "use_linear_projection": True,
     }

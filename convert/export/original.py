@@ -9,13 +9,14 @@ import yaml
 
 from convert.architecture.presets import PRESETS
 from convert.engine import export_tensors
+from convert.export.controlnet import save_original_controlnet
 from convert.export.original_yaml import original_yaml
 from convert.export.prior import save_karlo_prior
 from convert.rules import ldm
 from convert.statistics import STATISTICS
 from unclip_jax.checkpoints.atomic import atomic_files
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
-from unclip_jax.checkpoints.config import CheckpointConfig, PriorCheckpointConfig
+from unclip_jax.checkpoints.config import CheckpointConfig, ControlNetCheckpointConfig, PriorCheckpointConfig
 from unclip_jax.checkpoints.stream import Progress, write_safetensors
 
 
@@ -31,7 +32,8 @@ def save_original(
     What the original keeps in other files is written beside it: `<destination>.yaml` for an architecture that is not a
     published one, `<destination>.stats.npz` for embedding statistics other than 0 and 1. Tensors that no network reads
     (schedule buffers, the text tower's last block) are left out: the original code makes its own. A prior is written as
-    Karlo's, see `convert.export.prior.save_karlo_prior`. Needs memory for one tensor at a time.
+    Karlo's, see `convert.export.prior.save_karlo_prior`; a ControlNet as cldm's, see
+    `convert.export.controlnet.save_original_controlnet`. Needs memory for one tensor at a time.
 
     Args:
         checkpoint: The open checkpoint.
@@ -51,6 +53,8 @@ def save_original(
         raise ValueError(f"destination is {destination}: the original's layout is one file, NAME.safetensors")
     if isinstance(checkpoint.config, PriorCheckpointConfig):
         return save_karlo_prior(checkpoint, destination, dtype=dtype, progress=progress)
+    if isinstance(checkpoint.config, ControlNetCheckpointConfig):
+        return save_original_controlnet(checkpoint, destination, dtype=dtype, progress=progress)
     config = family_config(checkpoint)
     params = {name: p for name, p in checkpoint.params.items() if name not in STATISTICS}
     tensors = export_tensors(ldm.table(config, params).rules, params)

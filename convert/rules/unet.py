@@ -4,7 +4,7 @@ The original numbers its blocks through the whole network (`input_blocks.0` .. `
 them by level.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from convert.engine import Dialect, Table
 from unclip_jax.models.configs import UNetConfig
@@ -31,25 +31,35 @@ TRANSFORMER = {
 
 def ldm(t: Table, prefix: str, config: UNetConfig) -> None:
     """The original's names; all begin with `prefix`."""
-    names = {
+    ldm_encoder(t, "unet.", prefix, config)
+    for ours, theirs in {"conv_norm_out": "out.0", "conv_out": "out.2"}.items():
+        t.module(f"unet.{ours}", f"{prefix}{theirs}")
+    _ldm_blocks(t, "unet.", prefix, _ldm_up(config))
+
+
+def ldm_encoder(t: Table, own: str, prefix: str, config: UNetConfig) -> None:
+    """The original's names of the embeddings, the way down and the middle. own: what our names begin with."""
+    for ours, theirs in {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
         "class_embedding.linear_1": "label_emb.0.0",
         "class_embedding.linear_2": "label_emb.0.2",
         "class_embedding": "label_emb",
         "conv_in": "input_blocks.0.0",
-        "conv_norm_out": "out.0",
-        "conv_out": "out.2",
-    }
+    }.items():
+        t.module(f"{own}{ours}", f"{prefix}{theirs}")
+    _ldm_blocks(t, own, prefix, _ldm_down(config))
+
+
+def _ldm_blocks(t: Table, own: str, prefix: str, blocks: Iterable[tuple[str, str, str]]) -> None:
     inside = {"resnet": LDM_RESNET, "transformer": TRANSFORMER, "conv": {"": ""}}
-    for kind, ours, theirs in _ldm_blocks(config):
-        names |= {_join(ours, a): _join(theirs, b) for a, b in inside[kind].items()}
-    for ours, theirs in names.items():
-        t.module(f"unet.{ours}", f"{prefix}{theirs}")
+    for kind, ours, theirs in blocks:
+        for a, b in inside[kind].items():
+            t.module(f"{own}{_join(ours, a)}", f"{prefix}{_join(theirs, b)}")
 
 
-def _ldm_blocks(config: UNetConfig) -> Iterator[tuple[str, str, str]]:
-    """(kind, our module, the original's module) of every block, in the original's numbering."""
+def _ldm_down(config: UNetConfig) -> Iterator[tuple[str, str, str]]:
+    """(kind, our module, the original's module) of every block down to the middle, in the original's numbering."""
     number = 1
     for level, attention in enumerate(config.attention_levels):
         for i in range(config.layers_per_block):
@@ -63,6 +73,10 @@ def _ldm_blocks(config: UNetConfig) -> Iterator[tuple[str, str, str]]:
     yield "resnet", "mid_block.resnets.0", "middle_block.0"
     yield "transformer", "mid_block.attentions.0", "middle_block.1"
     yield "resnet", "mid_block.resnets.1", "middle_block.2"
+
+
+def _ldm_up(config: UNetConfig) -> Iterator[tuple[str, str, str]]:
+    """The same of the blocks on the way up."""
     number = 0
     for up, attention in enumerate(reversed(config.attention_levels)):
         for i in range(config.layers_per_block + 1):
@@ -77,23 +91,31 @@ def _ldm_blocks(config: UNetConfig) -> Iterator[tuple[str, str, str]]:
 
 def diffusers(t: Table, prefix: str, config: UNetConfig) -> None:
     """diffusers' names; all begin with `prefix`."""
+    diffusers_encoder(t, "unet.", prefix, config)
+    for name in ("conv_norm_out", "conv_out"):
+        t.module(f"unet.{name}", f"{prefix}{name}")
+    for level in range(len(config.block_out_channels)):
+        _diffusers_block(t, "unet.", prefix, f"up_blocks.{level}", config.layers_per_block + 1, "upsamplers")
+
+
+def diffusers_encoder(t: Table, own: str, prefix: str, config: UNetConfig) -> None:
+    """diffusers' names of the embeddings, the way down and the middle. own: what our names begin with."""
     for name in (
         *(f"{kind}_embedding.linear_{i}" for kind in ("time", "class") for i in (1, 2)),
-        *("class_embedding", "conv_in", "conv_norm_out", "conv_out"),
+        *("class_embedding", "conv_in"),
     ):
-        t.module(f"unet.{name}", f"{prefix}{name}")
-    levels = len(config.block_out_channels)
-    blocks = [
-        *((f"down_blocks.{i}", config.layers_per_block, "downsamplers") for i in range(levels)),
-        ("mid_block", 2, ""),
-        *((f"up_blocks.{i}", config.layers_per_block + 1, "upsamplers") for i in range(levels)),
-    ]
-    for block, count, resample in blocks:
-        for i in range(count):
-            for kind, inside in (("resnets", RESNET), ("attentions", TRANSFORMER)):
-                for ours, theirs in inside.items():
-                    t.module(f"unet.{block}.{kind}.{i}.{ours}", f"{prefix}{block}.{kind}.{i}.{theirs}")
-        t.module(f"unet.{block}.resample", f"{prefix}{block}.{resample}.0.conv")
+        t.module(f"{own}{name}", f"{prefix}{name}")
+    for level in range(len(config.block_out_channels)):
+        _diffusers_block(t, own, prefix, f"down_blocks.{level}", config.layers_per_block, "downsamplers")
+    _diffusers_block(t, own, prefix, "mid_block", 2, "")
+
+
+def _diffusers_block(t: Table, own: str, prefix: str, block: str, count: int, resample: str) -> None:
+    for i in range(count):
+        for kind, inside in (("resnets", RESNET), ("attentions", TRANSFORMER)):
+            for ours, theirs in inside.items():
+                t.module(f"{own}{block}.{kind}.{i}.{ours}", f"{prefix}{block}.{kind}.{i}.{theirs}")
+    t.module(f"{own}{block}.resample", f"{prefix}{block}.{resample}.0.conv")
 
 
 def _join(module: str, inner: str) -> str:

@@ -284,7 +284,7 @@ KINDS = {
     ),
     "an original ControlNet": (
         lambda: {"control_model.zero_convs.0.0.weight": TensorInfo((4, 4, 1, 1), HALF)},
-        "ControlNet",
+        "is a ControlNet",
     ),
     "a VAE": (lambda: bare("768-v", "first_stage_model."), "is a VAE on its own"),
     "a VAE with its root": (
@@ -334,7 +334,7 @@ def test_files_of_another_kind_are_named(name, tmp_path):
     make, words = KINDS[name]
     tensors = make()
     assert words in kind_of(tensors)
-    if name in ("Karlo's prior",):
+    if name in ("Karlo's prior", "a ControlNet", "an original ControlNet"):
         return  # has a reader of its own
     path = tmp_path / "file.safetensors"
     write_holes(path, {key: (info.shape, info.dtype) for key, info in tensors.items()})
@@ -352,6 +352,7 @@ def test_whole_checkpoints_are_of_no_other_kind(name):
     ("name", "words"),
     [
         ("a learnt word", "is a textual inversion"),
+        ("a ControlNet", "is a ControlNet: give the checkpoint that it controls as the source, and this as controlnet="),
         ("a UNet", "is a UNet on its own"),
         ("a VAE of diffusers", "is a VAE on its own"),
         ("Stable Diffusion 1", "is of Stable Diffusion 1"),
@@ -377,7 +378,8 @@ def test_what_is_no_word_is_named(name, words, tmp_path):
 FOLDERS = {
     "is Stable Diffusion XL": {"model_index.json": {"_class_name": "StableDiffusionXLPipeline"}},
     "upscaler by two": {"model_index.json": {"_class_name": "StableDiffusionLatentUpscalePipeline"}},
-    "is a ControlNet": {"config.json": {"_class_name": "ControlNetModel"}},
+    "is a ControlNet": {"model_index.json": {"_class_name": "StableDiffusionControlNetXSPipeline"}},
+    "is Flux": {"model_index.json": {"_class_name": "FluxControlNetPipeline"}},
     "is a UNet on its own": {"config.json": {"_class_name": "UNet2DConditionModel"}},
     "is a VAE on its own": {"config.json": {"_class_name": "AutoencoderKL"}},
     "is a text encoder on its own": {"config.json": {"architectures": ["CLIPTextModel"]}},

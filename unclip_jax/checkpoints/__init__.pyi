@@ -2,6 +2,7 @@ from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import Parameter as Parameter
 from .config import CheckpointConfig as CheckpointConfig
 from .config import ClipConfig as ClipConfig
+from .config import ControlNetCheckpointConfig as ControlNetCheckpointConfig
 from .config import PriorCheckpointConfig as PriorCheckpointConfig
 from .directory import open_directory as open_directory
 from .directory import save as save
@@ -11,4 +12,5 @@ from .networks import Network as Network
 from .networks import abstract_networks as abstract_networks
 from .networks import part as part
 from .source import open_checkpoint as open_checkpoint
+from .source import open_controlnet as open_controlnet
 from .source import open_prior as open_prior

@@ -51,7 +51,7 @@ def open_checkpoint(
     prediction_type: str | None,
     without: tuple[str, ...],
 ) -> "Checkpoint":
-    """Opens what is not ours: a diffusers folder, an original file, a CLIP model or a prior.
+    """Opens what is not ours: a diffusers folder, an original file, a CLIP model, a prior or a ControlNet.
 
     Args:
         path: The file or folder.
@@ -72,6 +72,7 @@ def open_checkpoint(
     from convert.architecture.original import ARCHITECTURES
     from convert.architecture.presets import PRESETS
     from convert.clip import is_open_clip, is_transformers_clip, open_open_clip, open_transformers_clip
+    from convert.controlnet import is_controlnet
     from convert.prior import is_prior
     from convert.source import open_diffusers, open_original
     from unclip_jax.checkpoints.local import file_beside
@@ -81,6 +82,10 @@ def open_checkpoint(
         if given.pop("ema", False):
             raise ValueError(f"ema: only for Stable Diffusion checkpoints, and {path} is a prior")
         return open_prior(path, given, variant)
+    if is_controlnet(path):
+        if others := [name for name in given if name != "config"]:
+            raise ValueError(f"{', '.join(others)}: only for other checkpoints, and {path} is a ControlNet")
+        return open_controlnet(path, given.get("config"), variant)
     if "text_encoder" in given:
         raise ValueError(f"text_encoder is only for Karlo's prior, and {path} is not one")
     if path.is_dir():
@@ -121,6 +126,23 @@ def open_prior(path: Path, karlo: Mapping[str, Any], variant: str | None) -> "Ch
     if variant is not None:
         raise ValueError(f"variant is {variant!r}, but {path} is Karlo's own: only diffusers folders have variants")
     return open_karlo_prior(path, **{name: file_beside(name, value) for name, value in karlo.items()})
+
+
+def open_controlnet(path: Path, config: str | os.PathLike[str] | None, variant: str | None) -> "Checkpoint":
+    """Opens a ControlNet that is not ours; see `convert.controlnet.open_controlnet`.
+
+    Raises the errors of `open_checkpoint`.
+    """
+    require_convert()
+    from convert.controlnet import open_controlnet
+    from unclip_jax.checkpoints.local import file_beside
+
+    if path.is_dir():
+        if config is not None:
+            raise ValueError(f"config: only for single files, and {path} is a folder")
+    elif variant is not None:
+        raise ValueError(f"variant is {variant!r}, but {path} is one file: only diffusers folders have variants")
+    return open_controlnet(path, config=None if config is None else file_beside("config", config), variant=variant)
 
 
 def open_published_clip(name: str) -> "Checkpoint":

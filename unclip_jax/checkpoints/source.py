@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from unclip_jax.checkpoints import foreign
-from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config, prior_config
+from unclip_jax.checkpoints.checkpoint import Checkpoint, controlnet_config, family_config, prior_config
 from unclip_jax.checkpoints.config import predicting
 from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_directory
 from unclip_jax.checkpoints.local import local_path
@@ -38,8 +38,8 @@ def open_checkpoint(
     Args:
         source: A converted directory, a diffusers folder, an original `.ckpt`/`.safetensors` file, or one of these on
             the hub, see `local_path`. Or a CLIP model on its own: open_clip's file, transformers' folder,
-            "open_clip:ViT-H-14/laion2b_s32b_b79k". Or a text-to-image prior on its own, see `open_prior`. None is the
-            bundled demo model.
+            "open_clip:ViT-H-14/laion2b_s32b_b79k". Or a text-to-image prior on its own, see `open_prior`, or a
+            ControlNet, see `open_controlnet`. None is the bundled demo model.
         config: For original files, see `convert.source.open_original`; may be on the hub.
         prediction_type: What the UNet predicts, "epsilon" or "v_prediction", instead of what the checkpoint says.
         clip_stats: For original files, see `convert.source.open_original`; may be on the hub.
@@ -76,7 +76,7 @@ def open_checkpoint(
         for part, value in parts.items():
             with contextlib.ExitStack() as stack:
                 stack.enter_context(checkpoint)
-                checkpoint = foreign.with_part(checkpoint, part, _part_path(part, value, mirrors))
+                checkpoint = foreign.with_part(checkpoint, part, _part_path(part, value, mirrors=mirrors))
                 stack.pop_all()
     if prediction_type is not None:
         checkpoint = dataclasses.replace(checkpoint, config=predicting(family_config(checkpoint), prediction_type))
@@ -136,13 +136,55 @@ def open_prior(
     return checkpoint
 
 
-def _part_path(part: str, value: str | os.PathLike[str], mirrors: bool) -> Path:
-    """The path of another UNet or VAE: from a whole pipeline on the hub only the part is downloaded."""
+def open_controlnet(
+    source: str | os.PathLike[str],
+    *,
+    config: str | os.PathLike[str] | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    mirrors: bool = True,
+) -> Checkpoint:
+    """Opens a ControlNet for reading; use it as a context manager.
+
+    Args:
+        source: A converted directory; the folder of diffusers' ControlNetModel, or of a pipeline with one; an original
+            `.safetensors`, `.ckpt` or `.pth` file; or one of these on the hub, see `local_path`.
+        config: For a file, diffusers' config.json, see `convert.controlnet.open_controlnet`; may be on the hub.
+        variant: For diffusers folders, such as "fp16".
+        revision: See `local_path`.
+        subfolder: See `local_path`.
+        mirrors: See `local_path`.
+
+    Returns:
+        The open checkpoint.
+
+    Raises:
+        FileNotFoundError: There is nothing at the source.
+        ValueError: A file or an argument is refused.
+    """
+    given: dict[str, Any] = {"revision": revision, "variant": variant, "mirrors": mirrors}
+    path = local_path(source, subfolder=subfolder, **given) if subfolder else _part_path("controlnet", source, **given)
+    if not (path.is_dir() and is_directory_checkpoint(path)):
+        return foreign.open_controlnet(path, config, variant)
+    if config is not None:
+        raise ValueError(f"config: only for single files, and {path} is a converted checkpoint")
+    checkpoint = _open_converted(path, variant)
+    try:
+        controlnet_config(checkpoint)
+    except ValueError:
+        checkpoint.resources.close()
+        raise
+    return checkpoint
+
+
+def _part_path(part: str, value: str | os.PathLike[str], **options: Any) -> Path:
+    """The path of one part's source: from a whole pipeline on the hub only the part is downloaded."""
     place = place_of(os.fspath(value))
     if place is not None and not place.path:
         with contextlib.suppress(ValueError):  # a repository of the part alone has no such folder
-            return local_path(value, subfolder=part, mirrors=mirrors)
-    return local_path(value, mirrors=mirrors)
+            return local_path(value, subfolder=part, **options)
+    return local_path(value, **options)
 
 
 def _open(
