@@ -18,6 +18,7 @@ from .distributed.mesh import local_mesh as local_mesh
 from .models.freeu import FreeU as FreeU
 from .pipelines.auto import from_pretrained as from_pretrained
 from .pipelines.checks import ProjectedGuidance as ProjectedGuidance
+from .pipelines.controlnet import ControlNet as ControlNet
 from .pipelines.depth_to_image import DepthToImagePipeline as DepthToImagePipeline
 from .pipelines.image_to_image import ImageToImagePipeline as ImageToImagePipeline
 from .pipelines.inpaint import InpaintPipeline as InpaintPipeline

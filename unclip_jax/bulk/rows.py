@@ -14,7 +14,7 @@ from unclip_jax.bulk import files
 from unclip_jax.conditioning.address import is_address, shown
 from unclip_jax.dataset_files import points_outside
 
-PICTURES = {"image", "mask_image", "depth_map", "condition_image"}
+PICTURES = {"image", "mask_image", "depth_map", "condition_image", "control_image"}
 ARRAYS = {
     *("image_embeds", "image_weights", "image_noise", "prompt_embeds", "negative_prompt_embeds", "latents", "noise"),
     *("posterior_noise", "low_res_noise", "prior_latents", "prior_step_noise"),
@@ -23,7 +23,7 @@ TEXTS = {"prompt", "negative_prompt"}
 # One value for all rows, or no value that a table could hold.
 OF_THE_JOB = {
     *("batch_size", "output_type", "num_images_per_prompt", "scheduler", "step_noise", "projected_guidance"),
-    *("text_features", "negative_text_features"),
+    *("text_features", "negative_text_features", "controlnet"),
 }
 # What data sets call arguments, where they have no column of the argument's name.
 ALIASES = (("file_name", "image"), ("text", "prompt"), ("caption", "prompt"))

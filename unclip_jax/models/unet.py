@@ -27,8 +27,8 @@ class UNet(UNetEncoder):
 
     The call takes x (B, H, W, in_channels), with H and W multiples of `config.size_multiple`; timesteps (B,) in [0,
     1000), fractions allowed; context (B, S, cross_attention_dim), the text encoder's hidden states; and class_labels:
-    (B, class_embedding_size) float for "projection", (B,) int for "table", or None. It returns (B, H, W, out_channels)
-    in the compute dtype: epsilon, v or x0, as the checkpoint was trained.
+    (B, class_embedding_size) float for "projection", (B,) int for "table", or None; and what a ControlNet adds, see
+    `denoise`. It returns (B, H, W, out_channels) in the compute dtype: epsilon, v or x0, as the checkpoint was trained.
 
     Args:
         config: The architecture.
@@ -140,7 +140,12 @@ class UNet(UNetEncoder):
         return self.conv_out(nnx.silu(self.conv_norm_out(x)))
 
     def __call__(
-        self, x: jax.Array, timesteps: jax.Array, context: jax.Array, class_labels: jax.Array | None = None
+        self,
+        x: jax.Array,
+        timesteps: jax.Array,
+        context: jax.Array,
+        class_labels: jax.Array | None = None,
+        residuals: Sequence[jax.Array] | None = None,
     ) -> jax.Array:
         multiple = self.config.size_multiple
         if x.ndim != 4 or x.shape[1] % multiple or x.shape[2] % multiple or x.shape[3] != self.config.in_channels:
@@ -152,7 +157,7 @@ class UNet(UNetEncoder):
         emb = self.embed_time(timesteps)
         if class_labels is not None:
             emb = emb + self.embed_class(class_labels)
-        return self.denoise(x, emb, self.encode_context(context))
+        return self.denoise(x, emb, self.encode_context(context), residuals=residuals)
 
     def _blocks(self) -> Iterator[Block]:
         yield from super()._blocks()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from unclip_jax.conditioning.clip_image import ImageSource
     from unclip_jax.pipelines.checks import ProjectedGuidance
+    from unclip_jax.pipelines.controlnet import ControlNet
     from unclip_jax.pipelines.prior import TextFeatures
     from unclip_jax.sampling.solvers import Solver
 
@@ -74,8 +75,30 @@ class CommonArguments:
     output_type: OutputType = "pil"
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ControlArguments(CommonArguments):
+    """
+    Args:
+        controlnet: a `ControlNet` for the checkpoint's base, or a list of several, whose effects add up. None: none.
+        control_image: what it reads, an image of the size that is made, such as edges or depth: one for all images, or
+            a list of one for each prompt or image given. With a list of ControlNets a list of one of these for each.
+        controlnet_conditioning_scale: how much it adds; a number, or a list of one for each ControlNet.
+        control_guidance_start, control_guidance_end: 0 to 1, the share of the steps that are run after which it begins
+            and ends to add; numbers, or lists of one for each ControlNet.
+        guess_mode: adds to the rows with conditions alone, and less the finer the features are; then the image may do
+            without a prompt.
+    """
+
+    controlnet: ControlNet | Sequence[ControlNet] | None = None
+    control_image: Any = None
+    controlnet_conditioning_scale: float | Sequence[float] = 1.0
+    control_guidance_start: float | Sequence[float] = 0.0
+    control_guidance_end: float | Sequence[float] = 1.0
+    guess_mode: bool = False
+
+
 @dataclass(frozen=True, eq=False)
-class TextToImageArguments(CommonArguments):
+class TextToImageArguments(ControlArguments):
     """Makes `num_images_per_prompt` images of each prompt. B = prompts * num_images_per_prompt, prompt by prompt.
 
     Args:
@@ -93,7 +116,7 @@ class TextToImageArguments(CommonArguments):
 
 
 @dataclass(frozen=True, eq=False)
-class UnCLIPArguments(CommonArguments):
+class UnCLIPArguments(ControlArguments):
     """Makes `num_images_per_prompt` variations of each image, or of the mix of all.
 
     B = images * num_images_per_prompt, image by image; with `image_weights`, B = num_images_per_prompt.
@@ -127,7 +150,7 @@ class UnCLIPArguments(CommonArguments):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class InitImageArguments(CommonArguments):
+class InitImageArguments(ControlArguments):
     """
     Args:
         strength: 0 to 1, the share of the steps that are run: 1 keeps next to nothing of the image.
@@ -143,6 +166,7 @@ class InitImageArguments(CommonArguments):
     sample_posterior: bool = True
     posterior_noise: ArrayLike | None = None
     noise: ArrayLike | None = None
+    controlnet_conditioning_scale: float | Sequence[float] = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +232,7 @@ class InpaintArguments(InitImageArguments):
     negative_prompt: Prompts = ""
     _: KW_ONLY
     strength: float = DefaultFloat(1.0)
+    controlnet_conditioning_scale: float | Sequence[float] = 0.5
     padding_mask_crop: int | None = None
     paste_back: bool = False
     latents: ArrayLike | None = None
@@ -248,7 +273,7 @@ class UpscaleArguments(CommonArguments):
 
 
 @dataclass(frozen=True, eq=False)
-class StableUnCLIPArguments(CommonArguments):
+class StableUnCLIPArguments(ControlArguments):
     """Makes `num_images_per_prompt` images of each prompt. Every image has an embedding of its own, from the prior.
 
     B = prompts * num_images_per_prompt, prompt by prompt. The prior reads `prompt` alone.

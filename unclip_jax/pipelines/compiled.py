@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from unclip_jax.conditioning.noise_augmentation import mix_conditions, noise_ima
 from unclip_jax.conditioning.upscale import noise_low_res
 from unclip_jax.executables import Executables, Stored
 from unclip_jax.image_files import to_uint8_on_device
+from unclip_jax.pipelines.control import Control, embed_hint
 from unclip_jax.pipelines.denoiser import Constants, prepare, put_back, unet_denoiser
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.sampling.guidance import Guidance, guidance_state
@@ -42,6 +43,7 @@ class Programs:
     draw: Any
     sample_latents: Any
     noise_low_res: Any
+    embed_hint: Any
     prepare: Any
     start: Any
     run_steps: Any
@@ -80,6 +82,7 @@ def make_programs(
         draw=jax.jit(_draw, static_argnames=("branch", "shape", "number")),
         sample_latents=jax.jit(functools.partial(latents_from_moments, scaling_factor=config.vae.scaling_factor)),
         noise_low_res=jax.jit(_noise_low_res),
+        embed_hint=jit(embed_hint),
         prepare=jit(functools.partial(prepare, unet), static_argnames="guidance"),
         start=jax.jit(_start, static_argnames="guidance"),
         run_steps=jit(
@@ -154,6 +157,7 @@ def _run_steps(
     seeds: jax.Array,
     indices: jax.Array,
     span: tuple[jax.Array, jax.Array],
+    controls: Sequence[Control] = (),
     *,
     guidance: Guidance,
     tile: tuple[int, int] | None = None,
@@ -162,9 +166,10 @@ def _run_steps(
 
     Args:
         span: which of the rows, see `unclip_jax.sampling.run_stateful_steps`.
+        controls: the ControlNets that these steps run, those of `constants`.
         tile: size and overlap in latents, see `unclip_jax.sampling.tiled`; None: no tiles.
     """
-    denoise = unet_denoiser(unet, params, constants, guidance, solver.prediction_type, tile)
+    denoise = unet_denoiser(unet, params, constants, guidance, solver.prediction_type, tile, controls)
     keys = image_keys(seeds, indices) if solver.stochastic else None
     between = None if constants.known is None else put_back(constants.known)
     return run_stateful_steps(denoise, solver, carry, rows, keys, between, span), span[1] - span[0]

@@ -1,6 +1,6 @@
 """The UNet under guidance, as the loop calls it: the one wiring for pipelines, training samples and the memory plan."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from unclip_jax.checkpoints.networks import Network
 from unclip_jax.models.freeu import FreeU
+from unclip_jax.pipelines.control import Control, ControlConstants, control_constants, control_residuals
 from unclip_jax.sampling.guidance import Guidance, guidance_rows, guided
 from unclip_jax.sampling.loop import Between, StatefulDenoise
 from unclip_jax.sampling.solvers import Row
@@ -30,6 +31,7 @@ class Constants(NamedTuple):
         classes: (rows, C), to be added to the embedding of the time.
         channels: (rows, h, w, c), what the UNet reads beside the latents.
         known: of B images.
+        controls: of the ControlNets.
     """
 
     text: Any
@@ -37,6 +39,7 @@ class Constants(NamedTuple):
     channels: jax.Array | None
     known: Known | None
     freeu: FreeU | None
+    controls: tuple[ControlConstants, ...] = ()
 
 
 def prepare(
@@ -48,6 +51,7 @@ def prepare(
     channels: jax.Array | None = None,
     known: Known | None = None,
     freeu: FreeU | None = None,
+    controls: Sequence[Control] = (),
     *,
     guidance: Guidance,
 ) -> Constants:
@@ -59,17 +63,18 @@ def prepare(
         channels: (B, h, w, c).
     """
     model = unet.merge(params)
-    classes = None
+    states, of_classes = guidance_rows(guidance, negative, text), None
     if labels is not None:
         # unCLIP's unconditional label is a vector of zeros, level and all, and it goes through the embedding's biases;
         # the noise level of an upscaler is the same in all rows.
-        classes = model.embed_class(guidance_rows(guidance, labels if labels.ndim == 1 else 0 * labels, labels))
+        of_classes = guidance_rows(guidance, labels if labels.ndim == 1 else 0 * labels, labels)
     return Constants(
-        text=model.encode_context(guidance_rows(guidance, negative, text)),
-        classes=classes,
+        text=model.encode_context(states),
+        classes=None if of_classes is None else model.embed_class(of_classes),
         channels=None if channels is None else guidance_rows(guidance, channels, channels),
         known=known,
         freeu=freeu,
+        controls=tuple(control_constants(control, states, of_classes, guidance) for control in controls),
     )
 
 
@@ -80,13 +85,15 @@ def unet_denoiser(
     guidance: Guidance,
     prediction_type: str,
     tile: tuple[int, int] | None = None,
+    controls: Sequence[Control] = (),
 ) -> StatefulDenoise:
     """The guided UNet, as `unclip_jax.sampling.run_stateful_steps` takes it.
 
     Args:
+        controls: the ControlNets, those of `constants`; not together with tiles.
         tile: size and overlap in latents, see `unclip_jax.sampling.tiled`; None: the whole image at once.
     """
-    text, classes, channels, _, freeu = constants
+    text, classes, channels, _, freeu, of_controls = constants
 
     def network(x: jax.Array, row: Row, perturbed: jax.Array | None) -> jax.Array:
         # Merged within the loop: a network that recomputes its activations must not come from outside of it.
@@ -94,11 +101,12 @@ def unet_denoiser(
         # Not outside of the loop, where its shape would be the number of steps, and another number another program.
         emb = model.embed_time(row["timestep"][None])
         emb = emb if classes is None else emb + classes
+        residuals = control_residuals(controls, of_controls, x, row, guidance)
         x = x if channels is None else jnp.concatenate([x, channels], axis=-1)
         layers = None if perturbed is None else model.perturb_attention(perturbed)
 
         def run(x: jax.Array, row: Row) -> jax.Array:
-            return model.denoise(x, emb, text, layers, freeu)
+            return model.denoise(x, emb, text, layers, freeu, residuals)
 
         return run(x, row) if tile is None else tiled(run, *tile)(x, row)
 

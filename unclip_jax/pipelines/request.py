@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +17,9 @@ from unclip_jax.pipelines.denoiser import Known
 from unclip_jax.sampling.guidance import Guidance
 from unclip_jax.sampling.loop import Carry
 from unclip_jax.sampling.solvers import Solver
+
+if TYPE_CHECKING:
+    from unclip_jax.pipelines.controlnet import ControlNet
 
 Inputs = TypeVar("Inputs")
 
@@ -35,6 +38,23 @@ class Kept(NamedTuple):
     box: Box | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Controls:
+    """The ControlNets of a checked call. Each tuple has one entry a ControlNet.
+
+    Attributes:
+        nets: the ControlNets.
+        hints: (prompts, H, W, 3) float32 in 0..1.
+        scales: (network evaluations, B) float32; 0 where the ControlNet is not run.
+        guess_mode: whether it is run for the rows with conditions alone.
+    """
+
+    nets: tuple[ControlNet, ...]
+    hints: tuple[np.ndarray, ...]
+    scales: tuple[np.ndarray, ...] = dataclasses.field(metadata=BY_CALL)
+    guess_mode: bool
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request(Generic[Inputs]):
     """A checked call, as host arrays. B = prompts * repeats, prompt by prompt.
@@ -51,6 +71,7 @@ class Request(Generic[Inputs]):
         output_type: "pil", "np" or "latent".
         tile: size and overlap in latents, where large images are made in tiles.
         kept: what is pasted back, one per input image.
+        controls: the ControlNets, where there are any.
         inputs: what the task alone has.
     """
 
@@ -71,7 +92,13 @@ class Request(Generic[Inputs]):
     output_type: OutputType
     tile: tuple[int, int] | None = None
     kept: list[Kept] | None = None
+    controls: Controls | None = None
     inputs: Inputs
+
+    def active_controls(self, call: int) -> tuple[int, ...]:
+        """The numbers of the ControlNets that a network evaluation runs."""
+        scales = () if self.controls is None else self.controls.scales
+        return tuple(number for number, scale in enumerate(scales) if scale[call].any())
 
 
 class Conditions(NamedTuple):

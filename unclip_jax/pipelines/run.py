@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from unclip_jax.distributed.mesh import Chunk, make_chunk, pad_batch
+from unclip_jax.pipelines.control import Control
 from unclip_jax.pipelines.parts import Parts
 from unclip_jax.pipelines.request import Conditions, Request
 from unclip_jax.progress import Progress
@@ -57,8 +58,10 @@ def begin(parts: Parts, request: Request[Any], conditions: Conditions, chunk: Ch
     known = None if conditions.known is None else conditions.known(chunk)
     carry = conditions.start(chunk)
     unet, solver = parts.weights("unet"), without_grid(request.solver)
+    controls = _controls(parts, request, chunk)
+    kinds = [(guidance, request.active_controls(call)) for call, guidance in enumerate(guidance_of)]
     constants = {
-        guidance: parts.programs.prepare(
+        (guidance, active): parts.programs.prepare(
             unet,
             text,
             negative if guidance.unconditional else None,
@@ -66,14 +69,15 @@ def begin(parts: Parts, request: Request[Any], conditions: Conditions, chunk: Ch
             channels,
             known,
             parts.freeu,
+            [controls[number] for number in active],
             guidance=guidance,
         )
-        for guidance in dict.fromkeys(guidance_of)
+        for guidance, active in dict.fromkeys(kinds)
     }
-    grids = {guidance: _grid(request, guidance, known is not None, chunk) for guidance in constants}
+    grids = {guidance: _grid(request, guidance, known is not None, chunk) for guidance in dict.fromkeys(guidance_of)}
 
     def run_steps(carry: Carry, first: int, end: int) -> tuple[Carry, jax.Array]:
-        for guidance, calls in itertools.groupby(range(first, end), guidance_of.__getitem__):
+        for (guidance, active), calls in itertools.groupby(range(first, end), kinds.__getitem__):
             numbers = list(calls)
             span = np.int32(numbers[0]), np.int32(numbers[-1] + 1)
             carry, done = parts.programs.run_steps(
@@ -81,16 +85,39 @@ def begin(parts: Parts, request: Request[Any], conditions: Conditions, chunk: Ch
                 solver,
                 carry,
                 grids[guidance],
-                constants[guidance],
+                constants[guidance, active],
                 chunk.seeds,
                 chunk.indices,
                 span,
+                [controls[number] for number in active],
                 guidance=guidance,
                 tile=request.tile,
             )
         return carry, done
 
     return carry, run_steps
+
+
+def _controls(parts: Parts, request: Request[Any], chunk: Chunk) -> list[Control]:
+    """The ControlNets of a request, with their hints for a chunk's images."""
+    asked = request.controls
+    if asked is None:
+        return []
+    return [
+        Control(
+            network=net.network,
+            hint=parts.programs.embed_hint(net.network, chunk.of_prompts(hint)),
+            column=_scale_of(number),
+            guesses=asked.guess_mode,
+            graded=asked.guess_mode and not net.config.global_pool_conditions,
+        )
+        for number, (net, hint) in enumerate(zip(asked.nets, asked.hints, strict=True))
+    ]
+
+
+def _scale_of(number: int) -> str:
+    """The grid's column for the scale of a ControlNet."""
+    return f"controlnet_conditioning_scale_{number}"
 
 
 def _grid(request: Request[Any], guidance: Guidance, puts_back: bool, chunk: Chunk) -> dict[str, jax.Array]:
@@ -102,7 +129,10 @@ def _grid(request: Request[Any], guidance: Guidance, puts_back: bool, chunk: Chu
         columns = {"known_signal": np.sqrt(next_levels), "known_noise": np.sqrt(1 - next_levels)} | columns
     size = -(-request.solver.calls // GRID_ROWS) * GRID_ROWS
     grid: dict[str, jax.Array] = chunk.everywhere(pad_batch(columns, size))
-    of_images = pad_batch({name: request.strengths[name] for name in guidance.strengths}, size)
+    columns_of_images = {name: request.strengths[name] for name in guidance.strengths}
+    for number, scale in enumerate(request.controls.scales if request.controls else ()):
+        columns_of_images[_scale_of(number)] = scale
+    of_images = pad_batch(columns_of_images, size)
     if request.step_noise is not None and request.solver.stochastic:
         of_images["step_noise"] = request.step_noise  # as large as it is
     return grid | {name: chunk.by_call(column) for name, column in of_images.items()}
