@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from unclip_jax.cli_controlnet import open_controls
+
 # Of the command line's settings: what a table's columns say instead.
-OF_ROWS = ("weights",)
+OF_ROWS = ("weights", "control_image")
 OF_CLUSTERS = ("address", "workers", "worker_gpus", "worker_tpus", "worker_cpus")
 
 
@@ -58,7 +60,7 @@ def make_rows(
     """
     from unclip_jax import bulk
 
-    given = [f"--{name}" for name in OF_ROWS if getattr(args, name, None) is not None]
+    given = [f"--{name.replace('_', '-')}" for name in OF_ROWS if getattr(args, name, None) is not None]
     if given:
         raise ValueError(f"{given[0]} is each row's own: make it a column of {args.rows}")
     given = [f"--{name.replace('_', '-')}" for name in OF_CLUSTERS if getattr(args, name) is not None]
@@ -68,8 +70,11 @@ def make_rows(
     max_errors = 0 if args.strict else args.max_errors
     options: dict[str, Any] = {"save": args.save, "batch_size": args.batch_size or 8, "names": names}
     options |= {name: value for name, value in settings.items() if value is not None}
+    if args.engine is None or args.dry_run:
+        pipe = open_pipeline(args)
+        options |= open_controls(args, pipe) if getattr(args, "controlnet", None) else {}
     if args.dry_run:
-        print("\n".join(bulk.dry_run(open_pipeline(args), args.rows, **options)))
+        print("\n".join(bulk.dry_run(pipe, args.rows, **options)))
         return
     options |= {"shards": args.shards, "part_size": args.part_size, "max_errors": max_errors}
     if args.engine is None:
@@ -78,7 +83,7 @@ def make_rows(
         from unclip_jax.distributed.hosts import each
 
         options |= {"host": jax.process_index(), "hosts": jax.process_count()}
-        summary = bulk.run(open_pipeline(args), args.rows, args.out, **options)
+        summary = bulk.run(pipe, args.rows, args.out, **options)
     else:  # where this process leaves the devices to the workers
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's remarks on itself, among ours
         opening = functools.partial(open_pipeline, args)

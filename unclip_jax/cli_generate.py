@@ -14,9 +14,11 @@ from typing import Any, Literal, NamedTuple
 
 from unclip_jax import __version__
 from unclip_jax.cli_bulk import add_rows, make_rows
+from unclip_jax.cli_controlnet import add_controls, check_controls, open_controls, scales_of
 from unclip_jax.conditioning.address import fetch, is_address, shown
 from unclip_jax.pipelines.arguments import (
     CommonArguments,
+    ControlArguments,
     DepthToImageArguments,
     ImageToImageArguments,
     InpaintArguments,
@@ -149,6 +151,8 @@ def add_commands(commands: Any) -> None:
         for option, (names, settings) in OPTIONS.items():
             if name in names:
                 what.add_argument(f"--{option}", **settings)
+        if issubclass(command.arguments, ControlArguments):
+            add_controls(p)
         how = p.add_argument_group("how")
         steps = f"1..1000; default {command.default('num_inference_steps')}"
         scale = f"default {command.default('guidance_scale')}"
@@ -231,10 +235,14 @@ def make(args: argparse.Namespace) -> None:
         raise ValueError("--engine is of bulk jobs: give --from INPUT, too")
     if args.engine is not None and args.distributed:
         raise ValueError("--engine ray or --distributed, not both: on a cluster, Ray starts the processes")
+    hints: list[str] = getattr(args, "control_image", None) or []
     others = [path for name in ("mask", "depth_map", "condition_image") if (path := getattr(args, name, None))]
+    others += hints
     for path in (*paths, *others):
         if not is_address(path) and not Path(path).is_file():
             raise FileNotFoundError(f"{'IMAGE' if path in paths else 'FILE'}: no such file: {path}")
+    if issubclass(command.arguments, ControlArguments):
+        check_controls(args)
     if args.command == "text-to-image" and args.prior is None and args.noise_level is not None:
         raise ValueError("--noise-level is of a prior's embeddings: give --prior, too")
     arguments = command.arguments if getattr(args, "prior", None) is None else StableUnCLIPArguments
@@ -261,6 +269,8 @@ def make(args: argparse.Namespace) -> None:
     settings = _settings(args, max(1, len(paths)))
     inputs = {"image": loaded} if paths else {}
     inputs |= {name: opened[path].image for name in IMAGES if (path := settings.get(name)) is not None}
+    if hints:
+        inputs |= open_controls(args, pipe, [opened[path].image for path in hints])
     out = pipe(**{**settings, **inputs}, batch_size=args.batch_size)
 
     args.out.mkdir(parents=True, exist_ok=True)
@@ -273,6 +283,8 @@ def make(args: argparse.Namespace) -> None:
         "model": model_name(args.model),
         **({"prior": model_name(args.prior)} if getattr(args, "prior", None) else {}),
         **{name: getattr(args, name) for name in ("lora", "textual_inversion", "freeu") if getattr(args, name)},
+        **({"controlnet": [model_name(source) for source in args.controlnet]} if hints else {}),
+        **({"control_image": [opened[path].origin for path in hints]} if hints else {}),
         "dtype": jax.numpy.dtype(pipe.dtype).name,
         "preprocess": pipe.config.preprocess,
         "version": __version__,
@@ -396,7 +408,7 @@ def _settings(args: argparse.Namespace, images: int | None) -> dict[str, Any]:
         settings["prompt"] = args.prompt  # one for all
     for name in dict.fromkeys([*shown, *given]):
         settings[ARGUMENTS.get(name, name)] = getattr(args, name)
-    return settings
+    return settings | (scales_of(args) if issubclass(COMMANDS[args.command].arguments, ControlArguments) else {})
 
 
 class _Opened(NamedTuple):
