@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -12,12 +13,16 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+import unclip_jax
 from tests import small_models
+from unclip_jax.checkpoints.config import ControlNetCheckpointConfig
 from unclip_jax.checkpoints.source import open_checkpoint
+from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.training import diffusion_objective
+from unclip_jax.training.controlnet import fitting_config
 from unclip_jax.training.data import stacked
 from unclip_jax.training.diffusion_trainer import DiffusionTrainer
-from unclip_jax.training.settings import TrainSettings, read_settings
+from unclip_jax.training.settings import SampleSettings, TrainSettings, read_settings
 from unclip_jax.training.setup import examples_of, training_records
 from unclip_jax.training.tasks import run_training
 
@@ -256,6 +261,33 @@ def test_an_adapter_learns_and_is_written_alone(make, small_model, tmp_path):
 
 
 @pytest.mark.e2e
+def test_a_controlnet_begins_as_nothing_and_learns(make, small_text_model, pictures, tmp_path):
+    """Its hints are files of a column; those of a second run, which goes on from the first, the images' edges."""
+    folder = tmp_path / "with hints"
+    shutil.copytree(pictures, folder)
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    lines = [json.dumps({**row, "conditioning_image": row["file_name"]}) for row in rows]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    options = ("objective.text_dropout=0", "run.total_steps=3", "run.save_every=3", "data.flip=true", "batch_size=4")
+    data = f"data.image_folder={folder}"
+    settings = make("controlnet", small_text_model, data, "controlnet.hint=conditioning_image", *options)
+    made = run_training(settings, progress=False)
+    base = make("denoise", small_text_model, f"out={tmp_path / 'base'}", *options)
+    run_training(base, progress=False)
+    np.testing.assert_allclose(losses(settings)[0], losses(base)[0], rtol=1e-5)  # it adds nothing yet
+    after, config = weights(made)
+    assert config == ControlNetCheckpointConfig(fitting_config(weights(small_text_model)[1]))
+    assert np.abs(after["controlnet.zero_convs.0.kernel"]).max() > 0
+    again = make("controlnet", small_text_model, f"out={tmp_path / 'edges'}", f"controlnet.model={made}", *options)
+    more, _ = weights(run_training(dataclasses.replace(again, samples=SampleSettings(steps=2)), progress=False))
+    assert changed(after, more)
+    pipe = unclip_jax.TextToImagePipeline.from_pretrained(small_text_model, "float32", local_mesh(jax.devices()[:1]))
+    net = unclip_jax.ControlNet.from_pretrained(made, "float32", pipe.mesh)
+    out = pipe("a circle", num_inference_steps=2, controlnet=net, control_image=folder / "00.png")
+    assert out.images[0].size == (32, 32)
+
+
+@pytest.mark.e2e
 def test_the_vectors_of_a_new_word_are_learnt(make, small_model):
     settings = make(
         "textual-inversion",
@@ -294,7 +326,7 @@ def test_a_perceptual_model_adds_its_distance_to_the_loss(make, autoencoded, sma
     ("pairs", "parts"),
     [
         ("image-text", {"image_encoder", "text_encoder"}),
-        pytest.param("image-image", {"image_encoder"}, marks=pytest.mark.e2e),
+        ("image-image", {"image_encoder"}),
     ],
 )
 def test_the_towers_of_clip_that_see_pairs_learn(make, small_clip, pairs, parts):
@@ -321,6 +353,8 @@ def test_the_towers_of_clip_that_see_pairs_learn(make, small_clip, pairs, parts)
         ("textual-inversion", "inversion.placeholder=two words", "want a word"),
         ("clip", "seed=1", "needs a CLIP model on its own"),
         ("autoencoder", "data.resolution=15", "want a multiple of 2"),
+        ("controlnet", "random_start=true", "begins as a copy of the checkpoint's encoder"),
+        ("controlnet", "controlnet.hint=nowhere", "column nowhere is None; want the name of an image file"),
     ],
 )
 def test_what_does_not_fit_is_refused(make, small_model, task, override, message):

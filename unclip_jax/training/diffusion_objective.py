@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 
 from unclip_jax.checkpoints.networks import Network
+from unclip_jax.models.controlnet import ControlNetModel
 from unclip_jax.models.posterior import posterior
 from unclip_jax.models.resize import resize_bicubic
 from unclip_jax.sampling.schedule import PREDICTION_TYPES, add_noise
+from unclip_jax.training.controlnet import controlled
 from unclip_jax.training.objectives import denoising_losses, image_conditioning, offset_noise
 from unclip_jax.training.rng import draw_step, step_keys
 
 # What `encode` makes of a batch.
-ENCODED = ("moments", "context", "image_embeds", "depth_map", "masked_moments", "mask", "low_res")
+ENCODED = ("moments", "context", "image_embeds", "depth_map", "masked_moments", "mask", "low_res", "hint")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,7 @@ def losses(
     params: Mapping[str, Any],
     encoded: Mapping[str, Any],
     step: jax.Array,
+    controlnet: ControlNetModel | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Each image's loss, (B,), and the metrics to report; see `unclip_jax.training.step.Losses`.
 
@@ -129,6 +132,7 @@ def losses(
         params: All of the UNet's parameters.
         encoded: From `encode`.
         step: The step's number.
+        controlnet: What reads the "hint" of the batch, (B, H, W, 3) in 0..1; None for none.
 
     Returns:
         Losses (B,), and metrics by name.
@@ -162,8 +166,9 @@ def losses(
         added = jnp.concatenate([encoded["mask"], masked], axis=-1)
     elif "depth_map" in encoded:
         added = encoded["depth_map"]
+    model = unet.merge(params)
     each = denoising_losses(
-        unet.merge(params),
+        model if controlnet is None else controlled(model, controlnet, encoded["hint"]),
         x0,
         noise,
         draws.timesteps,

@@ -21,6 +21,7 @@ from unclip_jax.sampling.schedule import NoiseSchedule, alphas_cumprod
 from unclip_jax.sampling.solvers import make_solver
 from unclip_jax.training import diffusion_objective
 from unclip_jax.training.cache import CachedExamples, write_cache
+from unclip_jax.training.controlnet import hint_of
 from unclip_jax.training.data import Record, Skipped, skipping, stacked
 from unclip_jax.training.initial import initial_network
 from unclip_jax.training.samples import grid, sample_latents
@@ -51,6 +52,7 @@ class DiffusionTrainer:
         networks: The others, see `unclip_jax.training.diffusion_objective`.
         frozen: Their parameters.
         load: A record -> its example.
+        controlnet: What is trained beside the UNet; None for nothing.
     """
 
     def __init__(self, settings: TrainSettings, checkpoint: Checkpoint, progress: bool):
@@ -102,6 +104,7 @@ class DiffusionTrainer:
                 self.frozen["noising"] = {"alphas_cumprod": table, **statistics}
         empty = {"tokens": placed(checkpoint.tokenizer([""]), replicated(self.mesh))}
         self.frozen["empty_context"] = diffusion_objective.encode(self.networks, self.frozen, empty)["context"]
+        self.controlnet: Network | None = None
         self.side = self._side()
         self.load: Load = self._example_loader(checkpoint)
 
@@ -155,6 +158,7 @@ class DiffusionTrainer:
             self.settings.objective.whole_mask_share if config.task == "inpaint" else None,
             config.vae.factor if config.task == "upscale" else None,
             config.task == "depth-to-image",
+            hint_of(self.settings) if self.settings.task == "controlnet" else None,
         )
 
     def train(self, trained: Mapping[str, Any], fixed: Mapping[str, Any], combine: Combine) -> TrainState:
@@ -182,7 +186,7 @@ class DiffusionTrainer:
             for name in ("image_encoder", "text_encoder", "depth_estimator"):  # they have said all that is wanted
                 frozen.pop(name, None)
 
-        losses = losses_of(networks, options, unet, settings.seed, combine)
+        losses = losses_of(networks, options, unet, settings.seed, combine, self.controlnet)
         score = jax.jit(lambda frozen, params, batch: losses(frozen, params, batch, jnp.int32(0))[0])
 
         def validate(state: TrainState) -> dict[str, float]:
@@ -242,8 +246,10 @@ class DiffusionTrainer:
         def images(frozen: Any, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
             weights = {**frozen, **combine(frozen, params)}
             encoded = diffusion_objective.encode(self.networks, weights, batch)
+            net = self.controlnet
+            control = None if net is None else Network(net.graphdef, weights["controlnet"])
             made = sample_latents(
-                self.unet, solver, frozen, scaling, weights["unet"], encoded, scale, self.settings.seed
+                self.unet, solver, frozen, scaling, weights["unet"], encoded, scale, self.settings.seed, control
             )
             vae = self.networks["vae"].merge(frozen["vae"])
             source = jnp.split(encoded["moments"], 2, axis=-1)[0]
@@ -262,6 +268,7 @@ def losses_of(
     unet: Network,
     seed: int,
     combine: Combine,
+    controlnet: Network | None = None,
 ) -> Callable[[Any, Any, Any, jax.Array], Any]:
     """(frozen parameters, trained ones, batch, step) -> as `unclip_jax.training.step.Losses`, of which it is a part.
 
@@ -271,12 +278,14 @@ def losses_of(
         unet: The UNet.
         seed: The run's.
         combine: See `Combine`.
+        controlnet: With parameters under that name; None for none.
     """
 
     def losses(frozen: Any, params: Any, batch: Any, step: jax.Array) -> Any:
         weights = {**frozen, **combine(frozen, params)}
         encoded = diffusion_objective.encode(networks, weights, batch)
-        return diffusion_objective.losses(options, unet, seed, frozen, weights["unet"], encoded, step)
+        control = None if controlnet is None else controlnet.merge(weights["controlnet"])
+        return diffusion_objective.losses(options, unet, seed, frozen, weights["unet"], encoded, step, control)
 
     return losses
 

@@ -13,12 +13,15 @@ from unclip_jax.conditioning.noise_augmentation import noise_image_embeddings
 from unclip_jax.image_files import to_uint8
 from unclip_jax.models.posterior import posterior
 from unclip_jax.pipelines.arguments import UpscaleArguments, default
+from unclip_jax.pipelines.control import Control, embed_hint
 from unclip_jax.pipelines.denoiser import prepare, unet_denoiser
 from unclip_jax.sampling.guidance import Guidance
 from unclip_jax.sampling.loop import run_stateful_steps, start
 from unclip_jax.sampling.noise import Branch, draw, image_keys
 from unclip_jax.sampling.schedule import add_noise
 from unclip_jax.sampling.solvers import Solver
+
+SCALE = "controlnet_conditioning_scale"  # a column of the grid
 
 
 def sample_latents(
@@ -30,6 +33,7 @@ def sample_latents(
     encoded: Mapping[str, Any],
     guidance_scale: jax.Array,
     seed: int = 0,
+    controlnet: Network | None = None,
 ) -> jax.Array:
     """Samples latents under the conditions of a batch; images condition at noise level 0.
 
@@ -42,6 +46,7 @@ def sample_latents(
         encoded: As in `losses`.
         guidance_scale: ().
         seed: The seed.
+        controlnet: What reads the "hint" of the batch, with parameters; None for none.
 
     Returns:
         (B, h, w, C), scaled.
@@ -64,9 +69,13 @@ def sample_latents(
     elif "depth_map" in encoded:
         channels = encoded["depth_map"]
     context = encoded["context"]
-    constants = prepare(unet, params, context, empty, labels, channels, guidance=guidance)
-    denoise = unet_denoiser(unet, params, constants, guidance, solver.prediction_type)
+    controls = []
+    if controlnet is not None:
+        controls = [Control(controlnet, embed_hint(controlnet, encoded["hint"]), SCALE, guesses=False, graded=False)]
+    constants = prepare(unet, params, context, empty, labels, channels, controls=controls, guidance=guidance)
+    denoise = unet_denoiser(unet, params, constants, guidance, solver.prediction_type, controls=controls)
     rows = {name: jnp.asarray(column) for name, column in solver.grid.items()}
+    rows[SCALE] = jnp.ones((solver.calls, count))
     rows["guidance_scale"] = jnp.broadcast_to(guidance_scale, (solver.calls,))
     carry = start(solver, draw(keys, Branch.LATENTS, shape))
     return run_stateful_steps(denoise, solver, carry, rows, keys).latents

@@ -22,7 +22,7 @@ from unclip_jax.training.masks import WHOLE_SHARE
 from unclip_jax.training.optimizer import Decay
 from unclip_jax.training.run import RunOptions
 
-Task = Literal["denoise", "lora", "textual-inversion", "autoencoder", "clip"]
+Task = Literal["denoise", "lora", "controlnet", "textual-inversion", "autoencoder", "clip"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +129,24 @@ class LoraSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class ControlNetSettings:
+    """A ControlNet, which begins as a copy of the UNet's encoder. The checkpoint's own networks are frozen.
+
+    Args:
+        hint: What it reads of each image: "canny", its edges; or a column of the metadata with the name of an image
+            file, such as "conditioning_image", which is cut and mirrored as the image is.
+        low_threshold: Of the edges, see `unclip_jax.conditioning.canny`.
+        high_threshold: Likewise.
+        model: A ControlNet to start from instead.
+    """
+
+    hint: str = "canny"
+    low_threshold: float = 100
+    high_threshold: float = 200
+    model: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class InversionSettings:
     """A textual inversion embedding.
 
@@ -194,6 +212,7 @@ class TrainSettings:
         optimizer: AdamW's settings.
         objective: What a denoiser learns.
         lora: The adapter.
+        controlnet: The ControlNet.
         inversion: The textual inversion embedding.
         autoencoder: The VAE's losses.
         clip: CLIP's pairs.
@@ -220,6 +239,7 @@ class TrainSettings:
     optimizer: OptimizerSettings = OptimizerSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     lora: LoraSettings = LoraSettings()
+    controlnet: ControlNetSettings = ControlNetSettings()
     inversion: InversionSettings = InversionSettings()
     autoencoder: AutoencoderSettings = AutoencoderSettings()
     clip: ClipSettings = ClipSettings()

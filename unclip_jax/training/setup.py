@@ -11,9 +11,10 @@ from jax.sharding import Mesh
 
 from unclip_jax.checkpoints import directory
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
-from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig
+from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig, ControlNetCheckpointConfig
 from unclip_jax.distributed.hosts import each, once
 from unclip_jax.distributed.mesh import gathered, local_mesh
+from unclip_jax.models.configs import ControlNetConfig
 from unclip_jax.training import reports
 from unclip_jax.training.data import Record, Skipped, batches, image_folder, select
 from unclip_jax.training.optimizer import adamw, learning_rate
@@ -150,13 +151,25 @@ def save_checkpoint(
 
     Of several hosts the first writes it, and the others wait.
     """
-    new = {
+    params = {**base.params, **_parameters(networks)}
+    _write(Checkpoint(config, base.tokenizer, params, base.source), destination)
+
+
+def save_controlnet(base: Checkpoint, config: ControlNetConfig, weights: Mapping[str, Any], destination: Path) -> None:
+    """Writes a ControlNet that was trained beside a checkpoint, as `save_checkpoint` does."""
+    params = _parameters({"controlnet": weights})
+    _write(Checkpoint(ControlNetCheckpointConfig(config), None, params, base.source), destination)
+
+
+def _parameters(networks: Mapping[str, Mapping[str, Any]]) -> dict[str, Parameter]:
+    return {
         f"{part}.{name}": Parameter.of(value) for part, weights in networks.items() for name, value in weights.items()
     }
-    trained = Checkpoint(config, base.tokenizer, {**base.params, **new}, base.source)
 
+
+def _write(trained: Checkpoint, destination: Path) -> None:
     def write() -> None:
         if not destination.exists():
-            directory.save(trained, destination, provenance={"trained_from": Path(base.source).name})
+            directory.save(trained, destination, provenance={"trained_from": Path(trained.source).name})
 
     once(write)

@@ -18,17 +18,19 @@ import numpy as np
 
 from unclip_jax.adapters.textual_inversion import with_placeholder
 from unclip_jax.checkpoints import foreign
-from unclip_jax.checkpoints.checkpoint import family_config
+from unclip_jax.checkpoints.checkpoint import controlnet_config, family_config
 from unclip_jax.checkpoints.config import ClipConfig
 from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import Network, abstract_network, part
-from unclip_jax.checkpoints.source import open_checkpoint
+from unclip_jax.checkpoints.source import open_checkpoint, open_controlnet
 from unclip_jax.compilation import use_compilation_cache
 from unclip_jax.conditioning.clip_image import preprocess
 from unclip_jax.distributed.hosts import once
 from unclip_jax.models.clip import TextEncoder, VisionEncoder
+from unclip_jax.models.controlnet import ControlNetModel
 from unclip_jax.models.vae import VAE
 from unclip_jax.training.contrastive import contrastive_loss, effective_rank
+from unclip_jax.training.controlnet import fitting_config, initial_controlnet
 from unclip_jax.training.data import Record, load_rgb, stacked
 from unclip_jax.training.diffusion_trainer import DiffusionTrainer
 from unclip_jax.training.initial import initial_network
@@ -41,6 +43,7 @@ from unclip_jax.training.setup import (
     mesh_of,
     run,
     save_checkpoint,
+    save_controlnet,
     training_records,
     validation_records,
 )
@@ -73,10 +76,17 @@ def run_training(settings: TrainSettings, progress: bool = True) -> Path:
     made: Path | None = None
     for stage in settings.each_stage():
         if made is not None:
-            stage = dataclasses.replace(stage, model=str(made), random_start=False)
+            stage = _after(stage, made)
         made = TASKS[stage.task](stage, progress)
     assert made is not None
     return made
+
+
+def _after(stage: TrainSettings, made: Path) -> TrainSettings:
+    """A stage that begins with what the one before has made."""
+    if stage.task == "controlnet":
+        return dataclasses.replace(stage, controlnet=dataclasses.replace(stage.controlnet, model=str(made)))
+    return dataclasses.replace(stage, model=str(made), random_start=False)
 
 
 def denoise(settings: TrainSettings, progress: bool) -> Path:
@@ -109,6 +119,29 @@ def lora(settings: TrainSettings, progress: bool) -> Path:
         )
         trained = as_lora(averages(state), "unet")
         return Path(once(lambda: str(foreign.save_lora(setup.config, trained, Path(settings.out)))))
+
+
+def controlnet(settings: TrainSettings, progress: bool) -> Path:
+    """Trains a ControlNet beside a checkpoint, which stays as it is."""
+    made, options = Path(settings.out) / "model", {"dtype": jnp.dtype(settings.dtype), "remat": settings.remat}
+    if settings.random_start:
+        raise ValueError("random_start: a ControlNet begins as a copy of the checkpoint's encoder")
+    with open_checkpoint(settings.model) as checkpoint:
+        setup = DiffusionTrainer(settings, checkpoint, progress)
+        if settings.controlnet.model is None:
+            config = fitting_config(setup.config)
+            network = initial_controlnet(config, setup.unet.params, settings.seed, **options)
+        else:
+            with open_controlnet(settings.controlnet.model) as other:
+                config = controlnet_config(other)
+                network = abstract_network(ControlNetModel, config, param_dtype=jnp.float32, **options)
+                network = load_networks(other, {"controlnet": network}, setup.mesh, progress)["controlnet"]
+        setup.controlnet = network
+        state = setup.train(
+            network.params, setup.unet.params, lambda frozen, params: {"unet": frozen["unet"], "controlnet": params}
+        )
+        save_controlnet(checkpoint, config, averages(state), made)
+    return made
 
 
 def textual_inversion(settings: TrainSettings, progress: bool) -> Path:
@@ -270,6 +303,7 @@ def _judge(settings: TrainSettings, mesh: Any, progress: bool) -> tuple[Network 
 TASKS: dict[Task, Callable[[TrainSettings, bool], Path]] = {
     "denoise": denoise,
     "lora": lora,
+    "controlnet": controlnet,
     "textual-inversion": textual_inversion,
     "autoencoder": autoencoder,
     "clip": clip,

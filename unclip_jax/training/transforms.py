@@ -1,6 +1,7 @@
 """From an image file to an example: cropped, mirrored, and preprocessed for each network that reads it."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,8 @@ from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.training.data import Record, load_rgb
 from unclip_jax.training.masks import random_mask
 
+Cut = Callable[[np.ndarray], np.ndarray]
+Hint = Callable[[Record, np.ndarray, Cut], np.ndarray]
 DEPTH_SIDE = 384  # what the depth estimator sees of a square image
 
 
@@ -27,6 +30,8 @@ class ExampleLoader:
         whole_mask_share: Of "mask"; None for no masks.
         low_res_factor: How much smaller "low_res" is; None for none.
         depth: Whether there is a "depth_image".
+        hint: (record, the example's image, what cuts another image as that was) -> "hint", (H, W, 3) float32 in 0..1;
+            None for none.
     """
 
     resolution: int
@@ -37,6 +42,7 @@ class ExampleLoader:
     whole_mask_share: float | None = None
     low_res_factor: int | None = None
     depth: bool = False
+    hint: Hint | None = None
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
         """Loads the example of a record.
@@ -44,9 +50,14 @@ class ExampleLoader:
         Raises:
             ValueError: The image cannot be read. May also be an OSError.
         """
-        image = square(load_rgb(record), self.resolution, self.crop, rng)
-        if self.flip and rng.random() < 0.5:
-            image = image[:, ::-1]
+        state = rng.bit_generator.state
+
+        def cut(picture: np.ndarray) -> np.ndarray:
+            rng.bit_generator.state = state  # every picture of a record in the same way
+            made = square(picture, self.resolution, self.crop, rng)
+            return np.ascontiguousarray(made[:, ::-1]) if self.flip and rng.random() < 0.5 else made
+
+        image = cut(load_rgb(record))
         row: dict[str, Any] = {"image": to_unit(image)}
         if self.tokenizer is not None:
             row["tokens"] = self.tokenizer([record.text])[0]
@@ -59,6 +70,8 @@ class ExampleLoader:
             row["low_res"] = to_unit(_resized(image, self.resolution // self.low_res_factor))
         if self.depth:
             row["depth_image"] = to_unit(_resized(image, DEPTH_SIDE))
+        if self.hint is not None:
+            row["hint"] = self.hint(record, image, cut)
         return row
 
 
