@@ -13,12 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import unclip_jax
 from convert.__main__ import difference_parser
 from convert.__main__ import parser as convert_parser
+from convert.export.diffusers import save_diffusers
 from convert.export.lora import save_lora
 from convert.export.textual_inversion import save_textual_inversion
+from convert.random import random_parameter
 from tests import readme, small_models, stand_ins
 from tests.convert.adapter_files import random_lora
 from tests.convert.safety_folder import PREPROCESSOR, write_safety_checker
@@ -27,8 +30,12 @@ from tests.docs import NOT_RUN, mask, photo, run
 from tests.pipelines.small_family import one_level
 from tests.watermarked import natural
 from unclip_jax import UnCLIPPipeline
+from unclip_jax.checkpoints.checkpoint import Checkpoint
+from unclip_jax.checkpoints.config import ControlNetCheckpointConfig
+from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.cli import parser as cli_parser
 from unclip_jax.distributed.mesh import local_mesh
+from unclip_jax.models.configs import ControlNetConfig, VAEConfig
 from unclip_jax.sampling import Branch, draw, image_keys, make_solver
 
 PAGES = [path.relative_to(readme.ROOT).as_posix() for path in sorted((readme.ROOT / "docs").glob("*.md"))]
@@ -92,6 +99,25 @@ def test_adapters(desk, hub_server, tmp_path_factory):
     assert predicted.shape == (1, 8, 8, 4)
     assert np.isfinite(names["out"]).all()
     assert {"cat-kohya.safetensors", "folder"} <= {path.name for path in desk.iterdir()}
+    assert list((desk / "text-to-image").glob("*-sheet.png"))
+
+
+@pytest.mark.e2e
+@pytest.mark.usefixtures("fully_compiled")  # the images have published sizes
+def test_controlnet(desk, hub_server, tmp_path_factory):
+    made, base = tmp_path_factory.mktemp("hub"), one_level(small_models.TEXT_TO_IMAGE)
+    changes = {"vae": VAEConfig(block_out_channels=(8,) * 4, layers_per_block=1, norm_groups=4)}
+    names = [name for name in stand_ins.HUB if name.endswith(("2-1-base", "2-1-unclip"))]
+    for name, files in stand_ins.repositories(made, names, **changes).items():
+        hub_server.repos[name] = {"main": files}
+    net = ControlNetCheckpointConfig(ControlNetConfig(base.unet, conditioning_embedding_out_channels=(8,) * 4))
+    params = {name: random_parameter(name, spec.shape, 0) for name, spec in abstract_params(net).items()}
+    save_diffusers(Checkpoint(net, None, params, "random"), made / "net")
+    files = {path.name: path.read_bytes() for path in (made / "net").iterdir()}
+    hub_server.repos["thibaud/controlnet-sd21-canny-diffusers"] = {"main": files}
+    run("controlnet")
+    sizes = {path.name: Image.open(path).size for path in desk.glob("*.png")}
+    assert sizes == {"edges.png": (512, 512), "watercolour.png": (512, 512), "apple-in-a-cup.png": (768, 768)}
     assert list((desk / "text-to-image").glob("*-sheet.png"))
 
 
