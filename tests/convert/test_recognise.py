@@ -352,7 +352,10 @@ def test_whole_checkpoints_are_of_no_other_kind(name):
     ("name", "words"),
     [
         ("a learnt word", "is a textual inversion"),
-        ("a ControlNet", "is a ControlNet: give the checkpoint that it controls as the source, and this as controlnet="),
+        (
+            "a ControlNet",
+            "is a ControlNet: give the checkpoint that it controls as the source, and this as controlnet=",
+        ),
         ("a UNet", "is a UNet on its own"),
         ("a VAE of diffusers", "is a VAE on its own"),
         ("Stable Diffusion 1", "is of Stable Diffusion 1"),
