@@ -71,7 +71,11 @@ def _add_options(p: argparse.ArgumentParser) -> None:
         help="our own directory (default), the same with the parameters in orbax's format, a diffusers folder, or one "
         ".safetensors file with the original's names",
     )
-    p.add_argument("--config", metavar="YAML", help="the original's yaml, or a published checkpoint's name")
+    p.add_argument(
+        "--config",
+        metavar="YAML",
+        help="the original's yaml, a published checkpoint's name, or a ControlNet's config.json",
+    )
     p.add_argument("--prediction-type", metavar="P", help="what the UNet predicts: epsilon or v_prediction")
     p.add_argument("--vae", metavar="SRC", help="another VAE than the source's own: file, folder or hub id")
     p.add_argument("--unet", metavar="SRC", help="another UNet than the source's own: file, folder or hub id")

@@ -22,8 +22,10 @@ from unclip_jax.models.configs import ControlNetConfig
 PART = "controlnet"
 CONFIG_SUFFIX = ".config.json"  # of the architecture beside a file, as `export.controlnet` writes it
 BESIDE = [
-    *(engine.Unused(f"({PART}/)?({item.pattern})", item.reason) for item in layouts.BESIDE),
-    engine.Unused(r"(model|first_stage_model|cond_stage_model)\..*", "the checkpoint that it was trained with"),
+    *layouts.OF_ANY_RUN,
+    engine.Unused(
+        r"(model|model_ema|first_stage_model|cond_stage_model)\..*", "the checkpoint that it was trained with"
+    ),
 ]
 
 
@@ -100,7 +102,8 @@ def _plan(stack: contextlib.ExitStack, path: Path, config: Path | None, variant:
         params = abstract_params(ControlNetCheckpointConfig(settings))
         layouts.PARTS[PART][dialect].table(table := engine.Table(params), prefix, settings)
         own = {name: given[full] for name, full in names.items()}
-        report = engine.check(table.rules, params, tensors, BESIDE, own)
+        unused = [engine.Unused(f"({PART}/)?({item.pattern})", item.reason) for item in BESIDE]
+        report = engine.check(table.rules, params, tensors, unused, own)
         engine.require_complete(report, path.name)
     readers = {name: functools.partial(file.read, held) for name, held in own.items()}
     parameters = engine.import_params(table.rules, params, tensors, lambda name: readers[name]())
@@ -122,6 +125,8 @@ def _model_folder(path: Path) -> Path:
             )
         return path / PART
     if not is_controlnet(path):
+        if (path / "config.json").is_file():
+            read_json(path / "config.json")  # says what is wrong with it, if that is the reason
         kind = kind_of_folder(path) or "not a ControlNet: want the config.json of diffusers' ControlNetModel"
         raise CheckpointError(f"{path.name}: {kind}")
     return path

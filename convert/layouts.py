@@ -68,13 +68,16 @@ _SCHEDULE = (
 )
 # Empty tensors by which ComfyUI and others mark what a UNet predicts, and that its schedule ends without signal.
 V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
-BESIDE = [
+OF_ANY_RUN = [
     Unused(rf"(noise_augmentor\.|low_scale_model\.)?({_SCHEDULE})", "noise schedule: recomputed from its betas"),
     Unused(r"denoiser\.(sigmas|log_sigmas)", "noise schedule: recomputed from its betas"),
+    Unused(r"scale_factor|global_step", "part of the configuration, or of a training run"),
+]
+BESIDE = [
+    *OF_ANY_RUN,
     Unused(r"noise_augmentor\.data_(mean|std)", "statistics of image embeddings: read from a file of their own"),
     Unused(rf"{V_PREDICTION}|{ZERO_SNR}", "marks of what the UNet predicts"),
     Unused(r"model_ema\..*", "EMA of the UNet's weights: read with ema"),
-    Unused(r"scale_factor|global_step", "part of the configuration, or of a training run"),
 ]
 # What the tower's last layer is called, of which Stable Diffusion 2 reads the layer before.
 _LAYERS = {

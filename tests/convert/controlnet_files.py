@@ -34,7 +34,7 @@ DESCRIBED = ControlNetConfig(
         class_embedding="projection",
         class_embedding_size=6,
     ),
-    conditioning_channels=1,
+    conditioning_channels=2,
     conditioning_embedding_out_channels=(4,),
     controlnet_conditioning_channel_order="bgr",
     global_pool_conditions=True,

@@ -11,6 +11,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from convert.adapters import read_lora, read_textual_inversion
+from convert.architecture.controlnet import from_config
 from convert.architecture.diffusers import from_folder
 from convert.architecture.original import from_yaml
 from convert.architecture.prior import from_folder as prior_from_folder
@@ -130,6 +131,11 @@ def _prior(name: str) -> Callable[[Path, bytes], None]:
     return read
 
 
+def _controlnet(folder: Path, content: bytes) -> None:
+    (folder / "config.json").write_bytes(content)
+    from_config(folder / "config.json")
+
+
 def _recipe(folder: Path, content: bytes) -> None:
     (folder / "a.png").write_bytes(content)
     read_recipe(folder / "a.png")
@@ -173,6 +179,7 @@ READERS: dict[str, Callable[[Path, bytes], None]] = {
     **{name.replace("/", "-"): _part(name) for name in FILES if not name.startswith("image_normalizer")},
     "karlo.yaml": _karlo,
     **{name.replace("/", "-"): _prior(name) for name in PRIOR},
+    "controlnet-config.json": _controlnet,
     "recipe.png": _recipe,
     "lora.safetensors": _lora,
     "lora.pt": _lora,
