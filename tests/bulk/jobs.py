@@ -7,6 +7,7 @@ import time
 
 from PIL import Image
 
+from tests.compiled_programs import compile_fast
 from tests.pipelines.small_family import arguments, open_pipeline, photo
 
 KEPT = ("noise_level", "num_inference_steps", "scheduler", "eta", "guidance_scale", "prompt", "height", "width")
@@ -42,6 +43,7 @@ def open_in_actor(folder, makers, seconds):
     """
     import ray
 
+    compile_fast(True)  # as the process that it is compared with
     pipe = open_pipeline(folder, "UnCLIPPipeline", progress=False)
     check, lock, node = pipe.check, threading.Lock(), ray.get_runtime_context().get_node_id()
 

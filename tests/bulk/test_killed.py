@@ -20,7 +20,9 @@ ROWS, PART = 60, 8
 # A shell that runs the tests in the background has its children ignore Ctrl-C.
 PROGRAM = """
 import signal, sys
+from tests.compiled_programs import compile_fast
 from unclip_jax.cli import main
+compile_fast(True)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main())
 """
@@ -61,7 +63,6 @@ def start(command, out):
     that is killed or knows no limit, keeps the others from writing theirs.
     """
     settings = {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(jax.config.jax_compilation_cache_max_size),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9",
