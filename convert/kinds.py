@@ -53,8 +53,7 @@ TENSORS = {
     LORA: r".*[._](lora_(down|up|mid|A|B|linear_layer)|lora\.(down|up)|hada_w\d.*|lokr_w\d.*|lora_magnitude_vector"
     r"|dora_scale|oft_blocks|oft_diag|on_input)\b|lora_unet_|lora_te\d?_|lora_(unet|text_encoder)(:|$)|bundle_emb\.",
     WORD: r"(emb_params|string_to_param|string_to_token|clip_[lg])$",
-    CONTROLNET: r"(module\.|_orig_mod\.)*((control_model|controlnet|input_hint_block|zero_convs)\."
-    r"|controlnet_(cond_embedding|down_blocks|mid_block)[._])",
+    CONTROLNET: r"(.*\.)?(input_hint_block|zero_convs|controlnet_(cond_embedding|down_blocks|mid_block))[._]",
     "an IP-Adapter": r"(ip_adapter|image_proj)\.",
     "a T2I-Adapter": r"(adapter\.)?body\.\d+\.(block|resnets|in_conv)",
     SD3: r"(model\.diffusion_model\.|transformer\.)?joint_(transformer_)?blocks\.",

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+from hypothesis import strategies as st
 
 from convert import engine
 from convert.architecture.presets import PRESETS
@@ -39,6 +40,30 @@ ARCHITECTURES = {
         TEXT_TO_IMAGE, unet=UPSCALER_UNET, vae=VAEConfig(block_out_channels=(32, 64, 128), scaling_factor=0.08333)
     ),
 }
+
+
+@st.composite
+def unets(draw):
+    """UNets of every kind, small."""
+    levels = draw(st.integers(1, 3))
+
+    def per_level(values):
+        return tuple(draw(st.lists(values, min_size=levels, max_size=levels)))
+
+    embedding = draw(st.sampled_from([None, "projection", "table"]))
+    return UNetConfig(
+        in_channels=draw(st.integers(1, 9)),
+        out_channels=draw(st.integers(1, 8)),
+        block_out_channels=tuple(8 * c for c in per_level(st.integers(1, 3))),
+        layers_per_block=draw(st.integers(1, 2)),
+        attention_levels=per_level(st.booleans()),
+        num_heads=per_level(st.sampled_from([1, 2, 4])),
+        cross_attention_dim=TINY.text_encoder.width,
+        only_cross_attention=per_level(st.booleans()),
+        class_embedding=embedding,
+        class_embedding_size=draw(st.integers(1, 9)) if embedding else None,
+        norm_groups=4,
+    )
 
 
 def foreign_arrays(rules, params, dtype=np.float32):

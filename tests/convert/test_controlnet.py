@@ -20,9 +20,8 @@ from convert.export.original import save_original
 from holes import write_holes
 from tests.convert.controlnet_files import DESCRIBED, SHOWN, checkpoint, original_shapes
 from tests.convert.diffusers_folder import write_json
-from tests.convert.lossless import assert_lossless, foreign_arrays
+from tests.convert.lossless import assert_lossless, foreign_arrays, unets
 from tests.convert.published_files import shapes
-from tests.convert.test_rules import unets
 from unclip_jax.checkpoints.config import CheckpointConfig, ControlNetCheckpointConfig, read_config
 from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.checkpoints.source import open_checkpoint, open_controlnet

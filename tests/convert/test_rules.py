@@ -14,10 +14,10 @@ from convert.architecture.presets import PRESETS
 from convert.random import TINY
 from convert.readers import CheckpointError, TensorInfo
 from convert.rules import diffusers, ldm
-from tests.convert.lossless import ARCHITECTURES, TEXT_TO_IMAGE, assert_lossless, foreign_arrays
+from tests.convert.lossless import ARCHITECTURES, TEXT_TO_IMAGE, assert_lossless, foreign_arrays, unets
 from tests.golden_weights import GOLDEN, inventory
 from unclip_jax.checkpoints.networks import abstract_networks, abstract_params
-from unclip_jax.models.configs import UNetConfig, VAEConfig
+from unclip_jax.models.configs import VAEConfig
 
 
 def table_and_params(layout, config):
@@ -44,29 +44,6 @@ def test_tables_are_bijective(architecture, layout):
 def test_import_and_export_are_lossless(architecture, layout, dtype):
     rules, params = table_and_params(layout, ARCHITECTURES[architecture])
     assert_lossless(rules, params, foreign_arrays(rules, params, dtype))
-
-
-@st.composite
-def unets(draw):
-    levels = draw(st.integers(1, 3))
-
-    def per_level(values):
-        return tuple(draw(st.lists(values, min_size=levels, max_size=levels)))
-
-    embedding = draw(st.sampled_from([None, "projection", "table"]))
-    return UNetConfig(
-        in_channels=draw(st.integers(1, 9)),
-        out_channels=draw(st.integers(1, 8)),
-        block_out_channels=tuple(8 * c for c in per_level(st.integers(1, 3))),
-        layers_per_block=draw(st.integers(1, 2)),
-        attention_levels=per_level(st.booleans()),
-        num_heads=per_level(st.sampled_from([1, 2, 4])),
-        cross_attention_dim=TINY.text_encoder.width,
-        only_cross_attention=per_level(st.booleans()),
-        class_embedding=embedding,
-        class_embedding_size=draw(st.integers(1, 9)) if embedding else None,
-        norm_groups=4,
-    )
 
 
 @st.composite
