@@ -104,4 +104,5 @@ def _fitting(config: CheckpointConfig, part: Part, settings: Any, where: str) ->
             raise CheckpointError(f"{part}: {where} has {what} {have}; this checkpoint needs {want}")
     if replaced.task != config.task and {replaced.task, config.task} != {"text-to-image", "inpaint"}:
         raise CheckpointError(f"{part}: {where} is for {replaced.task}; this checkpoint is for {config.task}")
-    return replaced
+    # Of another UNet nothing says that it was distilled, too.
+    return dataclasses.replace(replaced, distilled=config.distilled and part != "unet")

@@ -13,6 +13,7 @@ import numpy as np
 from convert import engine, layouts
 from convert.architecture import diffusers as diffusers_architecture
 from convert.architecture import original, presets, recognise
+from convert.architecture.distilled import as_distilled, is_named_turbo
 from convert.controlnet import check_controlnet, is_controlnet
 from convert.ema import ema_names
 from convert.folder_weights import weights_file
@@ -170,9 +171,12 @@ def _plan_original(
                 prediction=prediction_type,
                 read=read if reads_data else None,
                 without=without,
+                otherwise="epsilon" if is_named_turbo(path) else None,
             )
     if ZERO_SNR in tensors:
         architecture = recognise.ending_without_signal(architecture)
+    elif is_named_turbo(path):
+        architecture = as_distilled(architecture)
     params = layouts.file_params(architecture, without)
     rules = layouts.table(architecture, params, places).rules
     report = engine.check(rules, params, tensors, layouts.unused(architecture, places, without), names)

@@ -28,6 +28,7 @@ from unclip_jax.pipelines.arguments import (
     UpscaleArguments,
     default,
 )
+from unclip_jax.pipelines.defaults import with_own_defaults
 
 
 class Command(NamedTuple):
@@ -159,6 +160,8 @@ def add_commands(commands: Any) -> None:
         if name == "text-to-image":
             steps += f", with --prior {default(StableUnCLIPArguments, 'num_inference_steps')}"
             scale += f", with --prior {default(StableUnCLIPArguments, 'guidance_scale')}"
+        if name in ("text-to-image", "image-to-image", "inpaint"):
+            steps, scale = f"{steps}, of sd-turbo as few as there can be", f"{scale}, of sd-turbo none"
         how.add_argument("--steps", type=int, metavar="N", help=steps)
         how.add_argument("--guidance-scale", type=float, metavar="G", help=scale)
         how.add_argument("--guidance-rescale", type=float, metavar="R", help="0..1, against overexposure")
@@ -246,9 +249,6 @@ def make(args: argparse.Namespace) -> None:
     if args.command == "text-to-image" and args.prior is None and args.noise_level is not None:
         raise ValueError("--noise-level is of a prior's embeddings: give --prior, too")
     arguments = command.arguments if getattr(args, "prior", None) is None else StableUnCLIPArguments
-    for option, name in (("steps", "num_inference_steps"), ("guidance_scale", "guidance_scale")):
-        if getattr(args, option) is None:
-            setattr(args, option, default(arguments, name))
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out} is a file; want a directory")
 
@@ -266,7 +266,13 @@ def make(args: argparse.Namespace) -> None:
     opened = {path: _open(path) for path in dict.fromkeys((*paths, *others))}
     loaded = [opened[path].image for path in paths]
     pipe = open_pipeline(args)
+    names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale"}
+    for option, name in names.items():
+        if getattr(args, option) is None:
+            setattr(args, option, default(arguments, name))
     settings = _settings(args, max(1, len(paths)))
+    call = with_own_defaults(arguments(**settings), pipe.config.distilled)
+    settings |= {name: getattr(call, name) for name in names.values()}
     inputs = {"image": loaded} if paths else {}
     inputs |= {name: opened[path].image for name in IMAGES if (path := settings.get(name)) is not None}
     if hints:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from convert.architecture.distilled import as_distilled, is_named_turbo
 from convert.kinds import kind_of_folder
 from convert.readers import CheckpointError
 from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig, Task
@@ -181,7 +182,7 @@ def from_folder(folder: Path) -> CheckpointConfig:
         name = scheduler_name(scheduler)
     except ValueError as error:
         raise CheckpointError(f"model_index.json: scheduler: {error}") from error
-    return CheckpointConfig(
+    config = CheckpointConfig(
         unet=unet,
         vae=vae,
         text_encoder=text,
@@ -193,6 +194,7 @@ def from_folder(folder: Path) -> CheckpointConfig:
         image_noising=noising,
         depth_estimator=depth,
     )
+    return as_distilled(config) if is_named_turbo(folder, index.get("_name_or_path")) else config
 
 
 def read_unet(folder: Path) -> UNetConfig:

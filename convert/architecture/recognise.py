@@ -40,6 +40,7 @@ def recognise(
     prediction: str | None = None,
     read: Read | None = None,
     without: Collection[str] = (),
+    otherwise: str | None = None,
 ) -> tuple[CheckpointConfig, str]:
     """The published architecture of these tensors, and a note for the user on how it was found, or "".
 
@@ -51,6 +52,7 @@ def recognise(
         prediction: What the UNet predicts; None for what the file says.
         read: Reads a tensor, for a guess if nothing says it; None takes the first that fits.
         without: Parts that need not be there.
+        otherwise: What the UNet predicts if nothing says it; None for a guess.
 
     Returns:
         The configuration and the note.
@@ -68,7 +70,7 @@ def recognise(
             f"{where}: its tensors are no published checkpoint's ({', '.join(PRESETS)}), and no config= was given; "
             f"against {nearest}: {reports[nearest]}"
         )
-    said, note = prediction or said_prediction(tensors, metadata), ""
+    said, note = prediction or said_prediction(tensors, metadata) or otherwise, ""
     by_prediction = {PRESETS[name].scheduler_config["prediction_type"]: name for name in fitting}
     if said is None and len(by_prediction) > 1:
         if read is None:

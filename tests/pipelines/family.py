@@ -80,8 +80,8 @@ STRENGTH = 0.6
 SIZE = 32  # pixels; the latents' half, and for the upscaler its small image's
 
 
-def build(kind, folder):
-    """diffusers' pipeline with random weights, saved into a folder."""
+def build(kind, folder, scheduler="PNDMScheduler", **settings):
+    """diffusers' pipeline with random weights, saved into a folder. settings: of its scheduler."""
     torch.manual_seed(0)
     upscales = kind.channels == 7
     unet = diffusers.UNet2DConditionModel(
@@ -119,8 +119,8 @@ def build(kind, folder):
         "vae": disturbed(vae),
         "text_encoder": disturbed(text),
         "tokenizer": CLIPTokenizer.from_pretrained(write_tokenizer(Path(folder) / "tokenizer-source")),
-        "scheduler": diffusers.PNDMScheduler.from_config(
-            {**PUBLISHED_UNCLIP_SCHEDULER, "prediction_type": kind.prediction_type}
+        "scheduler": getattr(diffusers, scheduler).from_config(
+            {**PUBLISHED_UNCLIP_SCHEDULER, "prediction_type": kind.prediction_type, **settings}
         ),
     }
     if upscales:

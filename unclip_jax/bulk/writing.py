@@ -15,6 +15,7 @@ from unclip_jax.bulk.manifest import FAILED, MADE, PartRecords, Record
 from unclip_jax.bulk.rows import PICTURES, Row, Stored
 from unclip_jax.bulk.store import Store
 from unclip_jax.conditioning.address import is_address, shown
+from unclip_jax.pipelines.request import Request
 
 
 def failed(row: Row, reason: str) -> Record:
@@ -43,7 +44,9 @@ def write(store: Store, job: Job, scheduler: str, part: Part, made: Made, number
     row, request = made.asked.row, made.asked.request
     assert request is not None
     keys = {"seed": int(request.seeds[number]), "index": int(request.indices[number])}
-    recipe = {"scheduler": scheduler, **_said({**job.settings, **row.values}), **keys}
+    given = {**job.settings, **row.values}
+    used = {name: value for name, value in _used(request).items() if name not in given}
+    recipe = {"scheduler": scheduler, **used, **_said(given), **keys}
     recipe |= {"pipeline": job.pipeline, "dtype": job.dtype, "version": job.version}
     data = outputs.encoded(job.save, made.values[number], recipe)
     name = outputs.file_name(job.save, row.number, number)
@@ -64,6 +67,14 @@ def write(store: Store, job: Job, scheduler: str, part: Part, made: Made, number
         "recipe": recipe,
         "columns": row.others,
     }
+
+
+def _used(request: Request[Any]) -> dict[str, Any]:
+    """The steps and the guidance scale of a call, where nobody gave them: the checkpoint may have its own."""
+    scales, solver = request.strengths.get("guidance_scale"), request.solver.recipe
+    # Outside an interval the scale is 1, which the defaults are not below.
+    used: dict[str, Any] = {"guidance_scale": 1.0 if scales is None else float(scales.max())}
+    return used if solver is None else {**used, "num_inference_steps": solver.num_inference_steps}
 
 
 def write_shard(store: Store, records: PartRecords) -> None:

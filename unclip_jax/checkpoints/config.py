@@ -45,6 +45,8 @@ class CheckpointConfig:
         image_noising: The noise schedule of the conditioning image: of the image embedding, or of an upscaler's small
             image. None for the others.
         depth_estimator: The network that makes the depth map for depth-to-image; None for the others.
+        distilled: Whether it makes an image in few steps without guidance, as sd-turbo does. A call that says nothing
+            else then makes one step, unguided.
     """
 
     unet: UNetConfig
@@ -57,6 +59,7 @@ class CheckpointConfig:
     preprocess: Preprocess = "original"
     image_noising: NoiseSchedule | None = None
     depth_estimator: DepthConfig | None = None
+    distilled: bool = False
 
     @property
     def task(self) -> Task:

@@ -11,6 +11,8 @@ import inspect
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from unclip_jax.pipelines.defaults import DefaultFloat, DefaultInt
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -26,22 +28,15 @@ if TYPE_CHECKING:
     Prompts: TypeAlias = str | Sequence[str]
 
 OutputType = Literal["pil", "np", "latent"]
-
-
-class DefaultInt(int):
-    """A default: equal to its number, and known not to be the caller's."""
-
-
-class DefaultFloat(float):
-    """A default: equal to its number, and known not to be the caller's."""
+_SCALE, _UNCLIP_SCALE, _UPSCALER_SCALE = DefaultFloat(7.5), DefaultFloat(10), DefaultFloat(9)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CommonArguments:
     """
     Args:
-        num_inference_steps: 1 to 1000. A `Solver` given as scheduler has its own.
-        guidance_scale: a number, one per step, one per image, or (network evaluations, B).
+        num_inference_steps: 1 to 1000. A `Solver` given as scheduler has its own, and sd-turbo's default is 1.
+        guidance_scale: a number, one per step, one per image, or (network evaluations, B). sd-turbo's default is none.
         guidance_rescale: 0 to 1, how far the guided prediction gets the deviation of the conditional one.
         guidance_interval: (low, high), the noise levels with guidance, in units of sigma. None: all.
         pag_scale: of perturbed-attention guidance, 0 or more. 0: none.
@@ -59,7 +54,7 @@ class CommonArguments:
     """
 
     num_inference_steps: int = DefaultInt(50)
-    guidance_scale: ArrayLike = 7.5
+    guidance_scale: ArrayLike = _SCALE
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
     pag_scale: float = 0.0
@@ -140,7 +135,7 @@ class UnCLIPArguments(ControlArguments):
     width: int | None = None
     _: KW_ONLY
     num_inference_steps: int = DefaultInt(20)
-    guidance_scale: ArrayLike = 10.0
+    guidance_scale: ArrayLike = _UNCLIP_SCALE
     noise_level: int | Sequence[int] = 0
     image_embeds: ArrayLike | None = None
     image_weights: ArrayLike | None = None
@@ -265,7 +260,7 @@ class UpscaleArguments(CommonArguments):
     negative_prompt: Prompts = ""
     _: KW_ONLY
     num_inference_steps: int = DefaultInt(75)
-    guidance_scale: ArrayLike = 9.0
+    guidance_scale: ArrayLike = _UPSCALER_SCALE
     noise_level: int | Sequence[int] = 20
     tile: int | None = None
     latents: ArrayLike | None = None
@@ -293,7 +288,7 @@ class StableUnCLIPArguments(ControlArguments):
     width: int | None = None
     _: KW_ONLY
     num_inference_steps: int = DefaultInt(20)
-    guidance_scale: ArrayLike = 10.0
+    guidance_scale: ArrayLike = _UNCLIP_SCALE
     noise_level: int = 0
     prior_num_inference_steps: int = 25
     prior_guidance_scale: float = 4.0

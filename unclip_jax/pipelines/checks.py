@@ -8,7 +8,8 @@ from typing import Any, get_args
 import numpy as np
 
 from unclip_jax.checkpoints.config import CheckpointConfig
-from unclip_jax.pipelines.arguments import CommonArguments, DefaultFloat, DefaultInt, OutputType
+from unclip_jax.pipelines.arguments import CommonArguments, OutputType
+from unclip_jax.pipelines.defaults import is_default
 from unclip_jax.pipelines.request import Inputs, Request
 from unclip_jax.reference import Reference
 from unclip_jax.sampling.guidance import Guidance, limit_interval
@@ -130,17 +131,13 @@ def check_solver(
         depth: of depth to image, see `unclip_jax.sampling.first_step`.
     """
     steps = check_integer("num_inference_steps", a.num_inference_steps, 1, 1000)
-    given = {name for name in ("num_inference_steps", "strength") if not _is_default(getattr(a, name, None))}
+    given = {name for name in ("num_inference_steps", "strength") if not is_default(getattr(a, name, None))}
     if a.eta is not None:
         given.add("eta")
     eta = 0.0 if a.eta is None else a.eta
     return choose_solver(
         a.scheduler, config.scheduler, config.scheduler_config, steps, eta, strength, depth=depth, given=given
     )
-
-
-def _is_default(value: Any) -> bool:
-    return isinstance(value, DefaultInt | DefaultFloat)
 
 
 def check_request(

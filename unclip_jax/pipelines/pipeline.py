@@ -21,6 +21,7 @@ from unclip_jax.pipelines.adapters import Adaptable
 from unclip_jax.pipelines.arguments import CommonArguments, OutputType, signed
 from unclip_jax.pipelines.compiled import make_programs
 from unclip_jax.pipelines.control_arguments import with_controls, with_hints
+from unclip_jax.pipelines.defaults import with_own_defaults
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.opening import DEFAULT_MEMORY, Opened, fill_networks, open_source
 from unclip_jax.pipelines.output import PipelineOutput, StreamState
@@ -146,7 +147,7 @@ class Pipeline(Adaptable):
         return finish.to_pil(self.config.reference, images)
 
     def _check(self, arguments: CommonArguments, output_type: OutputType | None = None) -> Request[Any]:
-        arguments = with_hints(arguments)
+        arguments = with_hints(with_own_defaults(arguments, self.config.distilled))
         request = with_controls(self.task.check(self.config, arguments), arguments, self.opened)
         request = request if output_type is None else dataclasses.replace(request, output_type=output_type)
         if self._marks != finish.Marks():

@@ -1,0 +1,43 @@
+"""Recognises sd-turbo and its copies, which make an image in one to four steps without guidance.
+
+Its tensors are those of 512-base, and so are most of its settings: only a name tells it.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.reference import Reference
+
+NAME = re.compile(r"(?<![a-z])sd[-_. ]?turbo(?![a-z])", re.IGNORECASE)
+TRAILING = {"timestep_spacing": "trailing"}
+
+
+def is_named_turbo(path: Path, origin: Any = None) -> bool:
+    """Whether a file or folder, or where it came from, is called sd-turbo, in any spelling, with more around it.
+
+    Args:
+        path: The file or folder. In the hub's cache the repository's name counts for a whole snapshot.
+        origin: `_name_or_path` of a folder's model_index.json, which names what the pipeline was loaded from.
+    """
+    path = path.absolute()
+    names = [path.name, str(origin).rpartition("/")[2] if isinstance(origin, str) else ""]
+    if path.is_dir() and path.parent.name == "snapshots":
+        names.append(path.parent.parent.name.rpartition("--")[2])
+    return any(map(NAME.search, names))
+
+
+def as_distilled(config: CheckpointConfig) -> CheckpointConfig:
+    """The configuration of a checkpoint called sd-turbo: marked as distilled, where the rest of it fits.
+
+    A single file has no solver of its own, and gets that of the published folder: Euler's with trailing timesteps.
+    """
+    settings = config.scheduler_config
+    if config.task != "text-to-image" or settings.get("prediction_type", "epsilon") != "epsilon":
+        return config
+    if config.reference == Reference.ORIGINAL:
+        euler = {**settings, "_class_name": "EulerDiscreteScheduler", **TRAILING}
+        return dataclasses.replace(config, distilled=True, scheduler="euler", scheduler_config=euler)
+    return dataclasses.replace(config, distilled=settings.get("timestep_spacing") == "trailing")
