@@ -263,10 +263,13 @@ def test_on_the_hub(hub_server, written, tmp_path):
     hub_server.repos |= {
         "a/model": {"main": model},
         "a/pipe": {"main": {**inside, "model_index.json": index, f"unet/{WEIGHTS}": b"not asked for"}},
+        "a/plain": {"main": {"model_index.json": index, f"unet/{WEIGHTS}": b"not asked for"}},
         "a/file": {"main": single},
     }
     for source in ("a/model", "a/pipe", "a/file/described.safetensors"):
         assert_same(source, DESCRIBED)
+    with pytest.raises(ValueError, match=r"a/plain has no file or folder 'controlnet'; it has model_index\.json, unet"):
+        open_controlnet("a/plain")
     assert f"unet/{WEIGHTS}" not in hub_server.bodies()
 
 

@@ -11,7 +11,7 @@ from unclip_jax.checkpoints.checkpoint import Checkpoint, controlnet_config, fam
 from unclip_jax.checkpoints.config import predicting
 from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_directory
 from unclip_jax.checkpoints.local import local_path
-from unclip_jax.checkpoints.places import OPEN_CLIP, place_of
+from unclip_jax.checkpoints.places import OPEN_CLIP, HubPlace, place_of
 from unclip_jax.conditioning.clip_image import Preprocess
 from unclip_jax.demo import demo_model
 from unclip_jax.sampling.schedule import PREDICTION_TYPES
@@ -76,7 +76,7 @@ def open_checkpoint(
         for part, value in parts.items():
             with contextlib.ExitStack() as stack:
                 stack.enter_context(checkpoint)
-                checkpoint = foreign.with_part(checkpoint, part, _part_path(part, value, mirrors=mirrors))
+                checkpoint = foreign.with_part(checkpoint, part, _part_path(part, value, mirrors))
                 stack.pop_all()
     if prediction_type is not None:
         checkpoint = dataclasses.replace(checkpoint, config=predicting(family_config(checkpoint), prediction_type))
@@ -164,7 +164,16 @@ def open_controlnet(
         ValueError: A file or an argument is refused.
     """
     given: dict[str, Any] = {"revision": revision, "variant": variant, "mirrors": mirrors}
-    path = local_path(source, subfolder=subfolder, **given) if subfolder else _part_path("controlnet", source, **given)
+    place = place_of(os.fspath(source))
+    if subfolder or place is None or place.path:
+        path = local_path(source, subfolder=subfolder, **given)
+    else:  # from a whole pipeline only the part is downloaded
+        try:
+            path = local_path(source, subfolder="controlnet", **given)
+        except ValueError:
+            if _is_pipeline(place, revision, mirrors):
+                raise
+            path = local_path(source, **given)
     if not (path.is_dir() and is_directory_checkpoint(path)):
         return foreign.open_controlnet(path, config, variant)
     if config is not None:
@@ -178,13 +187,22 @@ def open_controlnet(
     return checkpoint
 
 
-def _part_path(part: str, value: str | os.PathLike[str], **options: Any) -> Path:
-    """The path of one part's source: from a whole pipeline on the hub only the part is downloaded."""
+def _is_pipeline(place: HubPlace, revision: str | None, mirrors: bool) -> bool:
+    """Whether a repository on the hub is a pipeline's folder."""
+    try:
+        local_path(f"{place.repo_id}/model_index.json", revision=revision or place.revision, mirrors=mirrors)
+    except ValueError:
+        return False
+    return True
+
+
+def _part_path(part: str, value: str | os.PathLike[str], mirrors: bool) -> Path:
+    """The path of another UNet or VAE: from a whole pipeline on the hub only the part is downloaded."""
     place = place_of(os.fspath(value))
     if place is not None and not place.path:
         with contextlib.suppress(ValueError):  # a repository of the part alone has no such folder
-            return local_path(value, subfolder=part, **options)
-    return local_path(value, **options)
+            return local_path(value, subfolder=part, mirrors=mirrors)
+    return local_path(value, mirrors=mirrors)
 
 
 def _open(
