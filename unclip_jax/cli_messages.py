@@ -6,7 +6,7 @@ from unclip_jax.progress import one_line
 
 # Arguments that are options of the same name.
 ARGUMENTS = (
-    "adapter_name", "clip_stats", "config", "ema", "prediction_type", "preprocess", "prior", "revision", "subfolder",
+    "adapter_name", "clip_stats", "config", "controlnet", "ema", "prediction_type", "preprocess", "prior", "revision", "subfolder",
     "text_encoder", "unet", "vae", "variant",
 )  # fmt: skip
 METHODS = {
