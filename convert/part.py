@@ -102,7 +102,7 @@ def _fitting(config: CheckpointConfig, part: Part, settings: Any, where: str) ->
     ):
         if have != want:
             raise CheckpointError(f"{part}: {where} has {what} {have}; this checkpoint needs {want}")
-    if replaced.task != config.task and {replaced.task, config.task} != {"text-to-image", "inpaint"}:
+    if part == "unet" and replaced.task != config.task and {replaced.task, config.task} != {"text-to-image", "inpaint"}:
         raise CheckpointError(f"{part}: {where} is for {replaced.task}; this checkpoint is for {config.task}")
     # Of another UNet nothing says that it was distilled, too.
     return dataclasses.replace(replaced, distilled=config.distilled and part != "unet")

@@ -6,8 +6,8 @@ from unclip_jax.progress import one_line
 
 # Arguments that are options of the same name.
 ARGUMENTS = (
-    "adapter_name", "clip_stats", "config", "controlnet", "ema", "prediction_type", "preprocess", "prior", "revision", "subfolder",
-    "text_encoder", "unet", "vae", "variant",
+    "adapter_name", "clip_stats", "config", "controlnet", "ema", "prediction_type", "preprocess", "prior", "revision",
+    "subfolder", "text_encoder", "unet", "vae", "variant",
 )  # fmt: skip
 METHODS = {
     "load_lora_weights": "--lora",

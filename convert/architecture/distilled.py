@@ -35,7 +35,8 @@ def as_distilled(config: CheckpointConfig) -> CheckpointConfig:
     A single file has no solver of its own, and gets that of the published folder: Euler's with trailing timesteps.
     """
     settings = config.scheduler_config
-    if config.task != "text-to-image" or settings.get("prediction_type", "epsilon") != "epsilon":
+    of_text = config.unet.in_channels == config.vae.latent_channels and config.image_embedding_dim is None
+    if not of_text or settings.get("prediction_type", "epsilon") != "epsilon":
         return config
     if config.reference == Reference.ORIGINAL:
         euler = {**settings, "_class_name": "EulerDiscreteScheduler", **TRAILING}

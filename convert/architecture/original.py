@@ -16,7 +16,7 @@ from convert.architecture.presets import COSINE, VIT_H, VIT_L
 from convert.layouts import Places, foreign_names
 from convert.readers import CheckpointError, TensorInfo
 from convert.rules import ldm
-from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig
+from unclip_jax.checkpoints.config import TASKS, CheckpointConfig, ClipConfig
 from unclip_jax.models.configs import DepthConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
 from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import NoiseSchedule
@@ -240,7 +240,7 @@ class _Reader(_Sections):
             image_noising=noising,
             depth_estimator=depth,
         )
-        if config.task != kind:
+        if unet.in_channels in TASKS and config.task != kind:
             self.fail(
                 f"model.target is {model.get('target')!r}, but a UNet with {unet.in_channels} input channels is for "
                 f"{config.task}"

@@ -1,5 +1,6 @@
 """The architectures of the published checkpoints, and recognising them by their tensors."""
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ from convert import layouts
 from convert.engine import Report, check
 from convert.layouts import Places
 from convert.readers import TensorInfo
-from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.config import TASKS, CheckpointConfig
 from unclip_jax.models.configs import DepthConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
 from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import NoiseSchedule
@@ -91,7 +92,7 @@ PRESETS = {
 
 
 def look_alikes(tensors: Mapping[str, TensorInfo], places: Places, without: Collection[str] = ()) -> dict[str, Report]:
-    """The published checkpoints whose UNet has this one's ends, or all of them, with the findings of `check`.
+    """The `candidates` for these tensors, with the findings of `check`.
 
     Several are complete if their tensors are the same, as with 512-base and 768-v.
 
@@ -103,15 +104,31 @@ def look_alikes(tensors: Mapping[str, TensorInfo], places: Places, without: Coll
     Returns:
         name -> findings.
     """
-    # A table takes most of a second to build, and these shapes tell most checkpoints apart.
-    ends = unet_ends(tensors, places)
-    alike = {name: config for name, config in PRESETS.items() if ends == unet_ends_of(config.unet)}
     reports = {}
-    for name, config in (alike or PRESETS).items():
+    for name, config in candidates(tensors, places).items():
         params = layouts.file_params(config, without)
         rules = layouts.table(config, params, places).rules
         reports[name] = check(rules, params, tensors, layouts.unused(config, places, without))
     return reports
+
+
+def candidates(tensors: Mapping[str, TensorInfo], places: Places) -> dict[str, CheckpointConfig]:
+    """The published checkpoints whose UNet has this one's ends, or all of them, by name.
+
+    Where it reads more channels than any, those for text to image with so many: such a file can be described. tensors,
+    places: as from `convert.layouts.locate`.
+    """
+    # A table takes most of a second to build, and these shapes tell most checkpoints apart.
+    ends = unet_ends(tensors, places)
+    alike = {name: config for name, config in PRESETS.items() if ends == unet_ends_of(config.unet)}
+    if alike or ends is None or ends.in_channels in TASKS:
+        return alike or PRESETS
+    wider = {
+        name: dataclasses.replace(config, unet=dataclasses.replace(config.unet, in_channels=ends.in_channels))
+        for name, config in PRESETS.items()
+        if config.task == "text-to-image"
+    }
+    return {name: config for name, config in wider.items() if ends == unet_ends_of(config.unet)} or PRESETS
 
 
 class UNetEnds(NamedTuple):

@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection, Mapping
 import numpy as np
 
 from convert import layouts
-from convert.architecture.presets import PRESETS, look_alikes
+from convert.architecture.presets import PRESETS, candidates, look_alikes, unet_ends
 from convert.layouts import V_PREDICTION, ZERO_SNR, Places
 from convert.readers import CheckpointError, TensorInfo
-from unclip_jax.checkpoints.config import CheckpointConfig, predicting
+from unclip_jax.checkpoints.config import TASKS, CheckpointConfig, predicting, unknown_channels
 
 # ComfyUI's, since 2023: the deviation of this parameter is larger in the published models that predict v.
 TELLTALE, V_FROM = "up_blocks.3.attentions.2.norm1.bias", 0.09
@@ -63,6 +63,8 @@ def recognise(
     reports = look_alikes(tensors, places, without)
     fitting = [name for name, report in reports.items() if report.complete]
     if not fitting:
+        if (ends := unet_ends(tensors, places)) is not None and ends.in_channels not in TASKS:
+            raise CheckpointError(f"{where}: {unknown_channels(ends.in_channels)}")
         nearest = min(
             reports, key=lambda n: len(reports[n].missing) + len(reports[n].misshapen) + len(reports[n].unknown)
         )
@@ -71,13 +73,14 @@ def recognise(
             f"against {nearest}: {reports[nearest]}"
         )
     said, note = prediction or said_prediction(tensors, metadata) or otherwise, ""
-    by_prediction = {PRESETS[name].scheduler_config["prediction_type"]: name for name in fitting}
+    configs = candidates(tensors, places)
+    by_prediction = {configs[name].scheduler_config["prediction_type"]: name for name in fitting}
     if said is None and len(by_prediction) > 1:
         if read is None:
             note = f"its tensors are the same in {' and '.join(fitting)}: only its data, which is not read, tells which"
         else:
             said, note = _guess(places, read)
-    config = PRESETS[by_prediction.get(said or "", fitting[0])]
+    config = configs[by_prediction.get(said or "", fitting[0])]
     if len(by_prediction) > 1 and (size := _sample_size(metadata)):
         config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, sample_size=size))
     return (config if said is None else predicting(config, said)), note and f"{where}: {note}"

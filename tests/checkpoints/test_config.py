@@ -4,6 +4,8 @@ import dataclasses
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from convert.architecture.presets import PRESETS
 from tests.convert.diffusers_folder import CONFIG
@@ -60,3 +62,23 @@ def test_tasks():
         "512-inpainting": "inpaint",
         "x4-upscaler": "upscale",
     }
+
+
+def of_channels(channels, latents=4):
+    unet = dataclasses.replace(PRESETS["512-base"].unet, in_channels=channels)
+    vae = dataclasses.replace(PRESETS["512-base"].vae, latent_channels=latents)
+    return dataclasses.replace(PRESETS["512-base"], unet=unet, vae=vae)
+
+
+@given(st.integers(1, 40).filter(lambda n: n not in (4, 5, 7, 9)))
+def test_a_task_is_not_made_up(channels):
+    with pytest.raises(ValueError, match=rf"UNets with {channels} input channels are not known; known: 4, 5, 7, 9"):
+        _ = of_channels(channels).task
+    with pytest.raises(ValueError, match="are not known"):
+        _ = dataclasses.replace(of_channels(channels), image_encoder=PRESETS["sd21-unclip-h"].image_encoder).task
+    assert of_channels(channels, latents=channels).task == "text-to-image"
+
+
+def test_tasks_of_eight_channels_are_named():
+    with pytest.raises(ValueError, match="Marigold's depth or normals, Lotus or InstructPix2Pix, none of which is su"):
+        _ = of_channels(8).task

@@ -15,7 +15,7 @@ from convert.part import with_part
 from convert.random import write_random_checkpoint
 from convert.rules import ldm
 from tests import small_models
-from tests.convert.test_recognise import published
+from tests.convert.published_files import published
 from unclip_jax.checkpoints.config import CheckpointConfig, predicting
 from unclip_jax.checkpoints.directory import save
 from unclip_jax.checkpoints.source import open_checkpoint

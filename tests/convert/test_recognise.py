@@ -1,6 +1,5 @@
 """Files without a description: which architecture they are of, what their UNet predicts, and what else they may be."""
 
-import functools
 import json
 import re
 import shutil
@@ -26,21 +25,8 @@ from convert.source import open_original
 from holes import write_holes
 from tests.convert import other_writers
 from tests.convert.other_writers import TEXT_TO_IMAGE, Writer
+from tests.convert.published_files import HALF, file_params, published
 from unclip_jax.checkpoints.source import open_checkpoint
-
-HALF = np.dtype(np.float16)
-
-
-@functools.cache
-def file_params(name):
-    return layouts.file_params(PRESETS[name])
-
-
-def published(name, places=ldm.PLACES):
-    """The tensors of a published checkpoint, as a file in half precision has them."""
-    params = file_params(name)
-    rules = layouts.table(PRESETS[name], params, places).rules
-    return {rule.foreign: TensorInfo(foreign_shape(rule, params), HALF) for rule in rules}
 
 
 @pytest.fixture(scope="module")

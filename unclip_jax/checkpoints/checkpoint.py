@@ -14,6 +14,7 @@ from unclip_jax.checkpoints.config import (
     ClipConfig,
     ControlNetCheckpointConfig,
     PriorCheckpointConfig,
+    Task,
 )
 from unclip_jax.conditioning.tokenizer import Tokenizer
 from unclip_jax.models.configs import ControlNetConfig
@@ -131,6 +132,19 @@ def family_config(checkpoint: Checkpoint) -> CheckpointConfig:
     if isinstance(checkpoint.config, CheckpointConfig):
         return checkpoint.config
     raise ValueError(f"{checkpoint.source} is {kind_of(checkpoint.config)}, not a Stable Diffusion checkpoint")
+
+
+def task_of(checkpoint: Checkpoint) -> Task:
+    """What a Stable Diffusion checkpoint was trained for.
+
+    Raises:
+        ValueError: The checkpoint is of another kind, or as in `CheckpointConfig.task`.
+    """
+    config = family_config(checkpoint)
+    try:
+        return config.task
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.source}: {error}") from error
 
 
 def prior_config(checkpoint: Checkpoint) -> PriorCheckpointConfig:

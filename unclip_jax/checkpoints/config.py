@@ -24,7 +24,9 @@ FORMAT_VERSION = 1
 
 Task = Literal["variations", "text-to-image", "depth-to-image", "upscale", "inpaint"]
 # By the channels of the UNet's input: the latents' four, and a depth map, a small image, a mask with masked latents.
-_TASKS: dict[int, Task] = {5: "depth-to-image", 7: "upscale", 9: "inpaint"}
+TASKS: dict[int, Task] = {4: "text-to-image", 5: "depth-to-image", 7: "upscale", 9: "inpaint"}
+# Tasks of other programs, whose UNets read two images' latents.
+_OF_OTHERS = {8: "Marigold's depth or normals, Lotus or InstructPix2Pix, none of which is supported"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +65,17 @@ class CheckpointConfig:
 
     @property
     def task(self) -> Task:
-        """The task that the networks were trained for, from the UNet's class labels and input channels."""
+        """The task that the networks were trained for, from the UNet's class labels and input channels.
+
+        Raises:
+            ValueError: No task is known for so many input channels.
+        """
+        channels = self.unet.in_channels
+        if channels not in TASKS and channels != self.vae.latent_channels:
+            raise ValueError(unknown_channels(channels))
         if self.image_embedding_dim is not None:
             return "variations"
-        return _TASKS.get(self.unet.in_channels, "text-to-image")
+        return TASKS.get(channels, "text-to-image")
 
     @property
     def image_embedding_dim(self) -> int | None:
@@ -95,6 +104,12 @@ class CheckpointConfig:
             ValueError: The data has another format, a newer version, or unknown or missing keys.
         """
         return build(cls, _content(data), "config.json")
+
+
+def unknown_channels(channels: int) -> str:
+    """Why a UNet with so many input channels is refused."""
+    others = f"; those with {channels} are for {of}" if (of := _OF_OTHERS.get(channels)) else ""
+    return f"UNets with {channels} input channels are not known; known: {', '.join(map(str, TASKS))}{others}"
 
 
 def predicting(config: CheckpointConfig, prediction: str) -> CheckpointConfig:

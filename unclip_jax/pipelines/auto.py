@@ -7,8 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
-from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.checkpoint import Checkpoint, task_of
 from unclip_jax.checkpoints.local import local_path
 from unclip_jax.checkpoints.places import OPEN_CLIP
 from unclip_jax.pipelines.depth_to_image import DepthToImagePipeline
@@ -30,9 +29,9 @@ _PIPELINES: dict[str, type[Pipeline]] = {
 }
 
 
-def pipeline_for(config: CheckpointConfig) -> type[Pipeline]:
-    """The pipeline for what the checkpoint was trained for."""
-    return _PIPELINES[config.task]
+def pipeline_for(checkpoint: Checkpoint) -> type[Pipeline]:
+    """The pipeline for what the checkpoint was trained for. Raises ValueError where that is not known."""
+    return _PIPELINES[task_of(checkpoint)]
 
 
 def from_pretrained(
@@ -57,7 +56,7 @@ def from_pretrained(
             return StableUnCLIPPipeline.from_pretrained(source, dtype, mesh, memory, **overrides)
 
     def open_as(checkpoint: Checkpoint) -> Pipeline:
-        return pipeline_for(family_config(checkpoint)).from_checkpoint(checkpoint, dtype, mesh, memory)
+        return pipeline_for(checkpoint).from_checkpoint(checkpoint, dtype, mesh, memory)
 
     opened: Pipeline = open_source(open_as, source, memory, overrides)
     return opened

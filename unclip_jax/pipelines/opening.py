@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from unclip_jax import executables
-from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
+from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config, task_of
 from unclip_jax.checkpoints.config import AnyConfig, CheckpointConfig
 from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import Network, abstract_networks
@@ -103,14 +103,14 @@ def fill_networks(
         diffusers_class: the same pipeline there, whose corrections of a folder's files are made here, too.
 
     Raises:
-        ValueError: for a checkpoint of another task.
+        ValueError: for a checkpoint of another task, or of an unknown one.
     """
     mesh = placement.local_mesh() if mesh is None else placement.check_mesh(mesh)
     dtype = check_dtype(dtype, mesh)
     config = family_config(checkpoint)
-    if config.task not in accepts:
+    if (task := task_of(checkpoint)) not in accepts:
         raise ValueError(
-            f"{checkpoint.source} is a checkpoint for {config.task}; {pipeline} takes one for {' or '.join(accepts)}"
+            f"{checkpoint.source} is a checkpoint for {task}; {pipeline} takes one for {' or '.join(accepts)}"
         )
     config = repaired(config, diffusers_class, checkpoint.source)
     networks = open_networks(checkpoint, config, dtype, mesh, memory)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
+from unclip_jax.checkpoints.checkpoint import Checkpoint
 from unclip_jax.distributed import mesh as placement
 from unclip_jax.pipelines.auto import pipeline_for
 from unclip_jax.pipelines.checks import MAX_IMAGES, check_integer, check_latent_shape
@@ -69,8 +69,7 @@ def plan(
     """
     mesh = placement.local_mesh() if mesh is None else placement.check_mesh(mesh)
     abstract = dataclasses.replace(memory, free_networks=True)
-    config = family_config(checkpoint)
-    pipe = pipeline_for(config).from_checkpoint(checkpoint, dtype, mesh, abstract)
+    pipe = pipeline_for(checkpoint).from_checkpoint(checkpoint, dtype, mesh, abstract)
     latent_shape = check_latent_shape(pipe.config, height, width)
     batch = check_integer("batch", batch, 1, MAX_IMAGES)
     return _stages(pipe, latent_shape, batch, memory)

@@ -54,7 +54,7 @@ def precompile(
     if root is None and not Path(checkpoint.source).is_dir():
         raise ValueError(f"{checkpoint.source} is no folder: name one for the executables")
     root = Path(checkpoint.source) / executables.FOLDER if root is None else root
-    cls = pipeline_for(family_config(checkpoint)) if pipeline is None else pipeline
+    cls = pipeline_for(checkpoint) if pipeline is None else pipeline
     pipe = _without_weights(cls, checkpoint, dtype, mesh, memory)
     facts = executable_facts(pipe)
     _transform(pipe)
