@@ -8,7 +8,7 @@ from flax import nnx
 from tests.models import comparisons
 from tests.models.comparisons import TOLERANCE
 from unclip_jax.checkpoints.networks import abstract_network
-from unclip_jax.models import attention, clip, layers, unet, vae
+from unclip_jax.models import attention, clip, layers, unet_blocks, unet_encoder, vae
 
 pytestmark = pytest.mark.parity
 
@@ -27,7 +27,7 @@ def wrong_layer_norm(monkeypatch):
     def layer_norm(width, **options):
         return nnx.LayerNorm(width, **{**options, "epsilon": 1e-6}, use_fast_variance=False)
 
-    for module in (clip, unet):
+    for module in (clip, unet_blocks):
         monkeypatch.setattr(module, "layer_norm", layer_norm)
 
 
@@ -42,7 +42,7 @@ def wrong_padding(monkeypatch, old, new):
 
 
 def tanh_gelu(monkeypatch):
-    for module in (clip, unet):
+    for module in (clip, unet_blocks):
         monkeypatch.setattr(module, "gelu", jax.nn.gelu)
 
 
@@ -51,23 +51,23 @@ def exact_for_quick(monkeypatch):
 
 
 def sine_first(monkeypatch):
-    right = unet.timestep_embedding
+    right = unet_encoder.timestep_embedding
 
     def swapped(timesteps, dim, **options):
         return jnp.roll(right(timesteps, dim, **options), dim // 2, axis=-1)
 
-    monkeypatch.setattr(unet, "timestep_embedding", swapped)
+    monkeypatch.setattr(unet_encoder, "timestep_embedding", swapped)
 
 
 def shifted_frequencies(monkeypatch):
-    right = unet.timestep_embedding
+    right = unet_encoder.timestep_embedding
     # diffusers' downscale_freq_shift=1 divides by half - 1: the same as another longest period.
-    monkeypatch.setattr(unet, "timestep_embedding", lambda t, dim: right(t, dim, 10000.0 ** (16 / 15)))
+    monkeypatch.setattr(unet_encoder, "timestep_embedding", lambda t, dim: right(t, dim, 10000.0 ** (16 / 15)))
 
 
 def wrong_attention_scale(monkeypatch):
     right = attention.attend
-    for module in (clip, unet, vae):
+    for module in (clip, unet_blocks, vae):
         monkeypatch.setattr(module, "attend", lambda q, *rest, **options: right(q * 1.01, *rest, **options))
 
 
@@ -77,7 +77,7 @@ def fewer_groups(monkeypatch):
 
 
 def gate_before_value(monkeypatch):
-    right = unet.FeedForward.__call__
+    right = unet_blocks.FeedForward.__call__
 
     def swapped(self, x):
         kernel, bias = self.proj_in.kernel, self.proj_in.bias
@@ -87,7 +87,7 @@ def gate_before_value(monkeypatch):
         flipped.proj_in.bias[...] = jnp.roll(bias[...], half)
         return right(flipped, x)
 
-    monkeypatch.setattr(unet.FeedForward, "__call__", swapped)
+    monkeypatch.setattr(unet_blocks.FeedForward, "__call__", swapped)
 
 
 def no_causal_mask(monkeypatch):
