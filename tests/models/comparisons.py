@@ -89,8 +89,41 @@ def quiet(model, size=0.03):
     return model
 
 
-@torch.no_grad()
 def unet_error(name="unclip", height=16, width=24, batch=2):
+    reference, ours, (x, *others) = _unets(name, height, width, batch)
+    want = _run(reference, x, *others)
+    return relative_error(np.moveaxis(np.asarray(ours(x, *others)), -1, 1), want)
+
+
+def unet_feature_errors(name="unclip", height=16, width=24, batch=2):
+    """Of what every block gives, by its name."""
+    reference, ours, inputs = _unets(name, height, width, batch)
+    blocks = [*reference.down_blocks, reference.mid_block, *reference.up_blocks]
+    wanted = {}
+
+    def keep(block, given, output):
+        wanted[block] = output[0] if isinstance(output, tuple) else output
+
+    for block in blocks:
+        block.register_forward_hook(keep)
+    _run(reference, *inputs)
+    features = ours.features(*inputs, layers=ours.layer_names)
+    pairs = zip(features.items(), blocks, strict=True)
+    return {
+        layer: relative_error(np.moveaxis(np.asarray(made), -1, 1), wanted[block]) for (layer, made), block in pairs
+    }
+
+
+@torch.no_grad()
+def _run(reference, x, timesteps, context, labels):
+    """What diffusers' UNet predicts."""
+    given = (channels_first(x), torch.from_numpy(timesteps), torch.from_numpy(context))
+    return reference(*given, class_labels=None if labels is None else torch.from_numpy(labels)).sample
+
+
+@torch.no_grad()
+def _unets(name, height, width, batch):
+    """diffusers' UNet, ours, and what both read."""
     small = {
         "block_out_channels": (32, 64, 64),
         "layers_per_block": 2,
@@ -125,13 +158,7 @@ def unet_error(name="unclip", height=16, width=24, batch=2):
         "projection": normal(batch, config.class_embedding_size or 0),
         "table": np.arange(batch) + 3,
     }[config.class_embedding]
-    want = reference(
-        channels_first(x),
-        torch.from_numpy(timesteps),
-        torch.from_numpy(context),
-        class_labels=None if labels is None else torch.from_numpy(labels),
-    ).sample
-    return relative_error(np.moveaxis(np.asarray(ours(x, timesteps, context, labels)), -1, 1), want)
+    return reference, ours, (x, timesteps, context, labels)
 
 
 @torch.no_grad()

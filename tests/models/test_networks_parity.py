@@ -16,6 +16,10 @@ def test_unet(name):
     assert comparisons.unet_error(name) < TOLERANCE
 
 
+def test_features_of_a_unet():
+    assert max(comparisons.unet_feature_errors().values()) < TOLERANCE
+
+
 @pytest.mark.parametrize(("height", "width", "batch"), [(8, 8, 1), (32, 12, 3), (40, 64, 1)])
 def test_unet_sizes(height, width, batch):
     assert comparisons.unet_error("unclip", height, width, batch) < TOLERANCE

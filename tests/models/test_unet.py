@@ -46,6 +46,19 @@ def test_attention_is_perturbed_in_the_rows_and_layers_asked_for(unet):
         assert [given is not None for given in unet.perturb_attention(ROWS, layers)] == [bool(w) for w in want]
 
 
+def test_features_are_what_the_blocks_give(unet):
+    x, context = jax.random.normal(jax.random.key(0), (3, 8, 8, 4)), jax.random.normal(jax.random.key(1), (3, 7, 32))
+    given, names = (x, jnp.full(3, 500.0), context), unet.layer_names
+    assert names == ["down.0", "down.1", "mid", "up.0", "up.1"]
+    features, prediction = jax.jit(lambda: (unet.features(*given, layers=names), unet(*given)))()
+    sizes = {"down.0": 4, "down.1": 4, "mid": 4, "up.0": 8, "up.1": 8}
+    assert {name: array.shape for name, array in features.items()} == {n: (3, s, s, 32) for n, s in sizes.items()}
+    last = unet.conv_out(nnx.silu(unet.conv_norm_out(features["up.1"])))
+    np.testing.assert_allclose(last, prediction, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"layers has 'up.2'; accepted: down.0, down.1, mid, up.0, up.1"):
+        unet.features(*given, layers=["mid", "up.2"])
+
+
 @pytest.mark.parametrize("layer", ["middle", "down.0", "up.0.2", "up.", ""])
 def test_layers_that_are_none(unet, layer):
     with pytest.raises(ValueError, match=r"perturbed layer '.*' has no self-attention; accepted: down.1.0, mid.0"):

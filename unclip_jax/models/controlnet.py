@@ -100,7 +100,7 @@ class ControlNetModel(UNetEncoder):
             One array for each feature map that the way up reads, then the middle's.
         """
         texts = iter([(key_values,) for key_values in text])
-        middle, skips = self._encode(self.conv_in(x.astype(self.dtype)) + hint, emb, texts)
+        (*_, middle), skips = self._encode(self.conv_in(x.astype(self.dtype)) + hint, emb, texts)
         made = [conv(skip) for conv, skip in zip(self.zero_convs, skips, strict=True)] + [self.mid_zero_conv(middle)]
         if self.config.global_pool_conditions:
             made = [residual.mean((1, 2), keepdims=True) for residual in made]

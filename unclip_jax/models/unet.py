@@ -123,8 +123,62 @@ class UNet(UNetEncoder):
         Returns:
             (B, H, W, out_channels), the prediction.
         """
+        x = self._blocks_of(x, emb, text, perturbed, freeu, residuals)[-1]
+        return self.conv_out(nnx.silu(self.conv_norm_out(x)))
+
+    def features(
+        self,
+        x: jax.Array,
+        timesteps: jax.Array,
+        context: jax.Array,
+        class_labels: jax.Array | None = None,
+        *,
+        layers: Sequence[str],
+    ) -> dict[str, jax.Array]:
+        """What blocks give on the way to the prediction: features of an image at a noise level.
+
+        Under `jit` nothing is computed that the layers do not need. Source: DIFT, Tang et al. 2023, arXiv:2306.03881.
+
+        Args:
+            x: As of the call: noised latents, and what the UNet reads beside them.
+            timesteps: (B,), the noise level of x.
+            context: As of the call.
+            class_labels: As of the call.
+            layers: Of `layer_names`: "down.0" to "down.3", "mid", "up.0" to "up.3" in Stable Diffusion 2. A block gives
+                what the next one reads: halved, or doubled, where it resamples.
+
+        Returns:
+            By layer, (B, h, w, channels) in the compute dtype.
+
+        Raises:
+            ValueError: A layer is none of these, or as of the call.
+        """
+        names = self.layer_names
+        if unknown := [layer for layer in layers if layer not in names]:
+            raise ValueError(f"layers has {unknown[0]!r}; accepted: {', '.join(names)}")
+        emb, text = self._embed(x, timesteps, context, class_labels)
+        given = dict(zip(names, self._blocks_of(x, emb, text, None, None, None), strict=True))
+        return {layer: given[layer] for layer in layers}
+
+    @property
+    def layer_names(self) -> list[str]:
+        """The blocks in call order, as `features` and `perturb_attention` call them."""
+        levels = range(len(self.down_blocks))
+        return [*(f"down.{n}" for n in levels), "mid", *(f"up.{n}" for n in levels)]
+
+    def _blocks_of(
+        self,
+        x: jax.Array,
+        emb: jax.Array,
+        text: TextKeyValues,
+        perturbed: Sequence[jax.Array | None] | None,
+        freeu: FreeU | None,
+        residuals: Sequence[jax.Array] | None,
+    ) -> list[jax.Array]:
+        """What each block gives, in the order of `layer_names`."""
         texts = iter(zip(text, perturbed or [None] * len(text), strict=True))
-        x, skips = self._encode(self.conv_in(x.astype(self.dtype)), emb, texts)
+        outputs, skips = self._encode(self.conv_in(x.astype(self.dtype)), emb, texts)
+        x = outputs[-1]
         if residuals is not None:
             *of_skips, of_middle = residuals
             x = x + of_middle.astype(x.dtype)
@@ -137,7 +191,8 @@ class UNet(UNetEncoder):
                 x = self._layer(block, index, jnp.concatenate([x, skip], axis=-1), emb, texts)
             if block.resample is not None:
                 x = upsample_and_convolve(block.resample, x)
-        return self.conv_out(nnx.silu(self.conv_norm_out(x)))
+            outputs.append(x)
+        return outputs
 
     def __call__(
         self,
@@ -147,6 +202,13 @@ class UNet(UNetEncoder):
         class_labels: jax.Array | None = None,
         residuals: Sequence[jax.Array] | None = None,
     ) -> jax.Array:
+        emb, text = self._embed(x, timesteps, context, class_labels)
+        return self.denoise(x, emb, text, residuals=residuals)
+
+    def _embed(
+        self, x: jax.Array, timesteps: jax.Array, context: jax.Array, class_labels: jax.Array | None
+    ) -> tuple[jax.Array, TextKeyValues]:
+        """The embedding of time and class, and the text's keys and values, of a call whose inputs fit."""
         multiple = self.config.size_multiple
         if x.ndim != 4 or x.shape[1] % multiple or x.shape[2] % multiple or x.shape[3] != self.config.in_channels:
             raise ValueError(
@@ -157,7 +219,7 @@ class UNet(UNetEncoder):
         emb = self.embed_time(timesteps)
         if class_labels is not None:
             emb = emb + self.embed_class(class_labels)
-        return self.denoise(x, emb, self.encode_context(context), residuals=residuals)
+        return emb, self.encode_context(context)
 
     def _blocks(self) -> Iterator[Block]:
         yield from super()._blocks()

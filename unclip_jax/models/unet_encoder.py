@@ -104,9 +104,9 @@ class UNetEncoder(nnx.Module):
 
     def _encode(
         self, x: jax.Array, emb: jax.Array, texts: Iterator[tuple[Any, ...]]
-    ) -> tuple[jax.Array, list[jax.Array]]:
-        """From what `conv_in` gives: the middle's output, and the features on the way down, `x` first."""
-        skips = [x]
+    ) -> tuple[list[jax.Array], list[jax.Array]]:
+        """From what `conv_in` gives: what each block gives, and the features for the way up, `x` first."""
+        skips, outputs = [x], []
         for block in self.down_blocks:
             for index in range(len(block.resnets)):
                 x = self._layer(block, index, x, emb, texts)
@@ -114,9 +114,10 @@ class UNetEncoder(nnx.Module):
             if block.resample is not None:
                 x = block.resample(x)
                 skips.append(x)
+            outputs.append(x)
         for index in range(2):
             x = self._layer(self.mid_block, index, x, emb, texts)
-        return x, skips
+        return [*outputs, x], skips
 
 
 def make_resnet(config: UNetConfig, in_channels: int, out_channels: int, **kw: Any) -> ResnetBlock:
