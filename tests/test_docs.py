@@ -49,6 +49,7 @@ ELSEWHERE = {
     "docs/devices.md": "distributed/test_recipes.py",
     "docs/editing.md": "test_docs_long.py",
     "docs/evaluation.md": "test_docs_long.py",
+    "docs/features.md": "test_docs_long.py",
     "docs/guidance.md": "test_docs_long.py",
     "docs/hosts.md": "distributed/test_hosts.py",
     "docs/training.md": "test_docs_long.py",

@@ -1,8 +1,8 @@
 """Pages whose blocks take minutes. test_docs.py has the rest.
 
-docs/bulk.md, docs/demo-model.md and docs/guidance.md with the demo model, docs/editing.md too, in fewer steps;
-docs/training.md and docs/evaluation.md with small models and settings of size that are smaller, and with Inception as
-it is.
+docs/bulk.md, docs/demo-model.md, docs/features.md and docs/guidance.md with the demo model, docs/editing.md too, in
+fewer steps; docs/training.md and docs/evaluation.md with small models and settings of size that are smaller, and with
+Inception as it is.
 """
 
 import json
@@ -80,6 +80,12 @@ def test_training(desk, hub_server, tmp_path_factory):
     readme.run("shell", without_installations(shell[1]), options=" ".join(f"--set {change}" for change in smaller))
     assert (desk / "runs" / "cats" / "model" / "config.json").is_file()
     assert list((desk / "runs" / "cats" / "samples").iterdir())
+
+
+def test_features(desk):
+    names = run("features")
+    assert names["likeness"].shape == (8, 8)
+    assert max(abs(np.subtract(names["found"], (1, 2)))) <= 1  # both apples have their leaf there
 
 
 def test_editing(desk):
