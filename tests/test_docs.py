@@ -21,18 +21,15 @@ from convert.__main__ import parser as convert_parser
 from convert.export.diffusers import save_diffusers
 from convert.export.lora import save_lora
 from convert.export.textual_inversion import save_textual_inversion
-from convert.random import random_parameter
 from tests import readme, small_models, stand_ins
 from tests.convert.adapter_files import random_lora
 from tests.convert.safety_folder import PREPROCESSOR, write_safety_checker
 from tests.convert.torch_files import mapping, storage, tensor, torch_bytes
 from tests.docs import NOT_RUN, mask, photo, run
+from tests.pipelines import small_controlnet
 from tests.pipelines.small_family import one_level
 from tests.watermarked import natural
 from unclip_jax import UnCLIPPipeline
-from unclip_jax.checkpoints.checkpoint import Checkpoint
-from unclip_jax.checkpoints.config import ControlNetCheckpointConfig
-from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.cli import parser as cli_parser
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.models.configs import ControlNetConfig, VAEConfig
@@ -106,14 +103,13 @@ def test_adapters(desk, hub_server, tmp_path_factory):
 @pytest.mark.e2e
 @pytest.mark.usefixtures("fully_compiled")  # the images have published sizes
 def test_controlnet(desk, hub_server, tmp_path_factory):
-    made, base = tmp_path_factory.mktemp("hub"), one_level(small_models.TEXT_TO_IMAGE)
+    made = tmp_path_factory.mktemp("hub")
     changes = {"vae": VAEConfig(block_out_channels=(8,) * 4, layers_per_block=1, norm_groups=4)}
     names = [name for name in stand_ins.HUB if name.endswith(("2-1-base", "2-1-unclip"))]
     for name, files in stand_ins.repositories(made, names, **changes).items():
         hub_server.repos[name] = {"main": files}
-    net = ControlNetCheckpointConfig(ControlNetConfig(base.unet, conditioning_embedding_out_channels=(8,) * 4))
-    params = {name: random_parameter(name, spec.shape, 0) for name, spec in abstract_params(net).items()}
-    save_diffusers(Checkpoint(net, None, params, "random"), made / "net")
+    net = ControlNetConfig(small_controlnet.BASE, conditioning_embedding_out_channels=(8,) * 4)
+    save_diffusers(small_controlnet.checkpoint(net), made / "net")
     files = {path.name: path.read_bytes() for path in (made / "net").iterdir()}
     hub_server.repos["thibaud/controlnet-sd21-canny-diffusers"] = {"main": files}
     run("controlnet")

@@ -7,28 +7,19 @@ import jax
 import numpy as np
 import pytest
 
-from convert.random import random_parameter
 from tests import small_models
+from tests.pipelines.small_controlnet import BASE, CONFIG, checkpoint
 from tests.pipelines.small_family import HEIGHT, KINDS, WIDTH, arguments, one_level, open_pipeline, photo
 from unclip_jax import ControlNet
-from unclip_jax.checkpoints.checkpoint import Checkpoint
-from unclip_jax.checkpoints.config import ControlNetCheckpointConfig
-from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.models.configs import ControlNetConfig
 from unclip_jax.pipelines.joined import company, join
 
 TAKING = [name for name in KINDS if name != "upscaling"]
-BASE = one_level(small_models.TEXT_TO_IMAGE).unet
-CONFIG = ControlNetConfig(BASE, conditioning_embedding_out_channels=(8, 16))
 
 
 def controlnet(config=CONFIG, seed=5, devices=1, dtype="float32"):
-    """Random, so that its last convolutions are not zeros."""
-    settings = ControlNetCheckpointConfig(config)
-    params = {name: random_parameter(name, spec.shape, seed) for name, spec in abstract_params(settings).items()}
-    mesh = local_mesh(jax.local_devices()[:devices])
-    return ControlNet.from_checkpoint(Checkpoint(settings, None, params, "random"), dtype, mesh)
+    return ControlNet.from_checkpoint(checkpoint(config, seed), dtype, local_mesh(jax.local_devices()[:devices]))
 
 
 @pytest.fixture(scope="module")

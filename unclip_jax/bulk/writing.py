@@ -120,6 +120,8 @@ def _said(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in sorted(values.items()):
         if name == "image":  # as recipes of single pictures have them
             recipe["images"] = [{"name": _short(one)} for one in (value if isinstance(value, list) else [value])]
+        elif name == "controlnet":
+            recipe[name] = [net.name for net in (value if isinstance(value, list | tuple) else [value])]
         else:
             recipe[name] = _short(value) if name in PICTURES or isinstance(value, Stored) else value
     return {name: value for name, value in recipe.items() if not isinstance(value, np.ndarray | jax.Array)}

@@ -34,8 +34,13 @@ class ControlNet:
     def __init__(self, config: ControlNetConfig, network: Network, mesh: Mesh, dtype: Any, source: str):
         self.config, self.network, self.mesh, self.dtype, self.source = config, network, mesh, dtype, source
 
+    @property
+    def name(self) -> str:
+        """What it is called in recipes: the name of its file, folder or repository."""
+        return Path(self.source).name
+
     def __repr__(self) -> str:
-        return f"ControlNet({Path(self.source).name!r}, {jnp.dtype(self.dtype).name})"
+        return f"ControlNet({self.name!r}, {jnp.dtype(self.dtype).name})"
 
     @classmethod
     def from_pretrained(
