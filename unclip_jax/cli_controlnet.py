@@ -44,7 +44,7 @@ def check_controls(args: argparse.Namespace) -> None:
 
 def open_controls(args: argparse.Namespace, pipe: Any, images: Sequence[Any] = ()) -> dict[str, Any]:
     """The arguments of a call with ControlNets. images: of `--control-image`, opened; none where rows have them."""
-    from unclip_jax.pipelines.controlnet import ControlNet
+    from unclip_jax import ControlNet
 
     nets = [ControlNet.from_pretrained(source, pipe.dtype, pipe.mesh) for source in args.controlnet]
     one = len(nets) == 1

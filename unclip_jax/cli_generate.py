@@ -26,9 +26,8 @@ from unclip_jax.pipelines.arguments import (
     TextToImageArguments,
     UnCLIPArguments,
     UpscaleArguments,
-    default,
 )
-from unclip_jax.pipelines.defaults import with_own_defaults
+from unclip_jax.pipelines.defaults import default, with_own_defaults
 
 
 class Command(NamedTuple):

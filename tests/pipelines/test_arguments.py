@@ -12,8 +12,9 @@ from PIL import Image
 
 import unclip_jax
 from unclip_jax.checkpoints.source import open_checkpoint
-from unclip_jax.pipelines.arguments import StableUnCLIPArguments, UnCLIPArguments, default
+from unclip_jax.pipelines.arguments import StableUnCLIPArguments, UnCLIPArguments
 from unclip_jax.pipelines.checks import check_guidance_scale
+from unclip_jax.pipelines.defaults import default
 from unclip_jax.pipelines.unclip import check, check_weights
 from unclip_jax.reference import Reference
 from unclip_jax.sampling import PUBLISHED_UNCLIP_SCHEDULER, make_solver

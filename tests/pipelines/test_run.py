@@ -25,11 +25,11 @@ def counted(pipe, request):
     """The latents of a call, and for every program of the loop its guidance, its evaluations, and the UNet's rows."""
     ran = []
 
-    def run_steps(unet, solver, carry, grid, constants, seed, indices, span, *, guidance, tile):
+    def run_steps(unet, solver, carry, grid, constants, seed, indices, span, controls, *, guidance, tile):
         evaluations = np.asarray(grid["index"])[slice(*span)].tolist()
         (rows,) = {len(array) for array in jax.tree.leaves((constants.text, constants.classes, constants.channels))}
         ran.append((guidance, evaluations, rows))
-        given = (unet, solver, carry, grid, constants, seed, indices, span)
+        given = (unet, solver, carry, grid, constants, seed, indices, span, controls)
         return pipe.programs.run_steps(*given, guidance=guidance, tile=tile)
 
     programs = dataclasses.replace(pipe.programs, run_steps=run_steps)

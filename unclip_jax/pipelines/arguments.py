@@ -6,7 +6,6 @@ command line and the tables of the docs read them here. This module needs no JAX
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -74,14 +73,12 @@ class CommonArguments:
 class ControlArguments(CommonArguments):
     """
     Args:
-        controlnet: a `ControlNet` for the checkpoint's base, or a list of several, whose effects add up. None: none.
-        control_image: what it reads, an image of the size that is made, such as edges or depth: one for all images, or
-            a list of one for each prompt or image given. With a list of ControlNets a list of one of these for each.
-        controlnet_conditioning_scale: how much it adds; a number, or a list of one for each ControlNet.
-        control_guidance_start, control_guidance_end: 0 to 1, the share of the steps that are run after which it begins
-            and ends to add; numbers, or lists of one for each ControlNet.
-        guess_mode: adds to the rows with conditions alone, and less the finer the features are; then the image may do
-            without a prompt.
+        controlnet: a `ControlNet` for the checkpoint's base, or a list of several, whose effects add up.
+        control_image: what it reads, of the size of the image: one, or a list of one for each prompt or image given.
+            With a list of ControlNets a list of one of these for each; and so with the numbers below.
+        controlnet_conditioning_scale: how much it adds.
+        control_guidance_start, control_guidance_end: 0 to 1, the share of the steps after which it begins and ends.
+        guess_mode: adds to the rows with conditions alone, and the less the finer the features are.
     """
 
     controlnet: ControlNet | Sequence[ControlNet] | None = None
@@ -346,8 +343,3 @@ def signed(function: Any, arguments: Any, first: str) -> Any:
     function.__signature__ = inspect.Signature([me, *own], return_annotation=function.__annotations__["return"])
     function.__doc__ = first + described(arguments)
     return function
-
-
-def default(arguments: Any, name: str) -> Any:
-    """The default of an argument."""
-    return next(field.default for field in dataclasses.fields(arguments) if field.name == name)

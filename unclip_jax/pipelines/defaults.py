@@ -26,6 +26,11 @@ def is_default(value: Any) -> bool:
     return isinstance(value, DefaultInt | DefaultFloat)
 
 
+def default(arguments: Any, name: str) -> Any:
+    """The default of an argument."""
+    return next(field.default for field in dataclasses.fields(arguments) if field.name == name)
+
+
 def with_own_defaults(a: Arguments, distilled: bool) -> Arguments:
     """The arguments of a call, with the checkpoint's own defaults for those that the caller did not give.
 

@@ -150,14 +150,12 @@ class Pipeline(Adaptable):
         arguments = with_hints(with_own_defaults(arguments, self.config.distilled))
         request = with_controls(self.task.check(self.config, arguments), arguments, self.opened)
         request = request if output_type is None else dataclasses.replace(request, output_type=output_type)
-        if self._marks != finish.Marks():
-            finish.check_marks(self._marks, request, self.config.vae.factor)
+        finish.check_marks(self._marks, request, self.config.vae.factor)
         return request
 
     def _make(self, arguments: CommonArguments) -> PipelineOutput:
         request, now, marks = self._check(arguments), self.parts, self._marks
-        conditions = self.task.conditions(now, request)
-        latents = run.sample_latents(now, request, conditions)
+        latents = run.sample_latents(now, request, conditions := self.task.conditions(now, request))
         return finish.finish(now, marks, request, conditions, latents)
 
     def _stream(self, arguments: CommonArguments) -> Generator[StreamState, None, None]:

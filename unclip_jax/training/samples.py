@@ -12,8 +12,9 @@ from unclip_jax.checkpoints.networks import Network
 from unclip_jax.conditioning.noise_augmentation import noise_image_embeddings
 from unclip_jax.image_files import to_uint8
 from unclip_jax.models.posterior import posterior
-from unclip_jax.pipelines.arguments import UpscaleArguments, default
+from unclip_jax.pipelines.arguments import UpscaleArguments
 from unclip_jax.pipelines.control import Control, embed_hint
+from unclip_jax.pipelines.defaults import default
 from unclip_jax.pipelines.denoiser import prepare, unet_denoiser
 from unclip_jax.sampling.guidance import Guidance
 from unclip_jax.sampling.loop import run_stateful_steps, start
