@@ -5,6 +5,7 @@ settings in docs/training.md are read by training/test_settings.py, and what tak
 """
 
 import contextlib
+import dataclasses
 import json
 import re
 import shutil
@@ -34,6 +35,7 @@ from unclip_jax.cli import parser as cli_parser
 from unclip_jax.distributed.mesh import local_mesh
 from unclip_jax.models.configs import ControlNetConfig, VAEConfig
 from unclip_jax.sampling import Branch, draw, image_keys, make_solver
+from unclip_jax.training.settings import read_settings
 
 PAGES = [path.relative_to(readme.ROOT).as_posix() for path in sorted((readme.ROOT / "docs").glob("*.md"))]
 DEMO = readme.ROOT / "unclip_jax" / "demo" / "pictures"
@@ -105,6 +107,7 @@ def test_adapters(desk, hub_server, tmp_path_factory):
 def test_controlnet(desk, hub_server, tmp_path_factory):
     made = tmp_path_factory.mktemp("hub")
     changes = {"vae": VAEConfig(block_out_channels=(8,) * 4, layers_per_block=1, norm_groups=4)}
+    changes["text_encoder"] = dataclasses.replace(small_models.TEXT, context_length=77)
     names = [name for name in stand_ins.HUB if name.endswith(("2-1-base", "2-1-unclip"))]
     for name, files in stand_ins.repositories(made, names, **changes).items():
         hub_server.repos[name] = {"main": files}
@@ -112,9 +115,16 @@ def test_controlnet(desk, hub_server, tmp_path_factory):
     save_diffusers(small_controlnet.checkpoint(net), made / "net")
     files = {path.name: path.read_bytes() for path in (made / "net").iterdir()}
     hub_server.repos["thibaud/controlnet-sd21-canny-diffusers"] = {"main": files}
-    run("controlnet")
-    sizes = {path.name: Image.open(path).size for path in desk.glob("*.png")}
-    assert sizes == {"edges.png": (512, 512), "watercolour.png": (512, 512), "apple-in-a-cup.png": (768, 768)}
+    names = {}
+    for language, text in readme.blocks("docs/controlnet.md"):
+        if language == "yaml":
+            (desk / "settings.yaml").write_text(text)
+            assert read_settings(desk / "settings.yaml").task == "controlnet"
+        else:
+            fewer = text.replace("num_inference_steps=20", "num_inference_steps=2").replace("--steps 20", "--steps 2")
+            readme.run(language, fewer, names, "docs/controlnet.md")
+    sizes = {path.name: len(np.asarray(Image.open(path))) for path in desk.glob("*.png")}
+    assert sizes == {"edges.png": 512, "watercolour.png": 512, "apple-in-a-cup.png": 768}
     assert list((desk / "text-to-image").glob("*-sheet.png"))
 
 

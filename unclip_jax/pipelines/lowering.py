@@ -12,6 +12,7 @@ from unclip_jax.checkpoints.networks import Network
 from unclip_jax.checkpoints.placement import parameter_shardings
 from unclip_jax.distributed import mesh as placement
 from unclip_jax.pipelines.compiled import Programs
+from unclip_jax.pipelines.control import Control
 from unclip_jax.pipelines.run import GRID_ROWS
 from unclip_jax.sampling.guidance import Guidance
 from unclip_jax.sampling.solvers import Solver, make_solver
@@ -19,6 +20,8 @@ from unclip_jax.sampling.solvers.solver import without_grid
 
 # Parameters as shapes on their devices: part -> name -> shape.
 Weights = Mapping[str, Mapping[str, jax.ShapeDtypeStruct]]
+# Of a call without ControlNets, as `unclip_jax.pipelines.run` gives them.
+NO_CONTROLS: list[Control] = []
 
 
 class Lowerable(NamedTuple):
@@ -99,7 +102,7 @@ def around_the_loop(
     states = shaped((rows, text.context_length, text.width), many)
     extra = config.unet.in_channels - latent_shape[-1]
     channels = shaped((rows, *latent_shape[:2], extra), many) if extra else None
-    given = (states, states, _labels(config, rows, many), channels, None, None)
+    given = (states, states, _labels(config, rows, many), channels, None, None, NO_CONTROLS)
     made["prepare"] = Lowerable("unet", programs.prepare, weights["unet"], given, {"guidance": Guidance()})
     begins = (without_grid(_solver(config)), shaped((rows, *latent_shape), many), None)
     made["start"] = Lowerable("unet", programs.start, None, begins, {"guidance": Guidance()})
@@ -124,6 +127,7 @@ def the_loop(
         shaped((rows,), many, np.uint32),
         shaped((rows,), many, np.int32),
         (shaped((), one, np.int32),) * 2,
+        NO_CONTROLS,
     )
     return Lowerable("unet", programs.run_steps, weights["unet"], given, {"guidance": Guidance()})
 
