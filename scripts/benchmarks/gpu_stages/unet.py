@@ -85,11 +85,11 @@ def compile_it(step: Step) -> Step:
 
 def timed(run: Run, step: Step) -> Row:
     """Steps in one call, as without a bar, and one call each, as with one: what lies between is the host's time."""
-    unet, solver, carry, *rest, _ = step.given
+    unet, solver, carry, *rest, _, controls = step.given
     steps = max(2, run.steps // (1 + len(carry.latents) // 8))  # of large batches fewer
 
     def call(carry: Any, first: int, end: int) -> tuple[Any, Any]:
-        return step.program(unet, solver, carry, *rest, (np.int32(first), np.int32(end)))
+        return step.program(unet, solver, carry, *rest, (np.int32(first), np.int32(end)), controls)
 
     def fresh() -> Any:
         return jax.tree.map(jnp.copy, carry)  # what a call is given is donated
