@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from convert.architecture.distilled import as_distilled, is_named_turbo
 from convert.kinds import kind_of_folder
 from convert.readers import CheckpointError
-from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig, Task
+from unclip_jax.checkpoints.config import OF_TWO_LATENTS, CheckpointConfig, ClipConfig, Task
 from unclip_jax.checkpoints.repairs import repaired_unet, repaired_vae
 from unclip_jax.checkpoints.strict_json import read_object
 from unclip_jax.models.configs import DepthConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
@@ -48,9 +48,13 @@ PIPELINES: dict[Task, tuple[str, tuple[str, ...]]] = {
     "depth-to-image": ("StableDiffusionDepth2ImgPipeline", (*_BASE, "depth_estimator", "feature_extractor")),
     "upscale": ("StableDiffusionUpscalePipeline", (*_BASE, "low_res_scheduler")),
     "inpaint": ("StableDiffusionInpaintPipeline", _BASE),
+    "depth": ("MarigoldDepthPipeline", _BASE),
+    "normals": ("MarigoldNormalsPipeline", _BASE),
+    "instruct": ("StableDiffusionInstructPix2PixPipeline", _BASE),
 }
 # An unCLIP checkpoint without an image encoder, which gets its embeddings from a prior.
 PRIOR_PIPELINE = ("StableUnCLIPPipeline", (*_BASE, *_UNCLIP))
+_TASK_OF_CLASS = {PIPELINES[task][0]: task for task in OF_TWO_LATENTS}
 CLASSES = dict([*PIPELINES.values(), PRIOR_PIPELINE]) | {"StableDiffusionImg2ImgPipeline": _BASE}
 # A ControlNet among the parts of such a folder is a checkpoint of its own, and the rest is another pipeline's.
 CONTROLLED = {
@@ -193,7 +197,12 @@ def from_folder(folder: Path) -> CheckpointConfig:
         preprocess="diffusers",
         image_noising=noising,
         depth_estimator=depth,
+        trained_for=_TASK_OF_CLASS.get(pipeline),
     )
+    if config.trained_for is not None and not config.reads_two_latents:
+        raise CheckpointError(
+            f"unet/config.json: in_channels is {unet.in_channels}; {pipeline} needs {2 * vae.latent_channels}"
+        )
     return as_distilled(config) if is_named_turbo(folder, index.get("_name_or_path")) else config
 
 

@@ -33,6 +33,8 @@ def original_yaml(config: CheckpointConfig) -> dict[str, Any]:
     """
     if config.task == "variations" and config.image_encoder is None:
         raise ValueError("the original's unCLIP checkpoints need an image encoder; this checkpoint has none")
+    if config.task not in MODELS:
+        raise ValueError(f"the original code has no checkpoints for {config.task}; write a diffusers folder instead")
     prediction = config.scheduler_config.get("prediction_type", "epsilon")
     if prediction not in PARAMETERIZATIONS:
         raise ValueError(f"the original code has no prediction_type {prediction!r}")

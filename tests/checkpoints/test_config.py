@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from convert.architecture.presets import PRESETS
 from tests.convert.diffusers_folder import CONFIG
-from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig, read_config
+from unclip_jax.checkpoints.config import OF_TWO_LATENTS, CheckpointConfig, ClipConfig, for_task, read_config
 
 CLIP = ClipConfig(dataclasses.replace(CONFIG.text_encoder, projection_dim=8), CONFIG.image_encoder, "open_clip")
 
@@ -70,9 +70,9 @@ def of_channels(channels, latents=4):
     return dataclasses.replace(PRESETS["512-base"], unet=unet, vae=vae)
 
 
-@given(st.integers(1, 40).filter(lambda n: n not in (4, 5, 7, 9)))
+@given(st.integers(1, 40).filter(lambda n: n not in (4, 5, 7, 8, 9)))
 def test_a_task_is_not_made_up(channels):
-    with pytest.raises(ValueError, match=rf"UNets with {channels} input channels are not known; known: 4, 5, 7, 9"):
+    with pytest.raises(ValueError, match=rf"UNets with {channels} input channels are not known; known: 4, 5, 7, 9, 8"):
         _ = of_channels(channels).task
     with pytest.raises(ValueError, match="are not known"):
         _ = dataclasses.replace(of_channels(channels), image_encoder=PRESETS["sd21-unclip-h"].image_encoder).task
@@ -80,5 +80,14 @@ def test_a_task_is_not_made_up(channels):
 
 
 def test_tasks_of_eight_channels_are_named():
-    with pytest.raises(ValueError, match="Marigold's depth or normals, Lotus or InstructPix2Pix, none of which is su"):
+    with pytest.raises(ValueError, match="has 8 input channels and may be for depth, normals, instruct; open it with"):
         _ = of_channels(8).task
+
+
+@pytest.mark.parametrize("task", OF_TWO_LATENTS)
+def test_eight_channels_are_for_what_is_said(task):
+    assert for_task(of_channels(8), ["inpaint", task]).task == task
+    assert for_task(of_channels(8), ["inpaint"]) == of_channels(8)
+    said = dataclasses.replace(of_channels(8), trained_for="depth")
+    assert for_task(said, [task]).task == "depth"
+    assert dataclasses.replace(of_channels(9), trained_for=task).task == "inpaint"

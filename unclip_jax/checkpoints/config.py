@@ -3,7 +3,7 @@
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from unclip_jax.conditioning.clip_image import Preprocess
@@ -22,11 +22,11 @@ from unclip_jax.sampling.schedule import PREDICTION_TYPES, NoiseSchedule
 
 FORMAT_VERSION = 1
 
-Task = Literal["variations", "text-to-image", "depth-to-image", "upscale", "inpaint"]
+Task = Literal["variations", "text-to-image", "depth-to-image", "upscale", "inpaint", "depth", "normals", "instruct"]
 # By the channels of the UNet's input: the latents' four, and a depth map, a small image, a mask with masked latents.
 TASKS: dict[int, Task] = {4: "text-to-image", 5: "depth-to-image", 7: "upscale", 9: "inpaint"}
-# Tasks of other programs, whose UNets read two images' latents.
-_OF_OTHERS = {8: "Marigold's depth or normals, Lotus or InstructPix2Pix, none of which is supported"}
+# Those whose UNets read another image's latents beside the own: eight channels. The networks do not tell which it is.
+OF_TWO_LATENTS: tuple[Task, ...] = ("depth", "normals", "instruct")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,7 @@ class CheckpointConfig:
         depth_estimator: The network that makes the depth map for depth-to-image; None for the others.
         distilled: Whether it makes an image in few steps without guidance, as sd-turbo does. A call that says nothing
             else then makes one step, unguided.
+        trained_for: The task, where the UNet's input channels do not tell it: one of `OF_TWO_LATENTS`.
     """
 
     unet: UNetConfig
@@ -62,15 +63,23 @@ class CheckpointConfig:
     image_noising: NoiseSchedule | None = None
     depth_estimator: DepthConfig | None = None
     distilled: bool = False
+    trained_for: Task | None = None
+
+    @property
+    def reads_two_latents(self) -> bool:
+        """Whether the UNet reads another image's latents beside the own."""
+        return self.unet.in_channels == 2 * self.vae.latent_channels and self.unet.in_channels not in TASKS
 
     @property
     def task(self) -> Task:
-        """The task that the networks were trained for, from the UNet's class labels and input channels.
+        """The task that the networks were trained for: `trained_for`, or by the UNet's class labels and input channels.
 
         Raises:
-            ValueError: No task is known for so many input channels.
+            ValueError: The channels fit several tasks, and `trained_for` is None; or they fit none.
         """
         channels = self.unet.in_channels
+        if self.reads_two_latents and self.trained_for in OF_TWO_LATENTS:
+            return self.trained_for
         if channels not in TASKS and channels != self.vae.latent_channels:
             raise ValueError(unknown_channels(channels))
         if self.image_embedding_dim is not None:
@@ -107,9 +116,19 @@ class CheckpointConfig:
 
 
 def unknown_channels(channels: int) -> str:
-    """Why a UNet with so many input channels is refused."""
-    others = f"; those with {channels} are for {of}" if (of := _OF_OTHERS.get(channels)) else ""
-    return f"UNets with {channels} input channels are not known; known: {', '.join(map(str, TASKS))}{others}"
+    """Why a UNet with so many input channels is refused, whose checkpoint does not say more."""
+    if channels == 8:
+        tasks = ", ".join(OF_TWO_LATENTS)
+        return f"its UNet has 8 input channels and may be for {tasks}; open it with the pipeline for it"
+    return f"UNets with {channels} input channels are not known; known: {', '.join(map(str, (*TASKS, 8)))}"
+
+
+def for_task(config: CheckpointConfig, tasks: Collection[str]) -> CheckpointConfig:
+    """A configuration that does not tell its task, as one for that of `tasks` which its networks fit; others as is."""
+    fitting = [task for task in OF_TWO_LATENTS if task in tasks]
+    if config.trained_for is not None or not config.reads_two_latents or not fitting:
+        return config
+    return dataclasses.replace(config, trained_for=fitting[0])
 
 
 def predicting(config: CheckpointConfig, prediction: str) -> CheckpointConfig:

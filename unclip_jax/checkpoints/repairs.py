@@ -39,6 +39,9 @@ REPAIRS = {
     "StableDiffusionUpscalePipeline": Repairs(vae_scaling_factor=0.08333),
     "StableUnCLIPImg2ImgPipeline": Repairs(),
     "StableUnCLIPPipeline": Repairs(),
+    "MarigoldDepthPipeline": Repairs(),
+    "MarigoldNormalsPipeline": Repairs(),
+    "StableDiffusionInstructPix2PixPipeline": Repairs(),
 }
 
 

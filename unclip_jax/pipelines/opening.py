@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from unclip_jax import executables
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config, task_of
-from unclip_jax.checkpoints.config import AnyConfig, CheckpointConfig
+from unclip_jax.checkpoints.config import AnyConfig, CheckpointConfig, for_task
 from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import Network, abstract_networks
 from unclip_jax.checkpoints.placement import shard_weights
@@ -107,8 +107,8 @@ def fill_networks(
     """
     mesh = placement.local_mesh() if mesh is None else placement.check_mesh(mesh)
     dtype = check_dtype(dtype, mesh)
-    config = family_config(checkpoint)
-    if (task := task_of(checkpoint)) not in accepts:
+    config = for_task(family_config(checkpoint), accepts)
+    if (task := task_of(dataclasses.replace(checkpoint, config=config))) not in accepts:
         raise ValueError(
             f"{checkpoint.source} is a checkpoint for {task}; {pipeline} takes one for {' or '.join(accepts)}"
         )
