@@ -5,7 +5,7 @@ import dataclasses
 from convert.random import TINY, random_parameter
 from unclip_jax.checkpoints import directory
 from unclip_jax.checkpoints.checkpoint import Checkpoint
-from unclip_jax.checkpoints.config import ClipConfig
+from unclip_jax.checkpoints.config import ClipConfig, EstimatorConfig
 from unclip_jax.checkpoints.networks import abstract_params
 from unclip_jax.conditioning.tokenizer import Tokenizer, open_clip_tokenizer_json
 from unclip_jax.models.configs import DepthConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
@@ -78,4 +78,10 @@ UPSCALE = dataclasses.replace(
     image_noising=NoiseSchedule(beta_schedule="scaled_linear"),
 )
 INPAINT = dataclasses.replace(TEXT_TO_IMAGE, unet=dataclasses.replace(TEXT_TO_IMAGE.unet, in_channels=9))
+ESTIMATE = dataclasses.replace(
+    TEXT_TO_IMAGE,
+    unet=dataclasses.replace(TEXT_TO_IMAGE.unet, in_channels=8),
+    trained_for="depth",
+    estimator=EstimatorConfig(num_inference_steps=2, processing_resolution=16),
+)
 CLIP = ClipConfig(TEXT, VISION, "open_clip")

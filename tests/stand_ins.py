@@ -61,6 +61,8 @@ HUB = {
     "sd2-community/stable-diffusion-2-depth": small_models.DEPTH,
     "sd2-community/stable-diffusion-2-inpainting": small_models.INPAINT,
     "stabilityai/stable-diffusion-x4-upscaler": small_models.UPSCALE,
+    "prs-eth/marigold-depth-v1-1": small_models.ESTIMATE,
+    "prs-eth/marigold-normals-v1-1": dataclasses.replace(small_models.ESTIMATE, trained_for="normals"),
 }
 # The parameter by whose spread models that predict v are told from those that predict noise, and that spread.
 TELLING, SPREAD = "unet.up_blocks.3.attentions.2.norm1.bias", {"v_prediction": 0.15, "epsilon": 0.03}

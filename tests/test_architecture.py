@@ -9,11 +9,12 @@ import unclip_jax
 
 ROOT = Path(unclip_jax.__file__).parent
 LEVELS = [
-    {"cli", "cli_bulk", "cli_generate"},
+    {"cli", "cli_bulk", "cli_controlnet", "cli_estimate", "cli_generate"},
     {"training", "evaluation", "bulk"},
     {"pipelines"},
     {"adapters", "safety", "image_files"},
     {"checkpoints", "executables"},
+    {"estimation"},
     {"conditioning", "distributed"},
     {"models", "sampling"},
 ]

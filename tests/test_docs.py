@@ -129,6 +129,18 @@ def test_controlnet(desk, hub_server, tmp_path_factory):
 
 
 @pytest.mark.e2e
+def test_estimation(desk, hub_server, tmp_path_factory):
+    chosen = [name for name in stand_ins.HUB if name.startswith("prs-eth") or name.endswith("-depth")]
+    for name, files in stand_ins.repositories(tmp_path_factory.mktemp("hub"), chosen).items():
+        hub_server.repos[name] = {"main": files}
+    photo(desk / "room.jpg")
+    names = run("estimation", {})
+    assert names["depth"].shape == (*np.asarray(Image.open(desk / "room.jpg")).shape[:2], 1)
+    assert {"depth.png", "near.png"} <= {path.name for path in desk.iterdir()}
+    assert (desk / "depth" / "0001-000-near.png").is_file()
+
+
+@pytest.mark.e2e
 def test_guidance_from_the_parts(small_model):
     page = (readme.ROOT / "docs" / "guidance.md").read_text("utf-8")
     (section,) = re.findall(r"^## From the parts$(.*?)^## ", page, re.DOTALL | re.MULTILINE)

@@ -4,6 +4,7 @@ from . import checkpoints as checkpoints
 from . import conditioning as conditioning
 from . import demo as demo
 from . import distributed as distributed
+from . import estimation as estimation
 from . import evaluation as evaluation
 from . import image_files as image_files
 from . import models as models
@@ -20,6 +21,8 @@ from .pipelines.auto import from_pretrained as from_pretrained
 from .pipelines.checks import ProjectedGuidance as ProjectedGuidance
 from .pipelines.controlnet import ControlNet as ControlNet
 from .pipelines.depth_to_image import DepthToImagePipeline as DepthToImagePipeline
+from .pipelines.estimate import DepthPipeline as DepthPipeline
+from .pipelines.estimate import NormalsPipeline as NormalsPipeline
 from .pipelines.image_to_image import ImageToImagePipeline as ImageToImagePipeline
 from .pipelines.inpaint import InpaintPipeline as InpaintPipeline
 from .pipelines.memory import Memory as Memory

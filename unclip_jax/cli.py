@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unclip_jax import __version__
+from unclip_jax.cli_estimate import ESTIMATES, add_estimates, estimate
 from unclip_jax.cli_generate import (
     COMMANDS,
     OPENING,
@@ -36,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     add_commands(commands)
+    add_estimates(commands)
 
     i = commands.add_parser("info", help="versions and devices; what a checkpoint is; an image's recipe")
     i.add_argument("source", nargs="?", metavar="SRC|IMAGE.png", help="a checkpoint, or an image made by this program")
@@ -328,6 +330,7 @@ def _lines(value: Any, indent: int = 0) -> list[str]:
 
 _COMMANDS = {
     **dict.fromkeys(COMMANDS, make),
+    **dict.fromkeys(ESTIMATES, estimate),
     "info": info,
     "compile": compile_ahead,
     "train": train,

@@ -109,29 +109,11 @@ def add_commands(commands: Any) -> None:
             p.add_argument("images", nargs="*", metavar="IMAGE", help="image files, or their addresses (http, https)")
         else:
             p.add_argument("prompts", nargs="*", metavar="PROMPT", help="texts")
-        model = p.add_argument_group("model")
-        model.add_argument(
-            "--model",
-            metavar="SRC",
-            help="checkpoint file, diffusers folder or converted directory; on the hub: owner/name, owner/name/FILE, "
-            "or an address; default: the demo",
-        )
-        model.add_argument("--revision", help="of a hub id: branch, tag or commit")
-        model.add_argument("--subfolder", metavar="DIR", help="where in SRC the checkpoint is")
-        model.add_argument("--config", metavar="YAML", help="the original's yaml, for unpublished architectures")
-        model.add_argument("--prediction-type", metavar="P", help="what the UNet predicts: epsilon or v_prediction")
-        model.add_argument("--vae", metavar="SRC", help="another VAE than the checkpoint's: file, folder or hub id")
-        model.add_argument("--unet", metavar="SRC", help="another UNet than the checkpoint's: file, folder or hub id")
-        model.add_argument("--clip-stats", metavar="FILE", help="statistics of image embeddings, for ViT-L checkpoints")
-        model.add_argument("--variant", help="of a diffusers folder or hub id, such as fp16")
+        model = add_model(p)
         if name == "text-to-image":
             model.add_argument("--prior", metavar="SRC", help="a text-to-embedding prior, for an unCLIP checkpoint")
         if name == "variations":
             model.add_argument("--preprocess", metavar="P", help="diffusers, original or original-kornia-0.6.0")
-        model.add_argument(
-            "--dtype", metavar="D", help="float32, bfloat16 or float16; default float32 on CPU, else bfloat16"
-        )
-        model.add_argument("--devices", type=int, metavar="N", help="number of devices to use; default all")
         add_hosts(model)
         model.add_argument("--executables", metavar="DIR", help="of `unclip-jax compile`, trusted; default beside SRC")
         model.add_argument(
@@ -189,6 +171,30 @@ def add_commands(commands: Any) -> None:
         add_memory(p)
         add_rows(p)
         how.add_argument("--out", type=Path, default=Path(name), metavar="DIR", help=f"default ./{name}")
+
+
+def add_model(command: argparse.ArgumentParser) -> Any:
+    """Adds the options that say which checkpoint is opened, and on what: their group."""
+    model = command.add_argument_group("model")
+    model.add_argument(
+        "--model",
+        metavar="SRC",
+        help="checkpoint file, diffusers folder or converted directory; on the hub: owner/name, owner/name/FILE, "
+        "or an address; default: the demo",
+    )
+    model.add_argument("--revision", help="of a hub id: branch, tag or commit")
+    model.add_argument("--subfolder", metavar="DIR", help="where in SRC the checkpoint is")
+    model.add_argument("--config", metavar="YAML", help="the original's yaml, for unpublished architectures")
+    model.add_argument("--prediction-type", metavar="P", help="what the UNet predicts: epsilon or v_prediction")
+    model.add_argument("--vae", metavar="SRC", help="another VAE than the checkpoint's: file, folder or hub id")
+    model.add_argument("--unet", metavar="SRC", help="another UNet than the checkpoint's: file, folder or hub id")
+    model.add_argument("--clip-stats", metavar="FILE", help="statistics of image embeddings, for ViT-L checkpoints")
+    model.add_argument("--variant", help="of a diffusers folder or hub id, such as fp16")
+    model.add_argument(
+        "--dtype", metavar="D", help="float32, bfloat16 or float16; default float32 on CPU, else bfloat16"
+    )
+    model.add_argument("--devices", type=int, metavar="N", help="number of devices to use; default all")
+    return model
 
 
 def add_memory(command: argparse.ArgumentParser) -> None:
@@ -262,7 +268,7 @@ def make(args: argparse.Namespace) -> None:
     from unclip_jax.image_files import contact_sheet, save_png
 
     # Opened once, and as they are: what becomes of transparency, or of 16 bits, is the pipeline's to say.
-    opened = {path: _open(path) for path in dict.fromkeys((*paths, *others))}
+    opened = {path: open_file(path) for path in dict.fromkeys((*paths, *others))}
     loaded = [opened[path].image for path in paths]
     pipe = open_pipeline(args)
     names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale"}
@@ -279,7 +285,7 @@ def make(args: argparse.Namespace) -> None:
     out = pipe(**{**settings, **inputs}, batch_size=args.batch_size)
 
     args.out.mkdir(parents=True, exist_ok=True)
-    run = max(each(_next_run(args.out)))
+    run = max(each(next_run(args.out)))
     sources = [opened[path].origin for path in paths]
     common = {
         "command": args.command,
@@ -416,24 +422,24 @@ def _settings(args: argparse.Namespace, images: int | None) -> dict[str, Any]:
     return settings | (scales_of(args) if issubclass(COMMANDS[args.command].arguments, ControlArguments) else {})
 
 
-class _Opened(NamedTuple):
+class Opened(NamedTuple):
     """An image, and the facts about its file that go into recipes."""
 
     image: Any
     origin: dict[str, str]
 
 
-def _open(path: str) -> _Opened:
+def open_file(path: str) -> Opened:
     """An image at a path or an address."""
     from unclip_jax.conditioning.clip_image import open_image
 
     name = shown(path) if is_address(path) else path
     content = fetch(path) if is_address(path) else Path(path).read_bytes()
     origin = {"name": name if is_address(path) else Path(path).name, "sha256": hashlib.sha256(content).hexdigest()}
-    return _Opened(open_image(content, f"image {name!r}"), origin)
+    return Opened(open_image(content, f"image {name!r}"), origin)
 
 
-def _next_run(folder: Path) -> int:
+def next_run(folder: Path) -> int:
     """One more than the highest run number in a folder: earlier images are never overwritten."""
     runs = [int(m[1]) for p in folder.iterdir() if (m := re.match(r"(\d{4,})-(\d{3,}|sheet)\.png$", p.name))]
     return max(runs, default=0) + 1

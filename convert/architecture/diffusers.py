@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from convert.architecture.distilled import as_distilled, is_named_turbo
 from convert.kinds import kind_of_folder
 from convert.readers import CheckpointError
-from unclip_jax.checkpoints.config import OF_TWO_LATENTS, CheckpointConfig, ClipConfig, Task
+from unclip_jax.checkpoints.config import ESTIMATES, OF_TWO_LATENTS, CheckpointConfig, ClipConfig, EstimatorConfig, Task
 from unclip_jax.checkpoints.repairs import repaired_unet, repaired_vae
 from unclip_jax.checkpoints.strict_json import read_object
 from unclip_jax.models.configs import DepthConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
@@ -61,6 +61,15 @@ CONTROLLED = {
     f"StableDiffusionControlNet{kind}Pipeline": f"StableDiffusion{kind}Pipeline" for kind in ("", "Img2Img", "Inpaint")
 }
 
+# Of an estimator: our name -> its key in model_index.json, and the type.
+ESTIMATOR: dict[str, tuple[str, type]] = {
+    "prediction_type": ("prediction_type", str),
+    "num_inference_steps": ("default_denoising_steps", int),
+    "processing_resolution": ("default_processing_resolution", int),
+    "scale_invariant": ("scale_invariant", bool),
+    "shift_invariant": ("shift_invariant", bool),
+    "use_full_z_range": ("use_full_z_range", bool),
+}
 # Options of UNet2DConditionModel that change the arithmetic and that Stable Diffusion 2 leaves off.
 UNET_FIXED: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
@@ -198,12 +207,29 @@ def from_folder(folder: Path) -> CheckpointConfig:
         image_noising=noising,
         depth_estimator=depth,
         trained_for=_TASK_OF_CLASS.get(pipeline),
+        estimator=_estimator(index) if _TASK_OF_CLASS.get(pipeline) in ESTIMATES else None,
     )
     if config.trained_for is not None and not config.reads_two_latents:
         raise CheckpointError(
             f"unet/config.json: in_channels is {unet.in_channels}; {pipeline} needs {2 * vae.latent_channels}"
         )
     return as_distilled(config) if is_named_turbo(folder, index.get("_name_or_path")) else config
+
+
+def _estimator(index: dict[str, Any]) -> EstimatorConfig:
+    """What a pipeline's model_index.json says of an estimator, in the names of `ESTIMATOR`."""
+    c = _Config(Path("model_index.json"), "model_index.json", index)
+    given: dict[str, Any] = {}
+    for ours, (theirs, kind) in ESTIMATOR.items():
+        value = index.get(theirs)
+        if value is None:
+            continue
+        if kind is int:
+            value = c.size(theirs, value)
+        elif not isinstance(value, kind):
+            c.fail(f"{theirs} is {value!r:.80}; want a {kind.__name__}")
+        given[ours] = value
+    return EstimatorConfig(**given)
 
 
 def read_unet(folder: Path) -> UNetConfig:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from convert.architecture.diffusers import CLIP_NORMALISATION, COMPONENTS, PIPELINES, PRIOR_PIPELINE
+from convert.architecture.diffusers import CLIP_NORMALISATION, COMPONENTS, ESTIMATOR, PIPELINES, PRIOR_PIPELINE
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.models.configs import DepthConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
 from unclip_jax.models.depth import PATCH
@@ -29,7 +29,7 @@ def diffusers_configs(config: CheckpointConfig, dtype: str) -> dict[str, dict[st
         index["feature_extractor"] = ["transformers", "DPTImageProcessor"]
     index["scheduler"] = ["diffusers", config.scheduler_config["_class_name"]]
     files: dict[str, dict[str, Any]] = {
-        "model_index.json": {"_class_name": pipeline, "_diffusers_version": VERSION, **index},
+        "model_index.json": {"_class_name": pipeline, "_diffusers_version": VERSION, **index, **_estimator(config)},
         "unet/config.json": _unet(config.unet),
         "vae/config.json": _vae(config.vae, config.unet.sample_size),
         "text_encoder/config.json": _text(config.text_encoder, dtype),
@@ -56,6 +56,15 @@ def diffusers_configs(config: CheckpointConfig, dtype: str) -> dict[str, dict[st
         name = "low_res_scheduler" if config.task == "upscale" else "image_noising_scheduler"
         files[f"{name}/scheduler_config.json"] = _noising(config.image_noising)
     return files
+
+
+def _estimator(config: CheckpointConfig) -> dict[str, Any]:
+    """What the index says of an estimator: only the keys that its class takes."""
+    if config.estimator is None:
+        return {}
+    others = {"depth": ("use_full_z_range",), "normals": ("scale_invariant", "shift_invariant")}[config.task]
+    said = {theirs: getattr(config.estimator, ours) for ours, (theirs, _) in ESTIMATOR.items() if theirs not in others}
+    return said | {"prediction_type": config.estimator.prediction_type or config.task}
 
 
 def _unet(config: UNetConfig) -> dict[str, Any]:

@@ -26,7 +26,29 @@ Task = Literal["variations", "text-to-image", "depth-to-image", "upscale", "inpa
 # By the channels of the UNet's input: the latents' four, and a depth map, a small image, a mask with masked latents.
 TASKS: dict[int, Task] = {4: "text-to-image", 5: "depth-to-image", 7: "upscale", 9: "inpaint"}
 # Those whose UNets read another image's latents beside the own: eight channels. The networks do not tell which it is.
-OF_TWO_LATENTS: tuple[Task, ...] = ("depth", "normals", "instruct")
+ESTIMATES: tuple[Task, ...] = ("depth", "normals")
+OF_TWO_LATENTS: tuple[Task, ...] = (*ESTIMATES, "instruct")
+
+
+@dataclasses.dataclass(frozen=True)
+class EstimatorConfig:
+    """How an estimator of depth or normals is run, and what its numbers mean.
+
+    Args:
+        prediction_type: What diffusers' folder says, such as "depth", "disparity" or "normals". Nothing depends on it.
+        num_inference_steps: The default; None for none.
+        processing_resolution: The longest side in pixels at which images are read, by default; None for none.
+        scale_invariant: Whether a depth map is known up to a factor.
+        shift_invariant: Whether it is known up to a constant.
+        use_full_z_range: Whether normals may point away from the camera, so that their z is in -1..1 and not in 0..1.
+    """
+
+    prediction_type: str | None = None
+    num_inference_steps: int | None = None
+    processing_resolution: int | None = None
+    scale_invariant: bool = True
+    shift_invariant: bool = True
+    use_full_z_range: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +72,7 @@ class CheckpointConfig:
         distilled: Whether it makes an image in few steps without guidance, as sd-turbo does. A call that says nothing
             else then makes one step, unguided.
         trained_for: The task, where the UNet's input channels do not tell it: one of `OF_TWO_LATENTS`.
+        estimator: How an estimator of depth or normals is run; None for the others.
     """
 
     unet: UNetConfig
@@ -64,11 +87,17 @@ class CheckpointConfig:
     depth_estimator: DepthConfig | None = None
     distilled: bool = False
     trained_for: Task | None = None
+    estimator: EstimatorConfig | None = None
 
     @property
     def reads_two_latents(self) -> bool:
         """Whether the UNet reads another image's latents beside the own."""
         return self.unet.in_channels == 2 * self.vae.latent_channels and self.unet.in_channels not in TASKS
+
+    @property
+    def image_first(self) -> bool:
+        """Whether the UNet reads what it is given beside the latents before them, as estimators do."""
+        return self.reads_two_latents and self.trained_for in ESTIMATES
 
     @property
     def task(self) -> Task:
@@ -128,7 +157,8 @@ def for_task(config: CheckpointConfig, tasks: Collection[str]) -> CheckpointConf
     fitting = [task for task in OF_TWO_LATENTS if task in tasks]
     if config.trained_for is not None or not config.reads_two_latents or not fitting:
         return config
-    return dataclasses.replace(config, trained_for=fitting[0])
+    estimator = EstimatorConfig() if fitting[0] in ESTIMATES else None
+    return dataclasses.replace(config, trained_for=fitting[0], estimator=config.estimator or estimator)
 
 
 def predicting(config: CheckpointConfig, prediction: str) -> CheckpointConfig:

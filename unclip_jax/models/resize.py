@@ -12,8 +12,8 @@ def resize_bilinear(x: jax.Array, height: int, width: int, *, align_corners: boo
 
     align_corners: keep the centres of the corner pixels in place; else the corners of the image.
     """
-    rows = _weights(x.shape[1], height, align_corners).astype(x.dtype)
-    columns = _weights(x.shape[2], width, align_corners).astype(x.dtype)
+    rows = linear_weights(x.shape[1], height, align_corners).astype(x.dtype)
+    columns = linear_weights(x.shape[2], width, align_corners).astype(x.dtype)
     return jnp.einsum("bhwc,yh,xw->byxc", x, rows, columns, precision=precision_of(x.dtype))
 
 
@@ -38,8 +38,8 @@ def cubic_weights(old: int, new: int) -> np.ndarray:
     return weights
 
 
-def _weights(old: int, new: int, align_corners: bool) -> np.ndarray:
-    """The weights of each new pixel's two neighbours along one axis: (new, old)."""
+def linear_weights(old: int, new: int, align_corners: bool) -> np.ndarray:
+    """The weights of each new pixel's two neighbours along one axis, see `resize_bilinear`: (new, old) float64."""
     if align_corners:
         place = np.arange(new) * ((old - 1) / max(new - 1, 1))
     else:

@@ -25,10 +25,11 @@ from unclip_jax.models.upsampling import upsample_and_convolve
 class UNet(UNetEncoder):
     """The denoiser. Call: latents, timesteps, text and class conditioning -> the model's prediction.
 
-    The call takes x (B, H, W, in_channels), with H and W multiples of `config.size_multiple`; timesteps (B,) in [0,
-    1000), fractions allowed; context (B, S, cross_attention_dim), the text encoder's hidden states; and class_labels:
-    (B, class_embedding_size) float for "projection", (B,) int for "table", or None; and what a ControlNet adds, see
-    `denoise`. It returns (B, H, W, out_channels) in the compute dtype: epsilon, v or x0, as the checkpoint was trained.
+    The call takes x (B, H, W, in_channels) of any size, though those it was trained with are multiples of
+    `config.size_multiple`; timesteps (B,) in [0, 1000), fractions allowed; context (B, S, cross_attention_dim), the
+    text encoder's hidden states; and class_labels: (B, class_embedding_size) float for "projection", (B,) int for
+    "table", or None; and what a ControlNet adds, see `denoise`. It returns (B, H, W, out_channels) in the compute
+    dtype: epsilon, v or x0, as the checkpoint was trained.
 
     Args:
         config: The architecture.
@@ -190,7 +191,9 @@ class UNet(UNetEncoder):
                     x, skip = reweight(x, skip, level, freeu)
                 x = self._layer(block, index, jnp.concatenate([x, skip], axis=-1), emb, texts)
             if block.resample is not None:
-                x = upsample_and_convolve(block.resample, x)
+                # As large as the level above, which may have odd sides.
+                _, height, width, _ = skips[-1].shape
+                x = upsample_and_convolve(block.resample, x, (height, width))
             outputs.append(x)
         return outputs
 
@@ -209,11 +212,8 @@ class UNet(UNetEncoder):
         self, x: jax.Array, timesteps: jax.Array, context: jax.Array, class_labels: jax.Array | None
     ) -> tuple[jax.Array, TextKeyValues]:
         """The embedding of time and class, and the text's keys and values, of a call whose inputs fit."""
-        multiple = self.config.size_multiple
-        if x.ndim != 4 or x.shape[1] % multiple or x.shape[2] % multiple or x.shape[3] != self.config.in_channels:
-            raise ValueError(
-                f"x has shape {x.shape}; want (B, H, W, {self.config.in_channels}), H and W multiples of {multiple}"
-            )
+        if x.ndim != 4 or x.shape[3] != self.config.in_channels:
+            raise ValueError(f"x has shape {x.shape}; want (B, H, W, {self.config.in_channels})")
         if (class_labels is None) != (self.class_embedding is None):
             raise ValueError(f"class_labels is {'None; want labels' if class_labels is None else 'given; want None'}")
         emb = self.embed_time(timesteps)

@@ -18,21 +18,24 @@ from unclip_jax.models.precision import precision_of
 LEAST_PIXELS = 2048
 
 
-def upsample_and_convolve(conv: Conv, x: jax.Array) -> jax.Array:
-    """`conv(upsample_nearest(x))` for a 3x3 convolution, in the way that is fast on the platform.
+def upsample_and_convolve(conv: Conv, x: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
+    """`conv(upsample_nearest(x)[:, :height, :width])` for a 3x3 convolution, in the way that is fast on the platform.
 
     On CPUs that is what it says: the convolution in Winograd's domain does still less arithmetic.
 
     Args:
         conv: The convolution.
         x: (B, H, W, C).
+        size: (height, width), 2 H or 2 H - 1 and 2 W or 2 W - 1. None: 2 H and 2 W.
 
     Returns:
-        (B, 2 H, 2 W, C').
+        (B, height, width, C').
     """
+    doubled = (2 * x.shape[1], 2 * x.shape[2])
+    height, width = doubled if size is None else size
 
     def repeated(x: jax.Array) -> jax.Array:
-        return conv(upsample_nearest(x))
+        return conv(upsample_nearest(x)[:, :height, :width])
 
     def folded(x: jax.Array) -> jax.Array:
         dtype = x.dtype if conv.dtype is None else conv.dtype
@@ -41,7 +44,8 @@ def upsample_and_convolve(conv: Conv, x: jax.Array) -> jax.Array:
         return out if conv.bias is None else out + conv.bias[...].astype(dtype)
 
     transformed = conv.kernel[...].ndim == 3  # for a CPU
-    if transformed or x.shape[0] * x.shape[1] * x.shape[2] < LEAST_PIXELS:
+    # What is cut off lies within the reach of a kernel's tap, so it is cut before the convolution.
+    if transformed or (height, width) != doubled or x.shape[0] * x.shape[1] * x.shape[2] < LEAST_PIXELS:
         return repeated(x)
     return by_platform(lambda platform: repeated if platform == "cpu" else folded, x)
 

@@ -11,6 +11,7 @@ from unclip_jax.checkpoints.checkpoint import Checkpoint, task_of
 from unclip_jax.checkpoints.local import local_path
 from unclip_jax.checkpoints.places import OPEN_CLIP
 from unclip_jax.pipelines.depth_to_image import DepthToImagePipeline
+from unclip_jax.pipelines.estimate import DepthPipeline, NormalsPipeline
 from unclip_jax.pipelines.inpaint import InpaintPipeline
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.opening import DEFAULT_MEMORY, check_overrides, open_source
@@ -26,6 +27,8 @@ _PIPELINES: dict[str, type[Pipeline]] = {
     "depth-to-image": DepthToImagePipeline,
     "inpaint": InpaintPipeline,
     "upscale": UpscalePipeline,
+    "depth": DepthPipeline,
+    "normals": NormalsPipeline,
 }
 
 

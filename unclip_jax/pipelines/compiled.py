@@ -86,9 +86,11 @@ def make_programs(
         prepare=jit(functools.partial(prepare, unet), static_argnames="guidance"),
         start=jax.jit(_start, static_argnames="guidance"),
         run_steps=jit(
-            functools.partial(_run_steps, unet), static_argnames=("guidance", "tile"), donate_argnames="carry"
+            functools.partial(_run_steps, unet, config.image_first),
+            static_argnames=("guidance", "tile"),
+            donate_argnames="carry",
         ),
-        decode=jit(functools.partial(_decode, vae, memory, tile), static_argnames="in_tiles"),
+        decode=jit(functools.partial(_decode, vae, memory, tile), static_argnames=("in_tiles", "clipped")),
         to_uint8=to_uint8_on_device,
     )
 
@@ -149,6 +151,7 @@ def _start(solver: Solver, noise: jax.Array, clean: jax.Array | None, *, guidanc
 
 def _run_steps(
     unet: Network,
+    image_first: bool,
     params: Mapping[str, jax.Array],
     solver: Solver,
     carry: Carry,
@@ -169,7 +172,7 @@ def _run_steps(
         controls: the ControlNets that these steps run, those of `constants`.
         tile: size and overlap in latents, see `unclip_jax.sampling.tiled`; None: no tiles.
     """
-    denoise = unet_denoiser(unet, params, constants, guidance, solver.prediction_type, tile, controls)
+    denoise = unet_denoiser(unet, params, constants, guidance, solver.prediction_type, tile, controls, image_first)
     keys = image_keys(seeds, indices) if solver.stochastic else None
     between = None if constants.known is None else put_back(constants.known)
     return run_stateful_steps(denoise, solver, carry, rows, keys, between, span), span[1] - span[0]
@@ -183,11 +186,17 @@ def _decode(
     latents: jax.Array,
     *,
     in_tiles: int | None = None,
+    clipped: bool = True,
 ) -> jax.Array:
-    """in_tiles: latent cells along a tile's side, instead of the way that `Memory` chooses."""
+    """Scaled latents -> images (B, H, W, 3) in 0..1, or as the VAE gives them, around -1..1.
+
+    Args:
+        in_tiles: latent cells along a tile's side, instead of the way that `Memory` chooses.
+        clipped: whether they are put into 0..1.
+    """
     from unclip_jax.models.tiling import decode_tiled  # with Flax: only where this is traced
 
     model = vae.merge(params)
     z = latents / model.config.scaling_factor
     image = memory.decode(model, z, tile) if in_tiles is None else decode_tiled(model, z, in_tiles)
-    return jnp.clip(image / 2 + 0.5, 0.0, 1.0)
+    return jnp.clip(image / 2 + 0.5, 0.0, 1.0) if clipped else image

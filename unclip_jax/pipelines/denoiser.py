@@ -86,12 +86,14 @@ def unet_denoiser(
     prediction_type: str,
     tile: tuple[int, int] | None = None,
     controls: Sequence[Control] = (),
+    image_first: bool = False,
 ) -> StatefulDenoise:
     """The guided UNet, as `unclip_jax.sampling.run_stateful_steps` takes it.
 
     Args:
         controls: the ControlNets, those of `constants`; not together with tiles.
         tile: size and overlap in latents, see `unclip_jax.sampling.tiled`; None: the whole image at once.
+        image_first: whether the UNet reads the channels of `constants` before the latents.
     """
     text, classes, channels, _, freeu, of_controls = constants
 
@@ -102,7 +104,8 @@ def unet_denoiser(
         emb = model.embed_time(row["timestep"][None])
         emb = emb if classes is None else emb + classes
         residuals = control_residuals(controls, of_controls, x, row, guidance)
-        x = x if channels is None else jnp.concatenate([x, channels], axis=-1)
+        if channels is not None:
+            x = jnp.concatenate([channels, x] if image_first else [x, channels], axis=-1)
         layers = None if perturbed is None else model.perturb_attention(perturbed)
 
         def run(x: jax.Array, row: Row) -> jax.Array:

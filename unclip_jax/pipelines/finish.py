@@ -65,6 +65,11 @@ def finish_images(
     return finish_arrays(marks, request, arrays, own_rows(parts.mesh, len(latents)).tolist())
 
 
+def images_of(parts: Parts, marks: Marks, request: Request[Any], latents: np.ndarray) -> list[Image.Image]:
+    """The images alone."""
+    return finish_images(parts, marks, request, latents)[0]
+
+
 def finish_arrays(
     marks: Marks, request: Request[Any], arrays: Iterable[np.ndarray], rows: Sequence[int] | None = None
 ) -> tuple[list[Image.Image], list[bool] | None]:

@@ -25,6 +25,8 @@ class PipelineOutput:
         image_embeds: (images, D) float32 of unCLIP checkpoints, before noising; None for the others.
         nsfw_content_detected: which images a safety checker has made black; None without one.
         rows: (B,) int, which of the call's images these are: all, or over several hosts those of this process.
+        prediction: of estimators: depth (images, H, W, 1) or normals (images, H, W, 3), float32.
+        uncertainty: (images, H, W, 1) float32, where an estimator is asked for it.
     """
 
     images: Any
@@ -32,6 +34,8 @@ class PipelineOutput:
     image_embeds: np.ndarray | None
     nsfw_content_detected: list[bool] | None
     rows: np.ndarray
+    prediction: np.ndarray | None = None
+    uncertainty: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

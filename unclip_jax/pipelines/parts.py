@@ -150,6 +150,12 @@ def decode_latents(parts: Parts, latents: np.ndarray, in_tiles: int | None = Non
     return images[: len(own_rows(parts.mesh, len(latents)))]
 
 
+def decode_values(parts: Parts, latents: np.ndarray) -> np.ndarray:
+    """Scaled latents (B, H/f, W/f, 4) -> what the VAE gives, (B, H, W, 3) float32 around -1..1; on every host all."""
+    made: np.ndarray = _decode(parts, functools.partial(parts.programs.decode, clipped=False), latents, gathered)
+    return made
+
+
 def decode_to_uint8(
     parts: Parts, latents: np.ndarray, rounding: Rounding, in_tiles: int | None = None
 ) -> NDArray[np.uint8]:

@@ -4,6 +4,7 @@ arguments -> check -> Request -> conditions -> Conditions -> run -> latents -> f
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, ClassVar, Concatenate, ParamSpec, Self
@@ -18,7 +19,7 @@ from unclip_jax.checkpoints.checkpoint import Checkpoint
 from unclip_jax.conditioning.clip_image import ImageSource
 from unclip_jax.pipelines import finish, parts, run
 from unclip_jax.pipelines.adapters import Adaptable
-from unclip_jax.pipelines.arguments import CommonArguments, OutputType, signed
+from unclip_jax.pipelines.arguments import OutputType, signed
 from unclip_jax.pipelines.compiled import make_programs
 from unclip_jax.pipelines.control_arguments import with_controls, with_hints
 from unclip_jax.pipelines.defaults import with_own_defaults
@@ -54,6 +55,7 @@ class Pipeline(Adaptable):
     accepts: ClassVar[tuple[str, ...]]  # the tasks of checkpoints that it takes
     diffusers_class: ClassVar[str]  # the same pipeline there
     task: Task
+    _images_of = staticmethod(finish.images_of)
 
     def __init__(self, opened: Opened):
         self.opened = opened
@@ -146,26 +148,24 @@ class Pipeline(Adaptable):
         """(B, H, W, 3) in 0..1 -> PIL images, with the rounding of the checkpoint's reference."""
         return finish.to_pil(self.config.reference, images)
 
-    def _check(self, arguments: CommonArguments, output_type: OutputType | None = None) -> Request[Any]:
+    def _check(self, arguments: Any, output_type: OutputType | None = None) -> Request[Any]:
         arguments = with_hints(with_own_defaults(arguments, self.config.distilled))
         request = with_controls(self.task.check(self.config, arguments), arguments, self.opened)
         request = request if output_type is None else dataclasses.replace(request, output_type=output_type)
         finish.check_marks(self._marks, request, self.config.vae.factor)
         return request
 
-    def _make(self, arguments: CommonArguments) -> PipelineOutput:
+    def _make(self, arguments: Any) -> PipelineOutput:
         request, now, marks = self._check(arguments), self.parts, self._marks
         latents = run.sample_latents(now, request, conditions := self.task.conditions(now, request))
         return finish.finish(now, marks, request, conditions, latents)
 
-    def _stream(self, arguments: CommonArguments) -> Generator[StreamState, None, None]:
+    def _stream(self, arguments: Any) -> Generator[StreamState, None, None]:
         if arguments.batch_size is not None:
             raise ValueError("batch_size has no meaning for stream: all images run together")
         # Checked when `stream` is called, not at the first step.
-        request, now, marks = self._check(arguments, "pil"), self.parts, self._marks
-
-        def images_of(latents: np.ndarray) -> list[Image.Image]:
-            return finish.finish_images(now, marks, request, latents)[0]
+        request, now = self._check(arguments, "pil"), self.parts
+        images_of = functools.partial(self._images_of, now, self._marks, request)
 
         def states() -> Generator[StreamState, None, None]:
             for step, latents, x0 in run.stream_states(now, request, self.task.conditions(now, request)):
@@ -179,7 +179,7 @@ class Pipeline(Adaptable):
 
 
 def calls(
-    arguments: Callable[P, CommonArguments],
+    arguments: Callable[P, Any],
 ) -> Callable[[Callable[..., Any]], Callable[Concatenate[Any, P], PipelineOutput]]:
     """Decorates the `__call__` of a pipeline with these arguments: editors, `help` and type checkers see them."""
 
@@ -190,7 +190,7 @@ def calls(
 
 
 def streams(
-    arguments: Callable[P, CommonArguments],
+    arguments: Callable[P, Any],
 ) -> Callable[[Callable[..., Any]], Callable[Concatenate[Any, P], Generator[StreamState, None, None]]]:
     """The same for its `stream`."""
 
