@@ -200,12 +200,16 @@ def _named_like_an_image(source: str) -> bool:
 def compile_ahead(args: argparse.Namespace) -> None:
     """Compiles programs ahead, and prints the files."""
     from unclip_jax.checkpoints.source import open_checkpoint
+    from unclip_jax.pipelines.auto import pipeline_for
     from unclip_jax.pipelines.precompile import example_call, precompile
 
     options: dict[str, Any] = {name: getattr(args, name) for name in OPENING}
     names = ("guidance_scale", "guidance_rescale", "guidance_interval", "pag_scale", "scheduler", "eta")
     settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     with open_checkpoint(args.source, **options) as checkpoint:
+        known = {field.name for field in dataclasses.fields(pipeline_for(checkpoint).task.arguments)}
+        if unknown := settings.keys() - known:
+            raise ValueError(f"{', '.join(sorted(unknown))}: not of the pipeline for this checkpoint")
         call = {**example_call(checkpoint, args.height, args.width, args.batch), **settings}
         files = precompile(checkpoint, call, args.out, args.dtype, mesh_of(args.devices), memory_of(args))
     print("\n".join(map(str, files)))

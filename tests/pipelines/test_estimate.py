@@ -165,3 +165,17 @@ def test_the_command_line_writes_maps(folder, tmp_path, capsys):
     assert cli.main(["normals", str(tmp_path / "photo.png"), "--model", str(folder), *out]) == 2
     assert "is a checkpoint for depth" in capsys.readouterr().err
     assert cli.main(["depth", str(tmp_path / "none.png"), "--model", str(folder), *out]) == 2
+
+
+@pytest.mark.e2e
+def test_it_is_compiled_ahead_and_planned(folder, depth, tmp_path):
+    executables = ["--out", str(tmp_path / "programs")]
+    assert cli.main(["compile", str(folder), "--height", "12", "--width", "16", "--devices", "1", *executables]) == 0
+    ahead = small_family.open_pipeline(folder, "DepthPipeline", executables=tmp_path / "programs", progress=False)
+    image = small_family.photo(height=12, width=16)
+    with small_family.Compilations() as compilations:
+        made = ahead(image)
+    assert compilations.count == 0
+    np.testing.assert_allclose(made.prediction, depth(image).prediction, atol=1e-5)
+    assert cli.main(["compile", str(folder), "--guidance-scale", "3", *executables]) == 2
+    assert cli.main(["info", str(folder), "--plan", "--height", "12", "--width", "16", "--devices", "1"]) == 0

@@ -71,7 +71,7 @@ def around_the_loop(
     latent_shape: tuple[int, int, int],
     batch: int,
 ) -> dict[str, Lowerable]:
-    """The programs of networks before and after the loop of `batch` guided images, in the order of a run.
+    """The programs of networks before and after the loop of `batch` images, in the order of a run.
 
     Args:
         config: The checkpoint's.
@@ -102,10 +102,12 @@ def around_the_loop(
     states = shaped((rows, text.context_length, text.width), many)
     extra = config.unet.in_channels - latent_shape[-1]
     channels = shaped((rows, *latent_shape[:2], extra), many) if extra else None
-    given = (states, states, _labels(config, rows, many), channels, None, None, NO_CONTROLS)
-    made["prepare"] = Lowerable("unet", programs.prepare, weights["unet"], given, {"guidance": Guidance()})
+    guidance = _guidance(config)
+    negative = states if guidance.unconditional else None
+    given = (states, negative, _labels(config, rows, many), channels, None, None, NO_CONTROLS)
+    made["prepare"] = Lowerable("unet", programs.prepare, weights["unet"], given, {"guidance": guidance})
     begins = (without_grid(_solver(config)), shaped((rows, *latent_shape), many), None)
-    made["start"] = Lowerable("unet", programs.start, None, begins, {"guidance": Guidance()})
+    made["start"] = Lowerable("unet", programs.start, None, begins, {"guidance": guidance})
     reads("decode", "vae", programs.decode, shaped((group, *latent_shape), many))
     return made
 
@@ -118,7 +120,9 @@ def the_loop(
     rows = _rows(mesh, batch)
     solver = _solver(config)
     columns = {name: shaped((GRID_ROWS,), one, column.dtype) for name, column in solver.grid.items()}
-    columns["guidance_scale"] = shaped((GRID_ROWS, rows), NamedSharding(mesh, PartitionSpec(None, *many.spec)))
+    guidance = _guidance(config)
+    by_image = NamedSharding(mesh, PartitionSpec(None, *many.spec))
+    columns |= {name: shaped((GRID_ROWS, rows), by_image) for name in guidance.strengths}
     given = (
         without_grid(solver),
         _outputs(start),
@@ -129,7 +133,7 @@ def the_loop(
         (shaped((), one, np.int32),) * 2,
         NO_CONTROLS,
     )
-    return Lowerable("unet", programs.run_steps, weights["unet"], given, {"guidance": Guidance()})
+    return Lowerable("unet", programs.run_steps, weights["unet"], given, {"guidance": guidance})
 
 
 def shaped(shape: tuple[int, ...], sharding: Any, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
@@ -140,6 +144,11 @@ def shaped(shape: tuple[int, ...], sharding: Any, dtype: Any = np.float32) -> ja
 def _rows(mesh: Mesh, batch: int) -> int:
     group = placement.data_size(mesh)
     return -(-batch // group) * group
+
+
+def _guidance(config: CheckpointConfig) -> Guidance:
+    """That of a usual call: estimators have none."""
+    return Guidance(unconditional=config.estimator is None)
 
 
 def _solver(config: CheckpointConfig) -> Solver:

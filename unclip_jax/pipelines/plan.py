@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from unclip_jax.checkpoints.checkpoint import Checkpoint
+from unclip_jax.checkpoints.config import OF_TWO_LATENTS
 from unclip_jax.distributed import mesh as placement
 from unclip_jax.pipelines.auto import pipeline_for
 from unclip_jax.pipelines.checks import MAX_IMAGES, check_integer, check_latent_shape
@@ -105,7 +106,7 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, memo
 
     family = (config, pipe.programs, mesh, weights)
     programs = around_the_loop(*family, latent_shape, batch)
-    if config.task not in ("depth-to-image", "inpaint"):
+    if config.task not in ("depth-to-image", "inpaint", *OF_TWO_LATENTS):
         del programs["vae_encode"]
     with Progress("compiling the programs", len(programs) + 1, unit="program", enabled=pipe.progress) as bar:
         made = {name: compiled(program) for name, program in programs.items()}

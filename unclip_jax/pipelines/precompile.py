@@ -15,6 +15,7 @@ from PIL import Image
 
 from unclip_jax import executables
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
+from unclip_jax.checkpoints.config import ESTIMATES
 from unclip_jax.checkpoints.networks import Network
 from unclip_jax.distributed import mesh as placement
 from unclip_jax.pipelines.auto import pipeline_for
@@ -97,6 +98,9 @@ def example_call(checkpoint: Checkpoint, height: int | None, width: int | None, 
         return {**call, **size}
     if config.task == "variations":
         return {**call, **size, "image": Image.new("RGB", (own, own))}
+    if config.task in ESTIMATES:
+        seen = {"ensemble_size": batch, "processing_resolution": 0, "num_inference_steps": 1}
+        return {**seen, "image": Image.new("RGB", (width, height))}
     if config.task == "upscale":
         return {**call, "image": Image.new("RGB", (width // config.vae.factor, height // config.vae.factor))}
     call["image"] = Image.new("RGB", (width, height))
