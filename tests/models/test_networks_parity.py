@@ -20,7 +20,7 @@ def test_features_of_a_unet():
     assert max(comparisons.unet_feature_errors().values()) < TOLERANCE
 
 
-@pytest.mark.parametrize(("height", "width", "batch"), [(8, 8, 1), (32, 12, 3), (40, 64, 1)])
+@pytest.mark.parametrize(("height", "width", "batch"), [(8, 8, 1), (32, 12, 3), (40, 64, 1), (13, 9, 1), (7, 22, 2)])
 def test_unet_sizes(height, width, batch):
     assert comparisons.unet_error("unclip", height, width, batch) < TOLERANCE
 
