@@ -78,4 +78,7 @@ UPSCALE = dataclasses.replace(
     image_noising=NoiseSchedule(beta_schedule="scaled_linear"),
 )
 INPAINT = dataclasses.replace(TEXT_TO_IMAGE, unet=dataclasses.replace(TEXT_TO_IMAGE.unet, in_channels=9))
+INSTRUCT = dataclasses.replace(
+    TEXT_TO_IMAGE, unet=dataclasses.replace(TEXT_TO_IMAGE.unet, in_channels=8), trained_for="instruct"
+)
 CLIP = ClipConfig(TEXT, VISION, "open_clip")

@@ -22,6 +22,7 @@ from .pipelines.controlnet import ControlNet as ControlNet
 from .pipelines.depth_to_image import DepthToImagePipeline as DepthToImagePipeline
 from .pipelines.image_to_image import ImageToImagePipeline as ImageToImagePipeline
 from .pipelines.inpaint import InpaintPipeline as InpaintPipeline
+from .pipelines.instruct import InstructPipeline as InstructPipeline
 from .pipelines.memory import Memory as Memory
 from .pipelines.output import PipelineOutput as PipelineOutput
 from .pipelines.output import StreamState as StreamState

@@ -28,8 +28,9 @@ CORRECTED = {
     "DepthToImagePipeline": {},
     "UpscalePipeline": {},
     "UnCLIPPipeline": {},
+    "InstructPipeline": {},
 }
-NOT_YET = ("MarigoldDepthPipeline", "MarigoldNormalsPipeline", "StableDiffusionInstructPix2PixPipeline")
+NOT_YET = ("MarigoldDepthPipeline", "MarigoldNormalsPipeline")
 WRONG = {"steps_offset": 0, "clip_sample": True, "skip_prk_steps": False}
 
 

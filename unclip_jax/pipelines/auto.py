@@ -12,6 +12,7 @@ from unclip_jax.checkpoints.local import local_path
 from unclip_jax.checkpoints.places import OPEN_CLIP
 from unclip_jax.pipelines.depth_to_image import DepthToImagePipeline
 from unclip_jax.pipelines.inpaint import InpaintPipeline
+from unclip_jax.pipelines.instruct import InstructPipeline
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.opening import DEFAULT_MEMORY, check_overrides, open_source
 from unclip_jax.pipelines.pipeline import Pipeline
@@ -26,6 +27,7 @@ _PIPELINES: dict[str, type[Pipeline]] = {
     "depth-to-image": DepthToImagePipeline,
     "inpaint": InpaintPipeline,
     "upscale": UpscalePipeline,
+    "instruct": InstructPipeline,
 }
 
 

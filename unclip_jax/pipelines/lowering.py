@@ -103,9 +103,10 @@ def around_the_loop(
     extra = config.unet.in_channels - latent_shape[-1]
     channels = shaped((rows, *latent_shape[:2], extra), many) if extra else None
     given = (states, states, _labels(config, rows, many), channels, None, None, NO_CONTROLS)
-    made["prepare"] = Lowerable("unet", programs.prepare, weights["unet"], given, {"guidance": Guidance()})
+    guided = {"guidance": _guidance(config)}
+    made["prepare"] = Lowerable("unet", programs.prepare, weights["unet"], given, guided)
     begins = (without_grid(_solver(config)), shaped((rows, *latent_shape), many), None)
-    made["start"] = Lowerable("unet", programs.start, None, begins, {"guidance": Guidance()})
+    made["start"] = Lowerable("unet", programs.start, None, begins, guided)
     reads("decode", "vae", programs.decode, shaped((group, *latent_shape), many))
     return made
 
@@ -116,9 +117,10 @@ def the_loop(
     """The loop itself. start, prepare: those of `around_the_loop`, compiled; the others: as there."""
     one, many = placement.replicated(mesh), placement.batch_sharding(mesh)
     rows = _rows(mesh, batch)
-    solver = _solver(config)
+    solver, guidance = _solver(config), _guidance(config)
     columns = {name: shaped((GRID_ROWS,), one, column.dtype) for name, column in solver.grid.items()}
-    columns["guidance_scale"] = shaped((GRID_ROWS, rows), NamedSharding(mesh, PartitionSpec(None, *many.spec)))
+    for name in guidance.strengths:
+        columns[name] = shaped((GRID_ROWS, rows), NamedSharding(mesh, PartitionSpec(None, *many.spec)))
     given = (
         without_grid(solver),
         _outputs(start),
@@ -129,7 +131,7 @@ def the_loop(
         (shaped((), one, np.int32),) * 2,
         NO_CONTROLS,
     )
-    return Lowerable("unet", programs.run_steps, weights["unet"], given, {"guidance": Guidance()})
+    return Lowerable("unet", programs.run_steps, weights["unet"], given, {"guidance": guidance})
 
 
 def shaped(shape: tuple[int, ...], sharding: Any, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
@@ -144,6 +146,11 @@ def _rows(mesh: Mesh, batch: int) -> int:
 
 def _solver(config: CheckpointConfig) -> Solver:
     return make_solver(config.scheduler, config.scheduler_config, 20)
+
+
+def _guidance(config: CheckpointConfig) -> Guidance:
+    """What guides a call that says nothing about it."""
+    return Guidance(image=config.task == "instruct")
 
 
 def _labels(config: CheckpointConfig, rows: int, sharding: Any) -> jax.ShapeDtypeStruct | None:

@@ -105,7 +105,7 @@ def _stages(pipe: Pipeline, latent_shape: tuple[int, int, int], batch: int, memo
 
     family = (config, pipe.programs, mesh, weights)
     programs = around_the_loop(*family, latent_shape, batch)
-    if config.task not in ("depth-to-image", "inpaint"):
+    if config.task not in ("depth-to-image", "inpaint", "instruct"):
         del programs["vae_encode"]
     with Progress("compiling the programs", len(programs) + 1, unit="program", enabled=pipe.progress) as bar:
         made = {name: compiled(program) for name, program in programs.items()}
