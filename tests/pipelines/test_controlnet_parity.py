@@ -156,11 +156,11 @@ def test_an_image_among_the_channels(name, opened, monkeypatch):
     theirs, ours, nets, own = opened(name)
     wired(monkeypatch, theirs.unet, nets[0], HINT, 0.8)
     call = type(theirs).__call__
-    drop = ("controlnet", "control_image")
+    drop = ("controlnet", "control_image", "controlnet_conditioning_scale")
     monkeypatch.setattr(
         type(theirs), "__call__", lambda self, **given: call(self, **{k: v for k, v in given.items() if k not in drop})
     )
-    given = {"controlnet": own[0], "control_image": HINT}
+    given = {"controlnet": own[0], "control_image": HINT, "controlnet_conditioning_scale": 0.8}
     apart, wanted = compare(KINDS[name], theirs, ours, "ddim", 7, **given)
     assert wanted.std() > 0.02
     assert apart <= TOLERANCE
