@@ -84,4 +84,7 @@ ESTIMATE = dataclasses.replace(
     trained_for="depth",
     estimator=EstimatorConfig(num_inference_steps=2, processing_resolution=16),
 )
+INSTRUCT = dataclasses.replace(
+    TEXT_TO_IMAGE, unet=dataclasses.replace(TEXT_TO_IMAGE.unet, in_channels=8), trained_for="instruct"
+)
 CLIP = ClipConfig(TEXT, VISION, "open_clip")

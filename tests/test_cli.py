@@ -201,6 +201,11 @@ MADE = {
         {"paste_back": True, "prompt": "a hat"},
     ),
     "upscale": ("UPSCALE", "photo;--noise-level;0;--guidance-scale;3", {"noise_level": 0}),
+    "instruct": (
+        "INSTRUCT",
+        "photo;--prompt;make it snow;--image-guidance-scale;2;--pag-scale;1.5",
+        {"prompt": "make it snow", "image_guidance_scale": 2.0},
+    ),
 }
 
 

@@ -216,6 +216,8 @@ def test_pipelines(index, desk):
     for file, name in files.items():
         if f'"{file}"' in text:
             stand_ins.write_original(name, desk / file)
+    if "InstructPipeline" in text:
+        small_models.write(one_level(small_models.INSTRUCT), desk / "runs" / "snow" / "model")
     if '"karlo"' in text:
         stand_ins.write_statistics(desk / "ViT-L-14_stats.th")
         stand_ins.write_karlo(desk / "karlo")

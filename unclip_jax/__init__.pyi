@@ -25,6 +25,7 @@ from .pipelines.estimate import DepthPipeline as DepthPipeline
 from .pipelines.estimate import NormalsPipeline as NormalsPipeline
 from .pipelines.image_to_image import ImageToImagePipeline as ImageToImagePipeline
 from .pipelines.inpaint import InpaintPipeline as InpaintPipeline
+from .pipelines.instruct import InstructPipeline as InstructPipeline
 from .pipelines.memory import Memory as Memory
 from .pipelines.output import PipelineOutput as PipelineOutput
 from .pipelines.output import StreamState as StreamState

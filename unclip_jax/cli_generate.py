@@ -28,6 +28,7 @@ from unclip_jax.pipelines.arguments import (
     UpscaleArguments,
 )
 from unclip_jax.pipelines.defaults import default, with_own_defaults
+from unclip_jax.pipelines.instruct_arguments import InstructArguments
 
 
 class Command(NamedTuple):
@@ -52,6 +53,7 @@ COMMANDS = {
     ),
     "inpaint": Command("InpaintPipeline", InpaintArguments, "repaint the white part of a mask", "images"),
     "upscale": Command("UpscalePipeline", UpscaleArguments, "make images four times as large", "images"),
+    "instruct": Command("InstructPipeline", InstructArguments, "change images by an instruction", "images"),
 }
 # Options that only some commands have: name -> the commands, and what argparse is told.
 OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -80,12 +82,21 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     ),
     "paste-back": (("inpaint",), {"action": "store_true", "help": "keep what is black in the mask, bit for bit"}),
     "condition-image": (("inpaint",), {"metavar": "FILE", "help": "guides an unCLIP checkpoint; default IMAGE"}),
+    "image-guidance-scale": (
+        ("instruct",),
+        {
+            "type": float,
+            "metavar": "G",
+            "help": "1 or more, how near the image stays to IMAGE; default "
+            f"{default(InstructArguments, 'image_guidance_scale')}",
+        },
+    ),
     "height": (
-        ("variations", "text-to-image", "image-to-image", "depth-to-image", "inpaint"),
+        ("variations", "text-to-image", "image-to-image", "depth-to-image", "inpaint", "instruct"),
         {"type": int, "metavar": "H", "help": "pixels; default the checkpoint's, or the image's"},
     ),
     "width": (
-        ("variations", "text-to-image", "image-to-image", "depth-to-image", "inpaint"),
+        ("variations", "text-to-image", "image-to-image", "depth-to-image", "inpaint", "instruct"),
         {"type": int, "metavar": "W", "help": "pixels; default the checkpoint's, or the image's"},
     ),
 }

@@ -10,6 +10,7 @@ from diffusers import (
     DiffusionPipeline,
     PNDMScheduler,
     StableDiffusionDepth2ImgPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     UNet2DConditionModel,
 )
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
@@ -33,6 +34,7 @@ from convert.export.diffusers_configs import diffusers_configs
 from convert.random import write_random_checkpoint
 from convert.rules import diffusers
 from tests.models import comparisons
+from tests.pipelines import family
 from tests.references import write_tokenizer
 from unclip_jax import UnCLIPPipeline
 from unclip_jax.checkpoints.checkpoint import Parameter
@@ -146,6 +148,23 @@ def test_a_depth_folder_survives(tmp_path):
         assert checkpoint.config.depth_estimator == comparisons.TINY_DEPTH
     again = StableDiffusionDepth2ImgPipeline.from_pretrained(tmp_path / "again")
     for name in ("unet", "vae", "text_encoder", "depth_estimator"):
+        wanted, found = getattr(theirs, name).state_dict(), getattr(again, name).state_dict()
+        assert found.keys() == wanted.keys()
+        for key, tensor in wanted.items():
+            torch.testing.assert_close(found[key], tensor, rtol=0, atol=0)
+
+
+def test_an_instruct_folder_survives(tmp_path):
+    """Likewise; what it is for is said by its class alone."""
+    folder = family.build(family.KINDS["instruction"], tmp_path)
+    assert main([str(folder), str(tmp_path / "ours")]) == 0
+    assert main([str(tmp_path / "ours"), str(tmp_path / "again"), "--to", "diffusers"]) == 0
+    with open_checkpoint(tmp_path / "ours") as checkpoint:
+        assert checkpoint.config.task == "instruct"
+    theirs, again = (
+        StableDiffusionInstructPix2PixPipeline.from_pretrained(path) for path in (folder, tmp_path / "again")
+    )
+    for name in ("unet", "vae", "text_encoder"):
         wanted, found = getattr(theirs, name).state_dict(), getattr(again, name).state_dict()
         assert found.keys() == wanted.keys()
         for key, tensor in wanted.items():

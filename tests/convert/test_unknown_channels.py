@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import re
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import unclip_jax
 from convert.architecture.diffusers import from_folder
@@ -11,6 +14,7 @@ from convert.architecture.recognise import recognise
 from convert.export.diffusers_configs import diffusers_configs
 from convert.layouts import locate
 from convert.part import with_part
+from convert.random import write_random_checkpoint
 from convert.readers import CheckpointError, TensorInfo
 from convert.rules import ldm
 from tests import small_models
@@ -68,6 +72,21 @@ def test_another_vae_fits_and_another_unet_does_not(wide, tmp_path):
         assert with_part(checkpoint, "vae", other).config == WIDE
     with open_checkpoint(other) as checkpoint, pytest.raises(ValueError, match=NAMED):
         with_part(checkpoint, "unet", wide)
+
+
+def test_an_original_file_is_for_what_the_pipeline_is_for(tmp_path):
+    narrow, yaml = write_random_checkpoint(tmp_path / "narrow.safetensors", "tiny-text-to-image")
+    tensors, first = load_file(narrow), "model.diffusion_model.input_blocks.0.0.weight"
+    tensors[first] = np.concatenate([tensors[first], 2 * tensors[first]], axis=1)
+    save_file(tensors, file := tmp_path / "wide.safetensors")
+    config = tmp_path / "wide.yaml"
+    config.write_text(re.sub(r"\bin_channels: 4\b", "in_channels: 8", yaml.read_text()))
+    with pytest.raises(ValueError, match=NAMED):
+        unclip_jax.from_pretrained(file, config=config)
+    pipe = unclip_jax.InstructPipeline.from_pretrained(file, "float32", config=config)
+    assert pipe.config.task == "instruct"
+    kernel = np.asarray(pipe.networks["unet"].params["conv_in.kernel"])
+    np.testing.assert_array_equal(kernel[:, :, 4:], 2 * kernel[:, :, :4])
 
 
 def test_a_file_without_a_description():

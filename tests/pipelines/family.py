@@ -75,6 +75,7 @@ KINDS = {
     "inpainting, from the image": Kind("StableDiffusionInpaintPipeline", "InpaintPipeline", 9, begins=True),
     "inpainting, four channels": Kind("StableDiffusionInpaintPipeline", "InpaintPipeline"),
     "upscaling": Kind("StableDiffusionUpscalePipeline", "UpscalePipeline", 7, prediction_type="v_prediction"),
+    "instruction": Kind("StableDiffusionInstructPix2PixPipeline", "InstructPipeline", 8),
 }
 STRENGTH = 0.6
 SIZE = 32  # pixels; the latents' half, and for the upscaler its small image's
@@ -194,7 +195,7 @@ def compare(kind, theirs, ours, scheduler, steps, *, guidance_scale=5.0, repeats
         **settings,
         **given,
     }
-    sized = {} if kind.channels in (5, 7) or "Img2Img" in kind.theirs else {"height": SIZE, "width": SIZE}
+    sized = {} if kind.channels in (5, 7, 8) or "Img2Img" in kind.theirs else {"height": SIZE, "width": SIZE}
 
     if scheduler is not None:
         class_name, changes = SCHEDULERS[scheduler]
@@ -222,7 +223,7 @@ def compare(kind, theirs, ours, scheduler, steps, *, guidance_scale=5.0, repeats
         wanted = theirs(**common, **sized, **start_strength, **latents).images
 
     noise = {"noise" if kind.begins else "latents": start}
-    if "image" in given and kind.channels != 7:
+    if "image" in given and kind.channels not in (7, 8):
         one = encoding[1] if kind.channels == 9 and not kind.begins else encoding[0]
         noise["posterior_noise"] = encoding if kind.channels == 9 and kind.begins else one
     if kind.channels == 7:

@@ -52,6 +52,9 @@ KINDS = {
         "SMALL", "InpaintPipeline", {**HOLE, "condition_image": photo(9), "projected_guidance": PROJECTED}
     ),
     "upscaling": Kind("UPSCALE", "UpscalePipeline", {"image": photo()}),
+    "instruction": Kind(
+        "INSTRUCT", "InstructPipeline", {"image": photo(), "image_guidance_scale": 1.7, "pag_scale": 1.5}
+    ),
     "variations": Kind("SMALL", "UnCLIPPipeline", {**SIZE, "image": photo(), "noise_level": 300}),
 }
 COMMON = {"prompt": "a cat", "num_inference_steps": STEPS, "scheduler": "ddim", "eta": 1.0, "seed": 3}

@@ -13,7 +13,7 @@ from PIL import Image
 import unclip_jax
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.pipelines.arguments import StableUnCLIPArguments, UnCLIPArguments
-from unclip_jax.pipelines.checks import check_guidance_scale
+from unclip_jax.pipelines.checks import check_guidance, check_guidance_scale
 from unclip_jax.pipelines.defaults import default
 from unclip_jax.pipelines.unclip import check, check_weights
 from unclip_jax.reference import Reference
@@ -128,12 +128,12 @@ def test_guidance_has_a_scale_for_each_call_and_image(steps, batch, value):
     """PNDM has one call more than steps; its two calls of a repeated timestep share a scale."""
     solver = make_solver("pndm", PUBLISHED_UNCLIP_SCHEDULER, steps)
     original = dataclasses.replace(solver, reference=Reference.ORIGINAL)
-    on, scale = check_guidance_scale(value, solver, batch)
-    assert on == (value > 1)
+    scale = check_guidance_scale("guidance_scale", value, solver, batch)
     np.testing.assert_array_equal(scale, np.full((solver.calls, batch), value, np.float32))
-    assert check_guidance_scale(value, original, batch)[0] == (value != 1)
+    for of_reference, on in ((solver, value > 1), (original, value != 1)):
+        assert check_guidance(UnCLIPArguments(guidance_scale=value), of_reference, batch)[0].unconditional == on
     by_step = np.arange(steps, dtype=np.float32)
-    _, scale = check_guidance_scale(by_step, solver, batch)
+    scale = check_guidance_scale("guidance_scale", by_step, solver, batch)
     assert scale.shape == (solver.calls, batch)
     assert (np.diff(scale[:, 0]) >= 0).all()
     assert set(scale.ravel()) == set(by_step)
@@ -142,7 +142,7 @@ def test_guidance_has_a_scale_for_each_call_and_image(steps, batch, value):
 def test_the_table_of_defaults_is_that_of_the_arguments():
     page = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\w+Pipeline)`, .*$", page, re.MULTILINE)
-    assert len(rows) == 7
+    assert len(rows) == 8
     for name in rows:
         line = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
         *_, steps, scale, others = (cell.strip() for cell in line.strip("|").split("|"))

@@ -1,7 +1,7 @@
 """Calls with ControlNets against diffusers': same weights, noise and hints.
 
-diffusers has ControlNets for text to image, image to image and inpainting. Into its pipelines for depth and unCLIP the
-same ControlNet is wired by hand: it reads what the UNet reads, and the UNet gets what it says.
+diffusers has ControlNets for text to image, image to image and inpainting. Into its pipelines for depth, instructions
+and unCLIP the same ControlNet is wired by hand: it reads what the UNet reads, and the UNet gets what it says.
 
 The largest difference of the final image, in 0..1, must be at most 1e-3; measured: 1.4e-5.
 """
@@ -151,16 +151,17 @@ def wired(monkeypatch, unet, net, hint, scale):
     monkeypatch.setattr(unet, "forward", forward)
 
 
-def test_depth_to_image(opened, monkeypatch):
-    theirs, ours, nets, own = opened("depth to image")
+@pytest.mark.parametrize("name", ["depth to image", "instruction"])
+def test_an_image_among_the_channels(name, opened, monkeypatch):
+    theirs, ours, nets, own = opened(name)
     wired(monkeypatch, theirs.unet, nets[0], HINT, 0.8)
     call = type(theirs).__call__
-    drop = ("controlnet", "control_image")
+    drop = ("controlnet", "control_image", "controlnet_conditioning_scale")
     monkeypatch.setattr(
         type(theirs), "__call__", lambda self, **given: call(self, **{k: v for k, v in given.items() if k not in drop})
     )
-    given = {"controlnet": own[0], "control_image": HINT}
-    apart, wanted = compare(KINDS["depth to image"], theirs, ours, "ddim", 7, **given)
+    given = {"controlnet": own[0], "control_image": HINT, "controlnet_conditioning_scale": 0.8}
+    apart, wanted = compare(KINDS[name], theirs, ours, "ddim", 7, **given)
     assert wanted.std() > 0.02
     assert apart <= TOLERANCE
 

@@ -86,6 +86,7 @@ def test_scalars_compile_nothing(name, run, family):
     changes += [{"seed": 2**32 - 1}, {"prompt": "something else", "negative_prompt": "blurry"}]
     others = {
         "guidance_rescale": 0.9,
+        "image_guidance_scale": 2.5,
         "pag_scale": 0.5,
         "projected_guidance": unclip_jax.ProjectedGuidance(0.2, 3.0, -0.5),
         "guidance_interval": (0.5, 1.0),
@@ -161,8 +162,8 @@ def test_prompts_and_images_pair_or_one_is_for_all(name, run, family):
         run(name, image=several)
     if name != "upscaling":
         height, width = 16, 20
-        request = family(name).check(**arguments(name, image=several, height=height, width=width))
-        assert request.inputs.init.pixels.shape == (2, height, width, 3)
+        inputs = family(name).check(**arguments(name, image=several, height=height, width=width)).inputs
+        assert getattr(inputs, "init", inputs).pixels.shape == (2, height, width, 3)
 
 
 @pytest.mark.parametrize("name", BEGINNING)
@@ -265,6 +266,7 @@ CLASSES = {
     "DEPTH": "DepthToImagePipeline",
     "INPAINT": "InpaintPipeline",
     "UPSCALE": "UpscalePipeline",
+    "INSTRUCT": "InstructPipeline",
 }
 
 

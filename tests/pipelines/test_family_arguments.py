@@ -142,6 +142,21 @@ BY_KIND = {
         ({"image": None}, ["image", "missing"]),
         ({"image": [photo(), photo(0, 8, 8)]}, ["image", "several sizes"]),
     ],
+    "instruction": [
+        ({"image_guidance_scale": "x"}, ["image_guidance_scale", "'x'"]),
+        ({"image_guidance_scale": None}, ["image_guidance_scale", "None"]),
+        ({"image_guidance_scale": True}, ["image_guidance_scale", "True"]),
+        ({"image_guidance_scale": float("nan")}, ["image_guidance_scale", "nan"]),
+        ({"image_guidance_scale": [1, 2]}, ["image_guidance_scale", "(2,)", "(3,)"]),
+        ({"image_guidance_scale": [1, 2, np.inf]}, ["image_guidance_scale", "infinite"]),
+        ({"guidance_scale": "x"}, ["guidance_scale", "'x'"]),
+        ({"projected_guidance": unclip_jax.ProjectedGuidance()}, ["projected_guidance", "image_guidance_scale"]),
+        ({"latents": zeros(1, 2, 2, 4)}, ["latents", "(1, 2, 2, 4)", str(LATENTS)]),
+        ({"image": None}, ["image", "missing"]),
+        ({"image": photo(0, 1, 24)}, ["image", "24x1", "at least 2"]),
+        ({"height": 21}, ["height", "21", "multiple of 2"]),
+        ({"prompt": ["a", "b"], "image": [photo()] * 3}, ["prompt", "2 strings", "3 images"]),
+    ],
 }
 BAD = [(name, change, words) for name, cases in BY_KIND.items() for change, words in cases]
 

@@ -65,6 +65,21 @@ def test_without_guidance_and_with_noise(name, opened):
     assert compare(*opened(name), "ddim", 5, guidance_scale=1.0, repeats=1, eta=1.0)[0] <= TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "scales"),
+    [
+        ("ddim", {"image_guidance_scale": 1.0}),
+        ("ddim", {"image_guidance_scale": 0.9}),  # which is none, of the text neither
+        ("ddim", {"image_guidance_scale": 2.0, "guidance_scale": 1.0}),  # as this is
+        ("euler", {"image_guidance_scale": 2.3, "guidance_scale": 7.5}),
+    ],
+)
+def test_scales_of_an_image_and_an_instruction(scheduler, scales, opened):
+    error, wanted = compare(*opened("instruction"), scheduler, 8, **scales)
+    assert wanted.std() > 0.02
+    assert error <= 2e-5  # 6e-6
+
+
 def test_rescaled_guidance(opened):
     kind, theirs, ours = opened("text to image")
     error, _ = compare(kind, theirs, ours, "ddim", 8, guidance_scale=9.0, guidance_rescale=0.7)

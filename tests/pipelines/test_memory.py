@@ -142,6 +142,17 @@ def test_the_plan_holds_all_weights_or_those_of_its_stage(family_folder, one_dev
     assert large[:3] == small[:3]
 
 
+@pytest.mark.e2e
+def test_the_plan_has_the_rows_of_the_task(family_folder, one_device):
+    """Two of an image, and three where an instruction changes it."""
+    two, three = 0, 0
+    for model in ("TEXT_TO_IMAGE", "INSTRUCT"):
+        with open_checkpoint(family_folder(model)) as checkpoint:
+            stages = plan(checkpoint, 64, 64, 1, "float32", one_device)
+        two, three = three, next(stage.activations for stage in stages if stage.name == "sampling")
+    assert three > 1.1 * two  # 1.17
+
+
 def test_the_plan_is_for_one_device_of_several(family_folder, small):
     """Four images on four devices: each holds what one image needs on one."""
     with open_checkpoint(family_folder("SMALL")) as checkpoint:

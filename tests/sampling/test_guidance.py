@@ -187,6 +187,28 @@ def test_parts_without_what_they_need():
         Guidance(unconditional=False, projected=True, perturbed=True)
     with pytest.raises(ValueError, match="rescaled needs"):
         Guidance(unconditional=False, rescaled=True)
+    for other in ({"unconditional": False}, {"projected": True}):
+        with pytest.raises(ValueError, match="image needs unconditional, and does not go with projected"):
+            Guidance(image=True, **other)
+
+
+def test_an_image_and_an_instruction_have_scales_of_their_own():
+    """With perturbed attention and rescaling, too; and conditions in the order of the rows."""
+    guidance = Guidance(perturbed=True, rescaled=True, image=True)
+    u, c, p = (part.astype(np.float64) for part in (UNCONDITIONAL, CONDITIONAL, PERTURBED))
+    i = 0.3 * u - 0.6 * c
+    rows = guidance_rows(guidance, u, c, i)
+    np.testing.assert_array_equal(rows, interleave(u, i, c, c))
+    np.testing.assert_array_equal(guidance_rows(guidance, u, c), interleave(u, u, c, c))
+
+    def network(x, row, perturbed):
+        return jnp.where(perturbed[:, None, None, None], interleave(p, p, p, p), rows)
+
+    row = {"guidance_scale": SCALE, "image_guidance_scale": [1.5, 0.5, 2.0], "pag_scale": 2.0, "guidance_rescale": 0.4}
+    assert set(guidance.strengths) == row.keys()
+    got, _ = guided(network, guidance, "epsilon")(jnp.asarray(X), {k: jnp.float32(v) for k, v in row.items()}, ())
+    want = u + column(SCALE) * (c - i) + column([1.5, 0.5, 2.0]) * (i - u) + 2 * (c - p)
+    np.testing.assert_allclose(got, plain_rescale(want, c, 0.4), rtol=1e-4, atol=1e-4)
 
 
 PLAIN, ALONE = Guidance(), Guidance(unconditional=False)
@@ -194,6 +216,7 @@ INSIDE = [0, 0, 1, 1, 0]  # evaluations of an interval
 IN_AN_INTERVAL = {"guidance_scale": [4.0 if inside else 1.0 for inside in INSIDE]}
 PERTURBED_THERE = {"pag_scale": [2.0 * inside for inside in INSIDE]}
 PROJECTED = Guidance(projected=True)
+OF_AN_IMAGE = Guidance(image=True)
 EVERYTHING = Guidance(projected=True, perturbed=True, rescaled=True)
 WHAT_IS_NEEDED = {
     "nothing": (ALONE, {}, [ALONE] * 5),
@@ -213,6 +236,11 @@ WHAT_IS_NEEDED = {
             *[Guidance(perturbed=True, rescaled=True)] * 2,
             Guidance(unconditional=False, perturbed=True, rescaled=True),
         ],
+    ),
+    "of an image": (
+        OF_AN_IMAGE,
+        IN_AN_INTERVAL | {"image_guidance_scale": [1.0, 1.5, 1.5, 1.0, 1.0]},
+        [ALONE, *[OF_AN_IMAGE] * 3, ALONE],
     ),
     "rescaled": (
         Guidance(rescaled=True),
@@ -242,7 +270,7 @@ def test_rows_that_count_for_nothing_are_left_out(name, scheduler):
     strengths = {key: np.broadcast_to(np.float32(strengths[key]), 5) for key in guidance.strengths}
     assert guidance_by_call(guidance, strengths, solver.calls) == needed
     # One image of three for which a strength counts is enough.
-    neutral = {"guidance_scale": 1.0, "pag_scale": 0.0}
+    neutral = {"guidance_scale": 1.0, "image_guidance_scale": 1.0, "pag_scale": 0.0}
     by_image = {
         key: np.stack([value, np.full(5, neutral.get(key, value[0]), np.float32), value], axis=1)
         for key, value in strengths.items()
@@ -253,7 +281,7 @@ def test_rows_that_count_for_nothing_are_left_out(name, scheduler):
     columns = {key: jnp.asarray(value) for key, value in (dict(solver.grid) | by_image).items()}
 
     def denoise(guidance):
-        shift = guidance_rows(guidance, jnp.full((3, 1, 1, 1), -0.4), jnp.full((3, 1, 1, 1), 0.3))
+        shift = guidance_rows(guidance, *(jnp.full((3, 1, 1, 1), value) for value in (-0.4, 0.3, 0.1)))
 
         def network(x, row, perturbed):
             assert x.shape[0] == 3 * guidance.rows

@@ -88,9 +88,9 @@ def test_the_pages_settings_are_settings(tmp_path):
     path = tmp_path / "settings.yaml"
     path.write_text(whole)
     assert read_settings(path).optimizer.accumulate == 4
-    assert len(more) == 2
-    cached, staged = (yaml.safe_load(block) for block in more)
-    for changes in (cached, staged):
+    assert len(more) == 3
+    instruct, cached, staged = (yaml.safe_load(block) for block in more)
+    for changes in (instruct, cached, staged):
         path.write_text(yaml.safe_dump({**base, **changes}))
         settings = read_settings(path)
     assert [stage.data.resolution for stage in settings.each_stage()] == [256, 512, 768]

@@ -117,6 +117,8 @@ def test_draws_have_their_distributions():
     for normal in (d.noise, d.posterior_noise, d.offset, d.embedding_noise):
         np.testing.assert_allclose([normal.mean(), normal.std()], [0, 1], atol=0.03)
     np.testing.assert_allclose([d.keep_image.mean(), d.keep_text.mean()], [0.75, 0.9], atol=0.0125)
+    both = d.keep_text.astype(int) + 2 * d.keep_original
+    np.testing.assert_allclose(np.bincount(both) / len(both), [0.05, 0.05, 0.05, 0.85], atol=0.0125)
     different = [np.asarray(a).ravel() for a in (d.noise, d.posterior_noise, d.offset, d.embedding_noise)]
     assert np.abs(np.corrcoef(different) - np.eye(4)).max() < 0.03
 

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import unclip_jax
+from convert.export.diffusers import save_diffusers
 from tests import small_models
 from unclip_jax.checkpoints.config import ControlNetCheckpointConfig
 from unclip_jax.checkpoints.source import open_checkpoint
@@ -22,7 +23,7 @@ from unclip_jax.training import diffusion_objective
 from unclip_jax.training.controlnet import fitting_config
 from unclip_jax.training.data import stacked
 from unclip_jax.training.diffusion_trainer import DiffusionTrainer
-from unclip_jax.training.settings import SampleSettings, TrainSettings, read_settings
+from unclip_jax.training.settings import DataSettings, SampleSettings, TrainSettings, read_settings
 from unclip_jax.training.setup import examples_of, training_records
 from unclip_jax.training.tasks import run_training
 
@@ -210,6 +211,53 @@ def test_inpainting_begins_as_the_base_and_learns_its_channels(make, small_text_
     assert changed({k: v for k, v in before.items() if not k.startswith("unet")}, after) == set()
 
 
+@pytest.fixture
+def changed_pictures(pictures, tmp_path):
+    """The pictures, each with the name of what it was before an instruction."""
+    folder = tmp_path / "changed"
+    shutil.copytree(pictures, folder)
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    lines = [json.dumps({**row, "original_image": f"was/{row['file_name']}"}) for row in rows]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    shutil.copytree(pictures, folder / "was")
+    for path in (folder / "was").glob("*.png"):
+        Image.fromarray(255 - np.asarray(Image.open(path).convert("RGB"))).save(path)
+    return folder
+
+
+def test_an_instructions_original_is_cut_as_its_image_is(changed_pictures, make, small_text_model):
+    settings = make("denoise", small_text_model, "objective.becomes=instruct", f"data.image_folder={changed_pictures}")
+    ready = trainer(dataclasses.replace(settings, data=dataclasses.replace(settings.data, flip=True, crop="random")))
+    assert (ready.config.task, ready.unet.params["conv_in.kernel"].shape[2]) == ("instruct", 8)
+    for row in examples_of(training_records(settings.data)[:3], ready.load, 0):
+        np.testing.assert_allclose(row["original"], -row["image"], atol=0.02)  # the rest is resizing's rounding
+
+
+@pytest.mark.e2e
+def test_a_base_learns_to_follow_instructions(changed_pictures, make, small_text_model, tmp_path):
+    """It begins as the base, and what it becomes is opened, exported and opened again for what it is."""
+    data = (f"data.image_folder={changed_pictures}", f"data.validation_folder={changed_pictures}")
+    options = ("run.total_steps=3", "run.sample_every=3", "samples.steps=3", "objective.text_dropout=0")
+    settings = make("denoise", small_text_model, "objective.becomes=instruct", *data, *options)
+    np.testing.assert_allclose(
+        first_losses(settings), first_losses(make("denoise", small_text_model, *options)), rtol=1e-5
+    )
+    made = run_training(settings, progress=False)
+    after, config = weights(made)
+    assert (config.task, config.trained_for) == ("instruct", "instruct")
+    assert np.abs(after["unet.conv_in.kernel"][:, :, 4:]).max() > 0
+    assert (tmp_path / "run/samples/00000003.png").exists()
+    with open_checkpoint(made) as checkpoint:
+        save_diffusers(checkpoint, tmp_path / "theirs")
+    again, _ = weights(tmp_path / "theirs")
+    assert after.keys() - again.keys() == {"text_encoder.projection.kernel"}  # which no folder has
+    assert not changed(again, after)
+    pipe = unclip_jax.from_pretrained(tmp_path / "theirs", "float32", local_mesh(jax.devices()[:1]))
+    assert type(pipe) is unclip_jax.InstructPipeline
+    out = pipe(changed_pictures / "00.png", "a circle", num_inference_steps=2)
+    assert out.images[0].size == (32, 32)
+
+
 @pytest.mark.e2e
 def test_an_upscaler_learns_to_read_the_small_image(make, family_folder, tmp_path):
     """Which is noised to a level of its own."""
@@ -365,6 +413,15 @@ def test_what_does_not_fit_is_refused(make, small_model, task, override, message
         settings = make(task, small_model, override)
     with pytest.raises(ValueError, match=message):
         run_training(settings, progress=False)
+
+
+def test_instructions_need_the_images_before_them(make, small_text_model, tmp_path):
+    becomes = ("denoise", small_text_model, "objective.becomes=instruct")
+    with pytest.raises(ValueError, match="column original_image is None; want the name of an image file"):
+        run_training(make(*becomes), progress=False)
+    tars = DataSettings(tars=(str(tmp_path / "a.tar"),))
+    with pytest.raises(ValueError, match=r"original_image is 'original_image', a column; want data\.image_folder"):
+        trainer(dataclasses.replace(make(*becomes), data=tars))
 
 
 def test_depth_needs_an_estimator(make, small_text_model):

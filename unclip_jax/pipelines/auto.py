@@ -13,6 +13,7 @@ from unclip_jax.checkpoints.places import OPEN_CLIP
 from unclip_jax.pipelines.depth_to_image import DepthToImagePipeline
 from unclip_jax.pipelines.estimate import DepthPipeline, NormalsPipeline
 from unclip_jax.pipelines.inpaint import InpaintPipeline
+from unclip_jax.pipelines.instruct import InstructPipeline
 from unclip_jax.pipelines.memory import Memory
 from unclip_jax.pipelines.opening import DEFAULT_MEMORY, check_overrides, open_source
 from unclip_jax.pipelines.pipeline import Pipeline
@@ -29,6 +30,7 @@ _PIPELINES: dict[str, type[Pipeline]] = {
     "upscale": UpscalePipeline,
     "depth": DepthPipeline,
     "normals": NormalsPipeline,
+    "instruct": InstructPipeline,
 }
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.pipelines.arguments import CommonArguments, OutputType
 from unclip_jax.pipelines.defaults import is_default
+from unclip_jax.pipelines.instruct_arguments import InstructArguments
 from unclip_jax.pipelines.request import Inputs, Request
 from unclip_jax.reference import Reference
 from unclip_jax.sampling.guidance import Guidance, limit_interval
@@ -225,10 +226,12 @@ def check_guidance(a: CommonArguments, solver: Solver, batch: int) -> tuple[Guid
     What is 0 throughout, or a scale of 1, is no part of the program; other values are traced.
     """
     calls = (solver.calls, batch)
-    on, scale = check_guidance_scale(a.guidance_scale, solver, batch)
+    scales = {"guidance_scale": a.guidance_scale}
+    if isinstance(a, InstructArguments):
+        scales["image_guidance_scale"] = a.image_guidance_scale
     pag, rescale = check_number("pag_scale", a.pag_scale, 0, MAX_SCALE), a.guidance_rescale
     strengths = {
-        "guidance_scale": scale,
+        **{name: check_guidance_scale(name, value, solver, batch) for name, value in scales.items()},
         "pag_scale": np.full(calls, pag, np.float32),
         "guidance_rescale": np.full(calls, check_number("guidance_rescale", rescale, 0, 1), np.float32),
     }
@@ -236,6 +239,8 @@ def check_guidance(a: CommonArguments, solver: Solver, batch: int) -> tuple[Guid
     if projected is not None:
         if not isinstance(projected, ProjectedGuidance):
             raise ValueError(f"projected_guidance is {projected!r}; want a ProjectedGuidance or None")
+        if len(scales) > 1:
+            raise ValueError(f"projected_guidance is {projected!r}; want None with two scales, {' and '.join(scales)}")
         for name, value in dataclasses.asdict(projected).items():
             strengths[f"apg_{name}"] = np.full(calls, value, np.float32)
     if a.guidance_interval is not None:
@@ -243,39 +248,50 @@ def check_guidance(a: CommonArguments, solver: Solver, batch: int) -> tuple[Guid
         if not isinstance(interval, Sequence) or isinstance(interval, str) or len(interval) != 2:
             raise ValueError(f"guidance_interval is {interval!r}; want (low, high)")
         ends = [check_number("guidance_interval", end, 0, math.inf) for end in interval]
-        for name, outside in (("guidance_scale", 1.0), ("pag_scale", 0.0)):
+        for name, outside in {**dict.fromkeys(scales, 1.0), "pag_scale": 0.0}.items():
             levels = np.asarray(solver.grid["alpha_cumprod"])
             strengths[name] = limit_interval(strengths[name], levels, (ends[0], ends[1]), outside)
-    on = on and bool((strengths["guidance_scale"] != 1).any())
+    on = _are_on(scales, solver.reference) and any(bool((strengths[name] != 1).any()) for name in scales)
     perturbed = bool((strengths["pag_scale"] != 0).any())
     guidance = Guidance(
         unconditional=on,
         projected=on and projected is not None,
         perturbed=perturbed,
         rescaled=rescale > 0 and (on or perturbed),
+        image=on and len(scales) > 1,
     )
     return guidance, {name: strengths[name] for name in guidance.strengths}
 
 
-def check_guidance_scale(value: Any, solver: Solver, batch: int) -> tuple[bool, np.ndarray]:
-    """Whether guidance is on, and its scale for each network evaluation and image, (calls, batch) float32.
+def _are_on(scales: Mapping[str, Any], reference: Reference) -> bool:
+    """Whether there is guidance, by scales of `check_guidance_scale`.
 
-    A number, one per step (or network evaluation), one per image, or (calls, batch). A number switches guidance off:
-    in the original's procedures at exactly 1, in diffusers' at 1 and below. A list whose length fits steps and images
-    alike is one per step.
+    Numbers switch it off: in the original's procedures where all are 1, in diffusers' a guidance_scale of 1 and below,
+    and an image_guidance_scale below 1.
+    """
+    numbers = {name: value for name, value in scales.items() if is_number(value)}
+    if reference == Reference.ORIGINAL:
+        return len(numbers) < len(scales) or any(value != 1 for value in numbers.values())
+    return bool(numbers.get("guidance_scale", 2) > 1 and numbers.get("image_guidance_scale", 1) >= 1)
+
+
+def check_guidance_scale(name: str, value: Any, solver: Solver, batch: int) -> np.ndarray:
+    """A scale of guidance for each network evaluation and image, (calls, batch) float32.
+
+    A number, one per step (or network evaluation), one per image, or (calls, batch). A list whose length fits steps and
+    images alike is one per step.
     """
     steps, calls = solver.steps, solver.calls
     if is_number(value):
         if not math.isfinite(value):
-            raise ValueError(f"guidance_scale is {value!r}; want a finite number")
-        on = value != 1 if solver.reference == Reference.ORIGINAL else value > 1
-        return bool(on), np.full((calls, batch), value, np.float32)
+            raise ValueError(f"{name} is {value!r}; want a finite number")
+        return np.full((calls, batch), value, np.float32)
     if isinstance(value, str | bool) or value is None:
-        raise ValueError(f"guidance_scale is {value!r}; want a number, one per step, or one per image")
+        raise ValueError(f"{name} is {value!r}; want a number, one per step, or one per image")
     count = int(steps[-1]) + 1
-    scale = check_array("guidance_scale", value, (count,), (calls,), (batch,), (calls, batch))
+    scale = check_array(name, value, (count,), (calls,), (batch,), (calls, batch))
     if scale.ndim == 2:
-        return True, scale
+        return scale
     if len(scale) == count:
         scale = scale[steps]
-    return True, np.ascontiguousarray(np.broadcast_to(scale[:, None] if len(scale) == calls else scale, (calls, batch)))
+    return np.ascontiguousarray(np.broadcast_to(scale[:, None] if len(scale) == calls else scale, (calls, batch)))

@@ -90,8 +90,8 @@ def control_residuals(
 
 
 def _left_out(control: Control, guidance: Guidance) -> int:
-    """How many of an image's first rows a ControlNet is not run for: the unconditional one, or none."""
-    return int(control.guesses and guidance.unconditional)
+    """How many of an image's first rows a ControlNet is not run for: those without the prompt, or none."""
+    return control.guesses * guidance.before
 
 
 def _own_rows(control: Control, guidance: Guidance, array: jax.Array) -> jax.Array:

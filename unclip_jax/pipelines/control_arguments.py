@@ -10,6 +10,7 @@ from unclip_jax.conditioning.vae_image import load_init_image
 from unclip_jax.pipelines.arguments import CommonArguments, ControlArguments, InitImageArguments
 from unclip_jax.pipelines.checks import MAX_SCALE, check_flag, check_number
 from unclip_jax.pipelines.controlnet import ControlNet
+from unclip_jax.pipelines.instruct_arguments import InstructArguments
 from unclip_jax.pipelines.opening import Opened
 from unclip_jax.pipelines.request import Controls, Request
 
@@ -34,7 +35,7 @@ def with_hints(a: CommonArguments) -> CommonArguments:
     if not all(hints) or not hints:
         raise ValueError("controlnet or control_image is an empty list")
     changed: Any = dataclasses.replace(a, control_image=hints)
-    if not isinstance(a, InitImageArguments) and changed.height is None and changed.width is None:
+    if not isinstance(a, InitImageArguments | InstructArguments) and changed.height is None and changed.width is None:
         height, width = hints[0][0].shape[:2]
         changed = dataclasses.replace(changed, height=height, width=width)
     return changed

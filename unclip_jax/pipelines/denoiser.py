@@ -60,7 +60,7 @@ def prepare(
     Args:
         text, negative: (B, T, C) states of the text encoder; negative is not read without guidance.
         labels: (B, 2 D) of unCLIP, (B,) integers of an upscaler.
-        channels: (B, h, w, c).
+        channels: (B, h, w, c). With an image row in the guidance they are the image, and zero in the unconditional row.
     """
     model = unet.merge(params)
     states, of_classes = guidance_rows(guidance, negative, text), None
@@ -71,11 +71,15 @@ def prepare(
     return Constants(
         text=model.encode_context(states),
         classes=None if of_classes is None else model.embed_class(of_classes),
-        channels=None if channels is None else guidance_rows(guidance, channels, channels),
+        channels=None if channels is None else _channel_rows(guidance, channels),
         known=known,
         freeu=freeu,
         controls=tuple(control_constants(control, states, of_classes, guidance) for control in controls),
     )
+
+
+def _channel_rows(guidance: Guidance, channels: jax.Array) -> jax.Array:
+    return guidance_rows(guidance, 0 * channels if guidance.image else channels, channels, channels)
 
 
 def unet_denoiser(

@@ -118,11 +118,10 @@ def the_loop(
     """The loop itself. start, prepare: those of `around_the_loop`, compiled; the others: as there."""
     one, many = placement.replicated(mesh), placement.batch_sharding(mesh)
     rows = _rows(mesh, batch)
-    solver = _solver(config)
+    solver, guidance = _solver(config), _guidance(config)
     columns = {name: shaped((GRID_ROWS,), one, column.dtype) for name, column in solver.grid.items()}
-    guidance = _guidance(config)
-    by_image = NamedSharding(mesh, PartitionSpec(None, *many.spec))
-    columns |= {name: shaped((GRID_ROWS, rows), by_image) for name in guidance.strengths}
+    for name in guidance.strengths:
+        columns[name] = shaped((GRID_ROWS, rows), NamedSharding(mesh, PartitionSpec(None, *many.spec)))
     given = (
         without_grid(solver),
         _outputs(start),
@@ -146,13 +145,13 @@ def _rows(mesh: Mesh, batch: int) -> int:
     return -(-batch // group) * group
 
 
-def _guidance(config: CheckpointConfig) -> Guidance:
-    """That of a usual call: estimators have none."""
-    return Guidance(unconditional=config.estimator is None)
-
-
 def _solver(config: CheckpointConfig) -> Solver:
     return make_solver(config.scheduler, config.scheduler_config, 20)
+
+
+def _guidance(config: CheckpointConfig) -> Guidance:
+    """What guides a call that says nothing about it."""
+    return Guidance(unconditional=config.estimator is None, image=config.task == "instruct")
 
 
 def _labels(config: CheckpointConfig, rows: int, sharding: Any) -> jax.ShapeDtypeStruct | None:

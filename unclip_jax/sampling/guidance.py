@@ -2,7 +2,8 @@
 
 Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) and what may join it: adaptive projected guidance (APG;
 Sadat et al. 2024, arXiv:2410.02416), perturbed-attention guidance (PAG; Ahn et al. 2024, arXiv:2403.17377), rescaling
-(Lin et al. 2023, arXiv:2305.08891) and a limited interval (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+(Lin et al. 2023, arXiv:2305.08891) and a limited interval (Kynkäänniemi et al. 2024, arXiv:2404.07724). Where an image
+is changed by an instruction, either condition has a scale of its own (Brooks et al. 2022, arXiv:2211.09800).
 
 Which of them an evaluation uses is static, a `Guidance`. How strong each is comes from columns of the run's grid: one
 traced value for each network evaluation. All arithmetic is float32, and each image's own.
@@ -31,6 +32,7 @@ class Guidance:
     or (calls, B):
 
     - unconditional: guidance_scale
+    - image: image_guidance_scale
     - projected: apg_eta (1 keeps the parallel part, 0 drops it), apg_threshold (above 0; inf for no bound),
       apg_momentum (in (-1, 1); 0 for none; the paper's are negative)
     - perturbed: pag_scale
@@ -42,32 +44,43 @@ class Guidance:
         perturbed: Adds a row with the conditions and perturbed self-attention.
         rescaled: Gives the result the standard deviation of the conditional prediction. Needs `unconditional` or
             `perturbed`.
+        image: Adds a row with the image that an instruction changes, but without the instruction. The unconditional row
+            has neither. Needs `unconditional`.
 
     Raises:
-        ValueError: A part is set without the part that it needs.
+        ValueError: A part is set without the part that it needs, or `image` with `projected`.
     """
 
     unconditional: bool = True
     projected: bool = False
     perturbed: bool = False
     rescaled: bool = False
+    image: bool = False
 
     def __post_init__(self) -> None:
         if self.projected and not self.unconditional:
             raise ValueError("Guidance: projected needs unconditional: it projects the difference to that row")
         if self.rescaled and self.rows == 1:
             raise ValueError("Guidance: rescaled needs unconditional or perturbed: without them nothing is rescaled")
+        if self.image and (not self.unconditional or self.projected):
+            raise ValueError("Guidance: image needs unconditional, and does not go with projected")
 
     @property
     def rows(self) -> int:
         """The number of rows that an image takes in the network's batch."""
-        return 1 + self.unconditional + self.perturbed
+        return self.before + 1 + self.perturbed
+
+    @property
+    def before(self) -> int:
+        """The number of an image's rows before the conditional one: those without the prompt."""
+        return self.unconditional + self.image
 
     @property
     def strengths(self) -> tuple[str, ...]:
         """The names of the grid's columns that `guided` reads."""
         used = {
             "guidance_scale": self.unconditional,
+            "image_guidance_scale": self.image,
             "apg_eta": self.projected,
             "apg_threshold": self.projected,
             "apg_momentum": self.projected,
@@ -93,14 +106,17 @@ def interleave(*rows: jax.Array) -> jax.Array:
     return stacked.reshape(-1, *stacked.shape[2:])
 
 
-def guidance_rows(guidance: Guidance, unconditional: jax.Array | None, conditional: jax.Array) -> jax.Array:
-    """Builds a condition for all rows: (B, ...) -> (rows B, ...), ordered unconditional, conditional, perturbed.
+def guidance_rows(
+    guidance: Guidance, unconditional: jax.Array | None, conditional: jax.Array, image: jax.Array | None = None
+) -> jax.Array:
+    """Builds a condition for all rows: (B, ...) -> (rows B, ...), ordered unconditional, image, conditional, perturbed.
 
     Args:
         guidance: Which rows there are.
         unconditional: (B, ...), the condition of the unconditional rows; not read without those rows, and then may be
             None.
         conditional: (B, ...), the condition of the other rows.
+        image: (B, ...), the condition of the rows with the image alone; None: that of the unconditional rows.
 
     Returns:
         An array (rows B, ...), where rows is `guidance.rows`.
@@ -108,7 +124,7 @@ def guidance_rows(guidance: Guidance, unconditional: jax.Array | None, condition
     rows = [conditional] * (1 + guidance.perturbed)
     if guidance.unconditional:
         assert unconditional is not None
-        rows.insert(0, unconditional)
+        rows = [unconditional, *[unconditional if image is None else image] * guidance.image, *rows]
     return interleave(*rows)
 
 
@@ -135,9 +151,10 @@ def guidance_state(guidance: Guidance, latents: jax.Array) -> State:
 def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> StatefulDenoise:
     """Makes the guided prediction, in the form that `unclip_jax.sampling.loop.run_stateful_steps` takes.
 
-    With u, c and p for the predictions of the unconditional, conditional and perturbed rows:
+    With u, i, c and p for the predictions of the unconditional, image, conditional and perturbed rows:
 
-        out = u + guidance_scale (c - u)    or, if projected, see `project`
+        out = u + guidance_scale (c - u)    or, if projected, see `project`; or, with an image row,
+        out = u + guidance_scale (c - i) + image_guidance_scale (i - u)
         out = out + pag_scale (c - p)
         out = rescale(out, c, guidance_rescale)
 
@@ -158,7 +175,7 @@ def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> 
         rows = interleave(*[x] * guidance.rows)
         out = network(rows, row, perturbed_rows(guidance, x.shape[0]))
         parts = out.astype(jnp.float32).reshape(-1, guidance.rows, *out.shape[1:])
-        conditional = out = parts[:, int(guidance.unconditional)]
+        conditional = out = parts[:, guidance.before]
         if guidance.projected:
             a = row["alpha_cumprod"]
             x0, _ = to_x0_eps(prediction_type, conditional, x, a)
@@ -168,6 +185,9 @@ def guided(network: GuidedNetwork, guidance: Guidance, prediction_type: str) -> 
             # Converted back by the slope, not through the whole x0: at low noise that would lose digits.
             move = _per_image(row["guidance_scale"] - 1, out.ndim) * update
             out = conditional + _slope(prediction_type, a) * move
+        elif guidance.image:
+            with_image = _extrapolate(parts[:, 0], parts[:, 1], row["image_guidance_scale"])
+            out = with_image + _per_image(row["guidance_scale"], out.ndim) * (conditional - parts[:, 1])
         elif guidance.unconditional:
             out = _extrapolate(parts[:, 0], conditional, row["guidance_scale"])
         if guidance.perturbed:
@@ -290,7 +310,7 @@ def limit_interval(
 def guidance_by_call(guidance: Guidance, strengths: Mapping[str, np.ndarray], calls: int) -> list[Guidance]:
     """What each network evaluation needs of a run's guidance: without the rows that count for no image.
 
-    The run stays the same, up to rounding: at a scale of 1 the guided prediction is the conditional one, and where no
+    The run stays the same, up to rounding: at scales of 1 the guided prediction is the conditional one, and where no
     other row is left there is nothing to rescale. APG's momentum takes the difference of an evaluation to later ones,
     so that the unconditional row stays until the last that is guided.
 
@@ -310,12 +330,14 @@ def guidance_by_call(guidance: Guidance, strengths: Mapping[str, np.ndarray], ca
     unconditional = perturbed = np.zeros(calls, bool)
     if guidance.unconditional:
         unconditional = counts("guidance_scale", 1)
+    if guidance.image:
+        unconditional |= counts("image_guidance_scale", 1)
     if guidance.projected and counts("apg_momentum", 0).any():
         unconditional = np.logical_or.accumulate(unconditional[::-1])[::-1]
     if guidance.perturbed:
         perturbed = counts("pag_scale", 0)
     return [
-        Guidance(u, guidance.projected and u, p, guidance.rescaled and (u or p))
+        Guidance(u, guidance.projected and u, p, guidance.rescaled and (u or p), guidance.image and u)
         for u, p in zip(unconditional.tolist(), perturbed.tolist(), strict=True)
     ]
 

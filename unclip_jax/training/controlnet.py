@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,12 +11,10 @@ import numpy as np
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import Network
 from unclip_jax.conditioning.canny import canny
-from unclip_jax.conditioning.clip_image import load_image
-from unclip_jax.dataset_files import points_outside
 from unclip_jax.models.configs import ControlNetConfig
 from unclip_jax.models.controlnet import ControlNetModel
 from unclip_jax.models.unet import UNet
-from unclip_jax.training.data import Record
+from unclip_jax.training.data import Record, named_image
 from unclip_jax.training.initial import initial_network
 from unclip_jax.training.objectives import Denoiser
 from unclip_jax.training.settings import TrainSettings
@@ -78,20 +75,17 @@ def controlled(unet: UNet, controlnet: ControlNetModel, hint: jax.Array) -> Deno
 
 def hint_of(settings: TrainSettings) -> Hint:
     """What makes the hint of an example, (H, W, 3) float32 in 0..1. Raises ValueError for data that cannot have one."""
-    own, folder = settings.controlnet, settings.data.image_folder
+    own = settings.controlnet
 
     def edges(record: Record, image: np.ndarray, cut: Cut) -> np.ndarray:
         return _shares(np.asarray(canny(image, own.low_threshold, own.high_threshold)))
 
     def of_column(record: Record, image: np.ndarray, cut: Cut) -> np.ndarray:
-        name = record.columns.get(own.hint)
-        if not isinstance(name, str) or points_outside(name):
-            raise ValueError(f"column {own.hint} is {name!r:.80}; want the name of an image file in the folder")
-        return _shares(cut(load_image(Path(folder or "") / name, own.hint)))
+        return _shares(cut(named_image(record, own.hint)))
 
     if own.hint == "canny":
         return edges
-    if folder is None:
+    if settings.data.image_folder is None:
         raise ValueError(f"controlnet.hint is {own.hint!r}, a column; want data.image_folder, with the files it names")
     return of_column
 

@@ -29,6 +29,7 @@ class Record(NamedTuple):
         columns: The other metadata.
         place: (offset, size) within the file; None for the whole file.
         key: The image's name within the file.
+        folder: What file names in the columns begin from; None where there are no such files.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Record(NamedTuple):
     columns: Mapping[str, Any]
     place: tuple[int, int] | None = None
     key: str = ""
+    folder: Path | None = None
 
     def __str__(self) -> str:
         return f"{self.path}: {self.key}" if self.key else str(self.path)
@@ -108,7 +110,8 @@ def _record(folder: Path, row: Any, where: str) -> Record:
     text = row.get("text") or ""
     if not isinstance(text, str):
         raise ValueError(f"{where}: text is {text!r:.80}; want a string")
-    return Record(path, text, {key: value for key, value in row.items() if key not in ("file_name", "text")})
+    columns = {key: value for key, value in row.items() if key not in ("file_name", "text")}
+    return Record(path, text, columns, folder=folder)
 
 
 def select(records: Sequence[Record], **ranges: tuple[float | None, float | None]) -> list[Record]:
@@ -146,6 +149,26 @@ def load_rgb(record: Record) -> np.ndarray:
     Raises the errors of `unclip_jax.conditioning.clip_image.load_image`.
     """
     return load_image(record.read(), "image")
+
+
+def named_image(record: Record, column: str) -> np.ndarray:
+    """Another image of a record, (H, W, 3) uint8: the file that a column names.
+
+    Args:
+        record: The record.
+        column: The column's name.
+
+    Returns:
+        The image.
+
+    Raises:
+        ValueError: The column names no file within the folder, or it is no image. FileNotFoundError: There is no such
+            file.
+    """
+    name = record.columns.get(column)
+    if record.folder is None or not isinstance(name, str) or points_outside(name):
+        raise ValueError(f"column {column} is {name!r:.80}; want the name of an image file in the folder")
+    return load_image(record.folder / name, column)
 
 
 def stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:

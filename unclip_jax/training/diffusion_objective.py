@@ -21,7 +21,10 @@ from unclip_jax.training.objectives import denoising_losses, image_conditioning,
 from unclip_jax.training.rng import draw_step, step_keys
 
 # What `encode` makes of a batch.
-ENCODED = ("moments", "context", "image_embeds", "depth_map", "masked_moments", "mask", "low_res", "hint")
+ENCODED = (
+    *("moments", "context", "image_embeds", "depth_map", "masked_moments", "mask", "low_res", "hint"),
+    "original_moments",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,8 @@ class DiffusionObjective:
         prediction_type: "epsilon", "v_prediction" or "sample".
         scaling_factor: The VAE's.
         embedding_dropout: The share of images whose whole image condition is dropped; 0.25 in the original.
-        text_dropout: The share that gets the empty prompt; 0.1 in most runs of the model card.
+        text_dropout: The share that gets the empty prompt; 0.1 in most runs of the model card. Where an instruction
+            changes an image, as many lose that image, and half of them both; so 0.1 is InstructPix2Pix's, too.
         clean_share: The share of the others whose image condition is at level 0. The rest have levels 0..999 evenly, as
             all have in the original.
         min_snr_gamma: See `unclip_jax.training.objectives`; None leaves it out.
@@ -68,7 +72,8 @@ def encode(networks: Mapping[str, Network], frozen: Mapping[str, Any], batch: Ma
         frozen: Their parameters, under these names.
         batch: "image" (B, H, W, 3) in -1..1; "tokens" (B, T) int32; "pixel_values" (B, S, S, 3) for the image encoder;
             "mask" (B, H, W, 1) with 1 where an inpainting model repaints; "depth_image" (B, H', W', 3) in -1..1, for
-            the depth estimator. Entries of `ENCODED` are kept.
+            the depth estimator; "original" (B, H, W, 3) in -1..1, what an instruction makes the image of. Entries of
+            `ENCODED` are kept.
 
     Returns:
         The entries of `ENCODED`.
@@ -85,6 +90,8 @@ def encode(networks: Mapping[str, Network], frozen: Mapping[str, Any], batch: Ma
             encoded["masked_moments"] = vae.moments(batch["image"] * (batch["mask"] < 0.5))
             factor = batch["mask"].shape[1] // encoded["moments"].shape[1]
             encoded["mask"] = batch["mask"][:, ::factor, ::factor]  # to the nearest, as the original resizes masks
+    if "original" in batch:
+        encoded["original_moments"] = network("vae").moments(batch["original"])
     if "depth_image" in batch:
         depth = network("depth_estimator")(batch["depth_image"])[..., None]
         encoded["depth_map"] = normalised_depth(resize_bicubic(depth, *encoded["moments"].shape[1:3]))
@@ -166,6 +173,8 @@ def losses(
         added = jnp.concatenate([encoded["mask"], masked], axis=-1)
     elif "depth_map" in encoded:
         added = encoded["depth_map"]
+    elif "original_moments" in encoded:  # as the pipeline reads it: the mode, without the VAE's factor
+        added = jnp.where(draws.keep_original[:, None, None, None], posterior(encoded["original_moments"]).mean, 0)
     model = unet.merge(params)
     each = denoising_losses(
         model if controlnet is None else controlled(model, controlnet, encoded["hint"]),

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
-from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.config import OF_TWO_LATENTS, CheckpointConfig
 from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import NETWORKS, Network, abstract_network
 from unclip_jax.checkpoints.source import open_checkpoint
@@ -37,7 +37,7 @@ from unclip_jax.training.setup import (
 from unclip_jax.training.step import TrainState
 from unclip_jax.training.transforms import ExampleLoader
 
-INPUT_CHANNELS = {"inpaint": 9, "depth-to-image": 5}
+INPUT_CHANNELS = {"inpaint": 9, "depth-to-image": 5, "instruct": 8}
 
 # (frozen parameters with "unet", trained parameters) -> the parameters of the networks that are not frozen.
 Combine = Callable[[Mapping[str, Any], Any], Mapping[str, Any]]
@@ -69,7 +69,8 @@ class DiffusionTrainer:
                 )
             wider = dataclasses.replace(config.unet, in_channels=INPUT_CHANNELS[objective.becomes])
             self.unet = widened(self.unet, abstract_network(UNet, wider, dtype, self.stored, remat=settings.remat))
-            config = dataclasses.replace(config, unet=wider)
+            trained_for = objective.becomes if objective.becomes in OF_TWO_LATENTS else None
+            config = dataclasses.replace(config, unet=wider, trained_for=trained_for)
         if config.task == "depth-to-image" and "depth_estimator" not in filled:
             raise ValueError(f"{checkpoint.source} has no depth estimator; give objective.depth_model")
 
@@ -149,6 +150,11 @@ class DiffusionTrainer:
 
     def _example_loader(self, checkpoint: Checkpoint) -> ExampleLoader:
         config, data, vision = self.config, self.settings.data, self.config.image_encoder
+        original = self.settings.objective.original_image if config.task == "instruct" else None
+        if original is not None and data.image_folder is None:
+            raise ValueError(
+                f"objective.original_image is {original!r}, a column; want data.image_folder, with the files it names"
+            )
         return ExampleLoader(
             self.side,
             data.crop,
@@ -159,6 +165,7 @@ class DiffusionTrainer:
             config.vae.factor if config.task == "upscale" else None,
             config.task == "depth-to-image",
             hint_of(self.settings) if self.settings.task == "controlnet" else None,
+            original,
         )
 
     def train(self, trained: Mapping[str, Any], fixed: Mapping[str, Any], combine: Combine) -> TrainState:

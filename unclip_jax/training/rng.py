@@ -35,6 +35,8 @@ class Draws(NamedTuple):
         embedding_noise: (B, D), of the image embedding.
         keep_image: (B,) bool, False if the image condition is dropped.
         keep_text: (B,) bool, False if the text is dropped.
+        keep_original: (B,) bool, False if the image that an instruction changes is dropped: for as many images as lose
+            the text, half of which lose both. Source: section 3.2.1 of arXiv:2211.09800, with a share of 10 %.
     """
 
     timesteps: jax.Array
@@ -47,6 +49,7 @@ class Draws(NamedTuple):
     embedding_noise: jax.Array
     keep_image: jax.Array
     keep_text: jax.Array
+    keep_original: jax.Array
 
 
 def step_keys(seed: jax.Array | int, step: jax.Array | int, indices: jax.Array) -> jax.Array:
@@ -97,6 +100,7 @@ def draw_step(
 
     def one(key: jax.Array) -> Draws:
         use = {kind: jax.random.fold_in(key, int(kind)) for kind in _Purpose}
+        place = jax.random.uniform(use[_Purpose.KEEP_TEXT])
         return Draws(
             timesteps=jax.random.randint(use[_Purpose.TIMESTEP], (), 0, train_timesteps),
             noise=jax.random.normal(use[_Purpose.NOISE], latent_shape),
@@ -107,7 +111,8 @@ def draw_step(
             levels=jax.random.randint(use[_Purpose.LEVEL], (), 0, noise_levels),
             embedding_noise=jax.random.normal(use[_Purpose.EMBEDDING], (embedding_width,)),
             keep_image=jax.random.bernoulli(use[_Purpose.KEEP_IMAGE], 1 - embedding_dropout),
-            keep_text=jax.random.bernoulli(use[_Purpose.KEEP_TEXT], 1 - text_dropout),
+            keep_text=place < 1 - text_dropout,
+            keep_original=(place < 1 - 1.5 * text_dropout) | (place >= 1 - 0.5 * text_dropout),
         )
 
     return jax.vmap(one)(keys)

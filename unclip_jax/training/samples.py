@@ -16,6 +16,7 @@ from unclip_jax.pipelines.arguments import UpscaleArguments
 from unclip_jax.pipelines.control import Control, embed_hint
 from unclip_jax.pipelines.defaults import default
 from unclip_jax.pipelines.denoiser import prepare, unet_denoiser
+from unclip_jax.pipelines.instruct_arguments import InstructArguments
 from unclip_jax.sampling.guidance import Guidance
 from unclip_jax.sampling.loop import run_stateful_steps, start
 from unclip_jax.sampling.noise import Branch, draw, image_keys
@@ -52,7 +53,7 @@ def sample_latents(
     Returns:
         (B, h, w, C), scaled.
     """
-    count, guidance = len(encoded["moments"]), Guidance()
+    count, guidance = len(encoded["moments"]), Guidance(image="original_moments" in encoded)
     shape = (*encoded["moments"].shape[1:3], encoded["moments"].shape[3] // 2)
     keys = image_keys(seed, jnp.arange(count))
     empty = jnp.broadcast_to(frozen["empty_context"], encoded["context"].shape)
@@ -69,6 +70,8 @@ def sample_latents(
         channels = jnp.concatenate([encoded["mask"], masked], axis=-1)
     elif "depth_map" in encoded:
         channels = encoded["depth_map"]
+    elif guidance.image:
+        channels = posterior(encoded["original_moments"]).mean
     context = encoded["context"]
     controls = []
     if controlnet is not None:
@@ -78,6 +81,7 @@ def sample_latents(
     rows = {name: jnp.asarray(column) for name, column in solver.grid.items()}
     rows[SCALE] = jnp.ones((solver.calls, count))
     rows["guidance_scale"] = jnp.broadcast_to(guidance_scale, (solver.calls,))
+    rows["image_guidance_scale"] = jnp.full(solver.calls, default(InstructArguments, "image_guidance_scale"))
     carry = start(solver, draw(keys, Branch.LATENTS, shape))
     return run_stateful_steps(denoise, solver, carry, rows, keys).latents
 

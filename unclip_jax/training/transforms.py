@@ -9,7 +9,7 @@ from PIL import Image
 
 from unclip_jax.conditioning.clip_image import Preprocess, preprocess
 from unclip_jax.conditioning.tokenizer import Tokenizer
-from unclip_jax.training.data import Record, load_rgb
+from unclip_jax.training.data import Record, load_rgb, named_image
 from unclip_jax.training.masks import random_mask
 
 Cut = Callable[[np.ndarray], np.ndarray]
@@ -32,6 +32,8 @@ class ExampleLoader:
         depth: Whether there is a "depth_image".
         hint: (record, the example's image, what cuts another image as that was) -> "hint", (H, W, 3) float32 in 0..1;
             None for none.
+        original: The column that names the file of "original", the image before an instruction changed it; None for
+            none.
     """
 
     resolution: int
@@ -43,6 +45,7 @@ class ExampleLoader:
     low_res_factor: int | None = None
     depth: bool = False
     hint: Hint | None = None
+    original: str | None = None
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
         """Loads the example of a record.
@@ -72,6 +75,8 @@ class ExampleLoader:
             row["depth_image"] = to_unit(_resized(image, DEPTH_SIDE))
         if self.hint is not None:
             row["hint"] = self.hint(record, image, cut)
+        if self.original is not None:
+            row["original"] = to_unit(cut(named_image(record, self.original)))
         return row
 
 
