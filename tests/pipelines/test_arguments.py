@@ -15,6 +15,7 @@ from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.pipelines.arguments import StableUnCLIPArguments, UnCLIPArguments
 from unclip_jax.pipelines.checks import check_guidance, check_guidance_scale
 from unclip_jax.pipelines.defaults import default
+from unclip_jax.pipelines.instruct_arguments import InstructArguments
 from unclip_jax.pipelines.unclip import check, check_weights
 from unclip_jax.reference import Reference
 from unclip_jax.sampling import PUBLISHED_UNCLIP_SCHEDULER, make_solver
@@ -137,6 +138,40 @@ def test_guidance_has_a_scale_for_each_call_and_image(steps, batch, value):
     assert scale.shape == (solver.calls, batch)
     assert (np.diff(scale[:, 0]) >= 0).all()
     assert set(scale.ravel()) == set(by_step)
+
+
+@pytest.mark.parametrize(
+    ("scale", "image_scale", "rows", "original"),
+    [
+        (7.5, 1.5, 3, 3),
+        (7.5, 1.0, 3, 3),
+        (7.5, 0.9, 1, 3),  # as in diffusers, where it is below 1
+        (1.0, 1.5, 1, 3),  # or where the other is not above
+        (1.0, 1.0, 1, 1),
+        ([1.0, 2.0, 1.0], 1.5, 3, 3),
+        ([1.0, 2.0, 1.0], 0.9, 1, 3),
+        (7.5, [0.5, 1.0, 1.0], 3, 3),
+        (1.0, [1.5, 1.0, 1.0], 1, 3),
+        ([1.0] * 3, [1.0] * 3, 1, 1),
+    ],
+)
+def test_scales_of_an_image_and_an_instruction_switch_both_off(scale, image_scale, rows, original):
+    solver = make_solver("ddim", PUBLISHED_UNCLIP_SCHEDULER, 3)
+    a = InstructArguments(guidance_scale=scale, image_guidance_scale=image_scale)
+    for expected, of_reference in (
+        (rows, solver),
+        (original, dataclasses.replace(solver, reference=Reference.ORIGINAL)),
+    ):
+        guidance, strengths = check_guidance(a, of_reference, 2)
+        assert guidance.rows == expected
+        assert strengths.keys() == ({"guidance_scale", "image_guidance_scale"} if expected == 3 else set())
+
+
+def test_an_interval_takes_both_scales_to_one():
+    solver = make_solver("ddim", PUBLISHED_UNCLIP_SCHEDULER, 3)
+    _, strengths = check_guidance(InstructArguments(guidance_interval=(0.5, 1.0)), solver, 1)
+    np.testing.assert_array_equal(strengths["guidance_scale"][:, 0], [1, 7.5, 1])
+    np.testing.assert_array_equal(strengths["image_guidance_scale"][:, 0], [1, 1.5, 1])
 
 
 def test_the_table_of_defaults_is_that_of_the_arguments():
