@@ -161,6 +161,7 @@ def add_commands(commands: Any) -> None:
             "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of noise levels, in sigma"
         )
         how.add_argument("--pag-scale", type=float, metavar="G", help="of perturbed-attention guidance")
+        how.add_argument("--deep-cache", type=int, metavar="N", help="run the whole UNet every N steps only; default 1")
         how.add_argument("--scheduler", metavar="S", help="solver; default the checkpoint's own")
         how.add_argument("--eta", type=float, default=0.0, metavar="E", help="0..1, how stochastic DDIM is")
         how.add_argument("--seed", type=int, default=default(command.arguments, "seed"), metavar="K", help="0..2**32-1")
@@ -420,7 +421,13 @@ def _settings(args: argparse.Namespace, images: int | None) -> dict[str, Any]:
         args.noise_level = levels * images if args.command == "variations" and images is not None else levels[0]
     elif levels and images is None:
         raise ValueError("--noise-level has several values; with --from it is one for all, or a column")
-    optional = ["guidance_rescale", "guidance_interval", "pag_scale", *(name.replace("-", "_") for name in OPTIONS)]
+    optional = [
+        "guidance_rescale",
+        "guidance_interval",
+        "pag_scale",
+        "deep_cache",
+        *(name.replace("-", "_") for name in OPTIONS),
+    ]
     # 0 is a value, and not the absence of one.
     given = [name for name in optional if (value := getattr(args, name, None)) is not None and value is not False]
     settings: dict[str, Any] = {"prompt": args.prompts if args.command == "text-to-image" else args.prompt}

@@ -124,7 +124,52 @@ class UNet(UNetEncoder):
         Returns:
             (B, H, W, out_channels), the prediction.
         """
-        x = self._blocks_of(x, emb, text, perturbed, freeu, residuals)[-1]
+        return self.denoise_deeply(x, emb, text, perturbed, freeu, residuals)[0]
+
+    def denoise_deeply(
+        self,
+        x: jax.Array,
+        emb: jax.Array,
+        text: TextKeyValues,
+        perturbed: Sequence[jax.Array | None] | None = None,
+        freeu: FreeU | None = None,
+        residuals: Sequence[jax.Array] | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """As `denoise`, and what `denoise_shallowly` needs to make the next prediction from it.
+
+        Returns:
+            The prediction; and (B, H, W, block_out_channels[0]), what the last layer of the way up reads from below.
+        """
+        outputs, deep = self._blocks_of(x, emb, text, perturbed, freeu, residuals)
+        return self._predict(outputs[-1]), deep
+
+    def denoise_shallowly(
+        self, x: jax.Array, emb: jax.Array, text: TextKeyValues, deep: jax.Array, freeu: FreeU | None = None
+    ) -> jax.Array:
+        """A prediction by the first and the last layer alone, with what an earlier evaluation found below them.
+
+        Features deep in the network change little from step to step. Source: DeepCache, Ma et al. 2023,
+        arXiv:2312.00858, with its first branch.
+
+        Args:
+            x: As of `denoise`, like the others.
+            emb: Of this step.
+            text: From `encode_context`.
+            deep: From `denoise_deeply` of an earlier step.
+            freeu: As of that step.
+
+        Returns:
+            (B, H, W, out_channels).
+        """
+        block, level = self.up_blocks[-1], len(self.up_blocks) - 1
+        skip = self.conv_in(x.astype(self.dtype))
+        if freeu is not None:
+            deep, skip = reweight(deep, skip, level, freeu)
+        own = iter([(text[-1], None)])
+        x = self._layer(block, len(block.resnets) - 1, jnp.concatenate([deep, skip], axis=-1), emb, own)
+        return self._predict(x)
+
+    def _predict(self, x: jax.Array) -> jax.Array:
         return self.conv_out(nnx.silu(self.conv_norm_out(x)))
 
     def features(
@@ -158,7 +203,8 @@ class UNet(UNetEncoder):
         if unknown := [layer for layer in layers if layer not in names]:
             raise ValueError(f"layers has {unknown[0]!r}; accepted: {', '.join(names)}")
         emb, text = self._embed(x, timesteps, context, class_labels)
-        given = dict(zip(names, self._blocks_of(x, emb, text, None, None, None), strict=True))
+        outputs, _ = self._blocks_of(x, emb, text, None, None, None)
+        given = dict(zip(names, outputs, strict=True))
         return {layer: given[layer] for layer in layers}
 
     @property
@@ -175,8 +221,8 @@ class UNet(UNetEncoder):
         perturbed: Sequence[jax.Array | None] | None,
         freeu: FreeU | None,
         residuals: Sequence[jax.Array] | None,
-    ) -> list[jax.Array]:
-        """What each block gives, in the order of `layer_names`."""
+    ) -> tuple[list[jax.Array], jax.Array]:
+        """What each block gives, in the order of `layer_names`; and what the last layer reads from below."""
         texts = iter(zip(text, perturbed or [None] * len(text), strict=True))
         outputs, skips = self._encode(self.conv_in(x.astype(self.dtype)), emb, texts)
         x = outputs[-1]
@@ -186,7 +232,7 @@ class UNet(UNetEncoder):
             skips = [skip + residual.astype(x.dtype) for skip, residual in zip(skips, of_skips, strict=True)]
         for level, block in enumerate(self.up_blocks):
             for index in range(len(block.resnets)):
-                skip = skips.pop()
+                deep, skip = x, skips.pop()
                 if freeu is not None:
                     x, skip = reweight(x, skip, level, freeu)
                 x = self._layer(block, index, jnp.concatenate([x, skip], axis=-1), emb, texts)
@@ -195,7 +241,7 @@ class UNet(UNetEncoder):
                 _, height, width, _ = skips[-1].shape
                 x = upsample_and_convolve(block.resample, x, (height, width))
             outputs.append(x)
-        return outputs
+        return outputs, deep
 
     def __call__(
         self,

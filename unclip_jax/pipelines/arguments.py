@@ -48,6 +48,7 @@ class CommonArguments:
         prompt_embeds: (1 or prompts, T, C) states of the text encoder, instead of `prompt`.
         negative_prompt_embeds: the same, instead of `negative_prompt`.
         step_noise: (network evaluations, B, H/f, W/f, 4) for stochastic solvers. None: by the seed.
+        deep_cache: the whole UNet runs every so many evaluations, its outer layers alone between them. 1: always.
         batch_size: images per compiled call. None: all at once.
         output_type: "pil"; "np", (B, H, W, 3) float32 in 0..1; or "latent".
     """
@@ -65,6 +66,7 @@ class CommonArguments:
     prompt_embeds: ArrayLike | None = None
     negative_prompt_embeds: ArrayLike | None = None
     step_noise: ArrayLike | None = None
+    deep_cache: int = 1
     batch_size: int | None = None
     output_type: OutputType = "pil"
 

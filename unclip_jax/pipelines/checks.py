@@ -13,7 +13,7 @@ from unclip_jax.pipelines.defaults import is_default
 from unclip_jax.pipelines.instruct_arguments import InstructArguments
 from unclip_jax.pipelines.request import Inputs, Request
 from unclip_jax.reference import Reference
-from unclip_jax.sampling.guidance import Guidance, limit_interval
+from unclip_jax.sampling.guidance import Guidance, guidance_by_call, limit_interval
 from unclip_jax.sampling.solvers import Solver, choose_solver
 
 MAX_SEED = 2**32 - 1
@@ -171,7 +171,11 @@ def check_request(
     seeds, indices = check_seed(a.seed, prompts, repeats)
     guidance, strengths = check_guidance(a, solver, batch)
     size = batch if a.batch_size is None else check_integer("batch_size", a.batch_size, 1, MAX_IMAGES)
+    deep_cache = check_integer("deep_cache", a.deep_cache, 1, 1000)
+    if deep_cache > 1 and len(set(guidance_by_call(guidance, strengths, solver.calls))) > 1:
+        raise ValueError(f"deep_cache is {deep_cache}, and guidance is off in some steps; want it in all, or in none")
     return Request(
+        deep_cache=deep_cache,
         solver=solver,
         guidance=guidance,
         strengths=strengths,

@@ -84,7 +84,7 @@ def make_programs(
         noise_low_res=jax.jit(_noise_low_res),
         embed_hint=jit(embed_hint),
         prepare=jit(functools.partial(prepare, unet), static_argnames="guidance"),
-        start=jax.jit(_start, static_argnames="guidance"),
+        start=jax.jit(functools.partial(_start, dtype), static_argnames=("guidance", "cached")),
         run_steps=jit(
             functools.partial(_run_steps, unet, config.image_first),
             static_argnames=("guidance", "tile"),
@@ -145,8 +145,20 @@ def _noise_low_res(
     return noise_low_res(pixels, levels, noise, **noising)
 
 
-def _start(solver: Solver, noise: jax.Array, clean: jax.Array | None, *, guidance: Guidance) -> Carry:
-    return start(solver, noise, clean, guidance_state=guidance_state(guidance, noise))
+def _start(
+    dtype: Any,
+    solver: Solver,
+    noise: jax.Array,
+    clean: jax.Array | None,
+    *,
+    guidance: Guidance,
+    cached: tuple[int, int, int] | None = None,
+) -> Carry:
+    """cached: (h, w, channels) of what the UNet keeps for each row, of `dtype`; None: it keeps nothing."""
+    state = guidance_state(guidance, noise)
+    if cached is not None:
+        state = state, jnp.zeros((guidance.rows * len(noise), *cached), dtype)
+    return start(solver, noise, clean, guidance_state=state)
 
 
 def _run_steps(
@@ -172,7 +184,9 @@ def _run_steps(
         controls: the ControlNets that these steps run, those of `constants`.
         tile: size and overlap in latents, see `unclip_jax.sampling.tiled`; None: no tiles.
     """
-    denoise = unet_denoiser(unet, params, constants, guidance, solver.prediction_type, tile, controls, image_first)
+    denoise = unet_denoiser(
+        unet, params, constants, guidance, solver.prediction_type, tile, controls, image_first, "deep" in rows
+    )
     keys = image_keys(seeds, indices) if solver.stochastic else None
     between = None if constants.known is None else put_back(constants.known)
     return run_stateful_steps(denoise, solver, carry, rows, keys, between, span), span[1] - span[0]

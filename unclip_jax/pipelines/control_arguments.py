@@ -60,6 +60,8 @@ def with_controls(request: Request[Any], a: CommonArguments, opened: Opened) -> 
     nets: Any = a.controlnet if several else [a.controlnet]
     for net in nets:
         _check_net(net, opened)
+    if request.deep_cache > 1:
+        raise ValueError(f"deep_cache is {request.deep_cache}, and controlnet is given; want one of them")
 
     def of_each(name: str, value: Any) -> Sequence[Any]:
         """One value for each ControlNet; a number is for all."""

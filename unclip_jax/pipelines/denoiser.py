@@ -12,6 +12,7 @@ from unclip_jax.pipelines.control import Control, ControlConstants, control_cons
 from unclip_jax.sampling.guidance import Guidance, guidance_rows, guided
 from unclip_jax.sampling.loop import Between, StatefulDenoise
 from unclip_jax.sampling.solvers import Row
+from unclip_jax.sampling.solvers.solver import State
 from unclip_jax.sampling.tiled import tiled
 
 
@@ -91,6 +92,7 @@ def unet_denoiser(
     tile: tuple[int, int] | None = None,
     controls: Sequence[Control] = (),
     image_first: bool = False,
+    cached: bool = False,
 ) -> StatefulDenoise:
     """The guided UNet, as `unclip_jax.sampling.run_stateful_steps` takes it.
 
@@ -98,10 +100,14 @@ def unet_denoiser(
         controls: the ControlNets, those of `constants`; not together with tiles.
         tile: size and overlap in latents, see `unclip_jax.sampling.tiled`; None: the whole image at once.
         image_first: whether the UNet reads the channels of `constants` before the latents.
+        cached: whether the state has, beside guidance's, what was deep in the UNet at the last row that says
+            `deep`; the others use that. Not together with tiles or ControlNets.
     """
     text, classes, channels, _, freeu, of_controls = constants
 
-    def network(x: jax.Array, row: Row, perturbed: jax.Array | None) -> jax.Array:
+    def predict(
+        x: jax.Array, row: Row, perturbed: jax.Array | None, deep: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array | None]:
         # Merged within the loop: a network that recomputes its activations must not come from outside of it.
         model = unet.merge(params)
         # Not outside of the loop, where its shape would be the number of steps, and another number another program.
@@ -115,9 +121,30 @@ def unet_denoiser(
         def run(x: jax.Array, row: Row) -> jax.Array:
             return model.denoise(x, emb, text, layers, freeu, residuals)
 
-        return run(x, row) if tile is None else tiled(run, *tile)(x, row)
+        def whole(deep: jax.Array) -> tuple[jax.Array, jax.Array]:
+            prediction, found = model.denoise_deeply(x, emb, text, layers, freeu)
+            return prediction, found.astype(deep.dtype)
 
-    return guided(network, guidance, prediction_type)
+        def shallow(deep: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return model.denoise_shallowly(x, emb, text, deep, freeu), deep
+
+        if deep is not None:
+            made: tuple[jax.Array, jax.Array] = jax.lax.cond(row["deep"], whole, shallow, deep)
+            return made
+        return run(x, row) if tile is None else tiled(run, *tile)(x, row), None
+
+    def denoise(x: jax.Array, row: Row, state: State) -> tuple[jax.Array, State]:
+        own, deep = state if cached else (state, None)
+
+        def network(x: jax.Array, row: Row, perturbed: jax.Array | None) -> jax.Array:
+            nonlocal deep
+            prediction, deep = predict(x, row, perturbed, deep)
+            return prediction
+
+        out, own = guided(network, guidance, prediction_type)(x, row, own)
+        return out, (own, deep) if cached else own
+
+    return denoise
 
 
 def put_back(known: Known) -> Between:

@@ -13,11 +13,10 @@ from unclip_jax.conditioning.vae_image import Resample, load_init_image, start_p
 from unclip_jax.distributed.mesh import Chunk
 from unclip_jax.pipelines.arguments import InitImageArguments
 from unclip_jax.pipelines.checks import check_array, check_flag, check_size, optional_array
-from unclip_jax.pipelines.parts import Parts, noise_of
+from unclip_jax.pipelines.parts import Parts, noise_of, started
 from unclip_jax.pipelines.request import BY_CALL, Request
 from unclip_jax.sampling.loop import Carry
 from unclip_jax.sampling.noise import Branch
-from unclip_jax.sampling.solvers.solver import without_grid
 
 Loaded = TypeVar("Loaded")
 
@@ -134,6 +133,6 @@ def from_image(parts: Parts, request: Request[Any], init: InitImage, moments: np
     def start(chunk: Chunk) -> Carry:
         latents = sample_latents(parts, request, init, moments, chunk)
         noise = noise_of(parts, init.noise, Branch.LATENTS, request.latent_shape, chunk)
-        return parts.programs.start(without_grid(request.solver), noise, latents, guidance=request.guidance)
+        return started(parts, request, noise, latents)
 
     return start

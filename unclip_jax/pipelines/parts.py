@@ -247,11 +247,20 @@ def noise_of(
     return parts.programs.draw(chunk.seeds, chunk.indices, branch=branch, shape=shape, number=number)
 
 
+def started(parts: Parts, request: Request[Any], noise: jax.Array, clean: jax.Array | None) -> Carry:
+    """A run before its first step, from noise (R, h, w, 4); or from clean latents, to which it is added."""
+    cached: dict[str, Any] = {}
+    if request.deep_cache > 1:
+        cached["cached"] = (*request.latent_shape[:2], parts.config.unet.block_out_channels[0])
+    carry: Carry = parts.programs.start(without_grid(request.solver), noise, clean, guidance=request.guidance, **cached)
+    return carry
+
+
 def from_noise(parts: Parts, request: Request[Any], latents: np.ndarray | None) -> Callable[[Chunk], Carry]:
     """A run that starts from pure noise. latents: (B, h, w, 4), given for it."""
 
     def start(chunk: Chunk) -> Carry:
         noise = noise_of(parts, latents, Branch.LATENTS, request.latent_shape, chunk)
-        return parts.programs.start(without_grid(request.solver), noise, None, guidance=request.guidance)
+        return started(parts, request, noise, None)
 
     return start

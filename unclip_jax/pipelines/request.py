@@ -69,6 +69,7 @@ class Request(Generic[Inputs]):
         prompt_embeds, negative_prompt_embeds: (1 or prompts, T, C), instead of those.
         step_noise: (network evaluations, B, h, w, channels).
         output_type: "pil", "np" or "latent".
+        deep_cache: every how many network evaluations the whole UNet runs.
         tile: size and overlap in latents, where large images are made in tiles.
         kept: what is pasted back, one per input image.
         controls: the ControlNets, where there are any.
@@ -90,6 +91,7 @@ class Request(Generic[Inputs]):
     step_noise: np.ndarray | None = dataclasses.field(metadata=BY_CALL)
     batch_size: int = dataclasses.field(metadata=ADDED)
     output_type: OutputType
+    deep_cache: int = 1
     tile: tuple[int, int] | None = None
     kept: list[Kept] | None = None
     controls: Controls | None = None

@@ -123,6 +123,8 @@ def _scale_of(number: int) -> str:
 def _grid(request: Request[Any], guidance: Guidance, puts_back: bool, chunk: Chunk) -> dict[str, jax.Array]:
     """The rows of all network evaluations on the devices, and more, up to a number that is the same for most runs."""
     columns = {name: np.asarray(column) for name, column in request.solver.grid.items()}
+    if request.deep_cache > 1:
+        columns["deep"] = np.arange(request.solver.calls) % request.deep_cache == 0
     if puts_back:
         # What is known joins the latents at the noise level of the next evaluation, and at the end without noise.
         next_levels = np.append(columns["alpha_cumprod"][1:], np.float32(1))

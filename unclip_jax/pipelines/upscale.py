@@ -61,7 +61,10 @@ def check(config: CheckpointConfig, a: UpscaleArguments) -> Request[Inputs]:
         latents=optional_array("latents", a.latents, (request.batch, *shape)),
         low_res_noise=optional_array("low_res_noise", a.low_res_noise, (request.batch, height, width, 3)),
     )
-    return with_inputs(request, inputs, tile=_check_tile(config, a.tile, max(height, width)))
+    tile = _check_tile(config, a.tile, max(height, width))
+    if tile is not None and request.deep_cache > 1:
+        raise ValueError(f"deep_cache is {request.deep_cache}, and the image is made in tiles; want one of them")
+    return with_inputs(request, inputs, tile=tile)
 
 
 def conditions(parts: Parts, request: Request[Inputs]) -> Conditions:
