@@ -69,9 +69,7 @@ class StreamState:
             raise ValueError(f"decoder is {decoder!r}; accepted: {', '.join(map(repr, get_args(PreviewDecoder)))}")
         if decoder == "tiny":
             if self.tiny is None:
-                raise ValueError(
-                    "decoder is 'tiny', but the pipeline has no tiny_vae; set it to unclip_jax.TinyVAE.from_pretrained()"
-                )
+                raise ValueError("decoder is 'tiny', but the pipeline has no tiny_vae; give it an unclip_jax.TinyVAE")
             return [Image.fromarray(a) for a in to_uint8(self.tiny(self.x0), "round")]
         rgb = np.clip(self.x0[..., : len(LATENT_RGB)] @ LATENT_RGB[: self.x0.shape[-1]] + 0.5, 0.0, 1.0)
         return [Image.fromarray(a) for a in to_uint8(rgb, "round")]
