@@ -445,7 +445,8 @@ def _tiny_vae(c: _Config) -> AutoencoderTinyConfig:
         in_channels=channels_in,
         latent_channels=c.integer("latent_channels", 4),
         **{
-            key: c.sequence(key, (64,) * 4, int) for key in ("encoder_block_out_channels", "decoder_block_out_channels")
+            key: tuple(c.size(key, width) for width in c.sequence(key, (64,) * 4, int))
+            for key in ("encoder_block_out_channels", "decoder_block_out_channels")
         },
         num_encoder_blocks=c.sequence("num_encoder_blocks", (1, 3, 3, 3), int),
         num_decoder_blocks=c.sequence("num_decoder_blocks", (3, 3, 3, 1), int),
