@@ -158,6 +158,20 @@ def test_the_vae_of_a_checkpoint(source, written, tmp_path):
         assert_parameters(opened)
 
 
+@pytest.mark.parametrize("place", ["", "/taesd_decoder.safetensors"])
+def test_from_the_hub(place, written, hub_server):
+    """From a repository with both layouts, as that of TAESD: the folder, or one half with the other."""
+    files = {path.name: path.read_bytes() for path in (written / "model").iterdir()}
+    for half in ("encoder", "decoder"):
+        files[f"taesd_{half}.safetensors"] = (written / f"taesd_{half}.safetensors").read_bytes()
+    hub_server.repos["madebyollin/taesd"] = {"main": files}
+    with open_checkpoint(written / "base", vae=f"madebyollin/taesd{place}") as opened:
+        assert opened.config.vae == SMALL
+        assert_parameters(opened)
+    with open_tiny_vae(f"madebyollin/taesd{place}") as opened:
+        assert_same(opened)
+
+
 def test_an_autoencoder_in_the_place_of_a_tiny_one(written, tmp_path):
     with open_checkpoint(written / "base", vae=written / "model") as opened:
         directory.save(opened, tmp_path / "tiny")
