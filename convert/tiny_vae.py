@@ -161,7 +161,8 @@ def _shown(tensors: Mapping[str, TensorInfo], where: str) -> AutoencoderTinyConf
     try:
         return architecture.from_tensors(tensors, where)
     except CheckpointError as error:
-        if kind := kind_of(tensors):
+        own = any(re.fullmatch(dialect.sign, name) for dialect in DIALECTS.values() for name in tensors)
+        if not own and (kind := kind_of(tensors)):
             raise CheckpointError(f"{where}: {kind}") from error
         raise
 

@@ -223,6 +223,27 @@ def test_what_is_something_else_is_named(written, tmp_path):
         save_original(checkpoint(SCALED), tmp_path / "y.safetensors")
 
 
+def test_sources_without_one_are_named(written, tmp_path):
+    with open_checkpoint(written / "base") as opened:
+        save_diffusers(opened, tmp_path / "pipeline")
+    (tmp_path / "empty").mkdir()
+    save_file({"encoder.0.weight": np.zeros((2, 3, 3, 3), np.float32)}, tmp_path / "one.safetensors")
+    for path, words in (
+        ("pipeline", "vae is .*AutoencoderKL.*; want an AutoencoderTiny"),
+        ("pipeline/vae", "is a VAE on its own"),
+        (f"pipeline/vae/{WEIGHTS}", "is a VAE on its own"),
+        (f"pipeline/unet/{WEIGHTS}", "is a UNet on its own"),
+        ("empty", "want the config.json of diffusers' AutoencoderTiny"),
+        ("one.safetensors", "its encoder has 1 convolutions; want two"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            open_tiny_vae(tmp_path / path)
+    with pytest.raises(ValueError, match="no weights of variant 'fp16'"):
+        open_tiny_vae(written / "model", variant="fp16")
+    with pytest.raises(ValueError, match="is one file: only diffusers folders have variants"):
+        open_tiny_vae(tmp_path / "one.safetensors", variant="fp16")
+
+
 def test_weights_of_the_other_kind_are_refused(written, tmp_path):
     """A folder whose description and weights are of different autoencoders."""
     with open_checkpoint(written / "base", vae=written / "model") as opened:

@@ -261,7 +261,7 @@ def _choose_at(path: str, names: Collection[str], repo_id: str, variant: str | N
 
 
 def _beside(file: str, names: Collection[str]) -> list[str]:
-    """What is beside a single file: a yaml or JSON of its name, a part's config.json; an index's shards; another half."""
+    """What goes with a single file: yaml or JSON of its name, a part's config.json, an index's shards, another half."""
     folder, slash, name = file.rpartition("/")
     beside = [f"{file.rpartition('.')[0]}.yaml", f"{file}.yaml", f"{file}.config.json", f"{folder}{slash}config.json"]
     if index := re.fullmatch(r"(.*)\.(safetensors|bin|msgpack)\.index(\..*)?\.json", name):
