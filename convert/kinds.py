@@ -83,7 +83,7 @@ CLASSES = {
     CHECKER: r"StableDiffusionSafetyChecker",
     DEPTH: r"DPT.*|dpt",
     "a UNet on its own": r"(Flax)?UNet2DConditionModel",
-    "a VAE on its own": r"(Flax)?AutoencoderKL",
+    "a VAE on its own": r"(Flax)?AutoencoderKL|AutoencoderTiny",
     "a text encoder on its own": r"CLIPTextModel.*|clip_text_model",
     "an image encoder on its own": r"CLIPVisionModel.*|clip_vision_model",
 }

@@ -5,6 +5,7 @@ the prefix of its tensors, and a dialect. Two layouts are written, `convert.rule
 `locate` finds the places in what other programs wrote. The tensors of folders are called "folder/name" here.
 """
 
+import dataclasses
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
@@ -14,12 +15,12 @@ import numpy as np
 
 from convert.engine import Dialect, Table, Unused
 from convert.readers import CheckpointError
-from convert.rules import clip, controlnet, depth, unet, vae
+from convert.rules import clip, controlnet, depth, tiny_vae, unet, vae
 from convert.rules.flax import with_flax
 from convert.tensor_file import quoted
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import abstract_params
-from unclip_jax.models.configs import ControlNetConfig, UNetConfig, VisionConfig
+from unclip_jax.models.configs import AutoencoderTinyConfig, ControlNetConfig, UNetConfig, VAEConfig, VisionConfig
 
 
 def _statistics(t: Table, prefix: str, width: int) -> None:
@@ -27,10 +28,31 @@ def _statistics(t: Table, prefix: str, width: int) -> None:
         t.tensor(f"image_normalizer.{name}", f"{prefix}{name}", "row")
 
 
+_AUTOENCODERS = {VAEConfig: "AutoencoderKL", AutoencoderTinyConfig: "AutoencoderTiny"}
+
+
+def _of(kind: type, dialects: Mapping[str, Dialect]) -> dict[str, Dialect]:
+    """The dialects of one kind of autoencoder, which refuse to be read as those of the other."""
+
+    def checked(dialect: Dialect) -> Dialect:
+        def table(t: Table, prefix: str, config: Any) -> None:
+            if not isinstance(config, kind):
+                held, wanted = _AUTOENCODERS[kind], _AUTOENCODERS[type(config)]
+                raise CheckpointError(f"vae: the weights are an {held}'s; want those of an {wanted}")
+            dialect.table(t, prefix, config)
+
+        return dataclasses.replace(dialect, table=table)
+
+    return {name: checked(dialect) for name, dialect in dialects.items()}
+
+
 # The parts that files hold, and the dialects of each; the first of them is the original's, where it has one.
 PARTS: dict[str, dict[str, Dialect]] = {
     "unet": with_flax(unet.DIALECTS, "diffusers"),
-    "vae": with_flax(vae.DIALECTS, "diffusers"),
+    "vae": {
+        **_of(VAEConfig, with_flax(vae.DIALECTS, "diffusers")),
+        **_of(AutoencoderTinyConfig, tiny_vae.DIALECTS),
+    },
     "text_encoder": with_flax(clip.TEXT_DIALECTS, "transformers"),
     "image_encoder": with_flax(clip.VISION_DIALECTS, "transformers"),
     "image_normalizer": {"diffusers": Dialect(_statistics, r"mean|std")},

@@ -12,10 +12,11 @@ from convert.folder_weights import weights_file
 from convert.kinds import kind_of
 from convert.readers import CheckpointError, open_tensors
 from convert.rules import diffusers as diffusers_names
+from convert.tiny_vae import is_tiny_vae, open_tiny_vae
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter, family_config
-from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.config import CheckpointConfig, TinyVAECheckpointConfig
 from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_directory
-from unclip_jax.checkpoints.networks import NETWORKS, abstract_network
+from unclip_jax.checkpoints.networks import abstract_network, class_of
 
 Part = Literal["unet", "vae"]
 
@@ -28,7 +29,7 @@ def with_part(checkpoint: Checkpoint, part: Part, path: Path, *, variant: str | 
         part: Which network to replace.
         path: A folder of diffusers' model or pipeline, a converted directory, or a file with the part's tensors, alone
             or among a checkpoint's, in any dialect. A file without a description must have the architecture of the
-            checkpoint's own.
+            checkpoint's own. A VAE may be a tiny autoencoder, see `convert.tiny_vae.open_tiny_vae`.
         variant: Of a diffusers folder's weights, such as "fp16".
 
     Returns:
@@ -39,9 +40,10 @@ def with_part(checkpoint: Checkpoint, part: Part, path: Path, *, variant: str | 
     """
     config = family_config(checkpoint)
     with contextlib.ExitStack() as stack:
-        if path.is_dir() and is_directory_checkpoint(path):
-            other = stack.enter_context(open_directory(path))
-            settings = getattr(family_config(other), part)
+        other = _opened(stack, part, path, variant)
+        if other is not None:
+            tiny = part == "vae" and isinstance(other.config, TinyVAECheckpointConfig)
+            settings = getattr(other.config if tiny else family_config(other), part)
             params = {name: p for name, p in other.params.items() if name.startswith(f"{part}.")}
         else:
             settings, file = _described(part, path, config, variant)
@@ -55,6 +57,16 @@ def with_part(checkpoint: Checkpoint, part: Part, path: Path, *, variant: str | 
             files=(*checkpoint.files, path),
             resources=stack.pop_all(),
         )
+
+
+def _opened(stack: contextlib.ExitStack, part: Part, path: Path, variant: str | None) -> Checkpoint | None:
+    """A checkpoint that has the part, where it opens by itself; None for a part's own folder or file."""
+    if path.is_dir() and is_directory_checkpoint(path):
+        return stack.enter_context(open_directory(path))
+    own = path / part if (path / "model_index.json").is_file() else path
+    if part == "vae" and own.exists() and is_tiny_vae(own):
+        return stack.enter_context(open_tiny_vae(path, variant=variant))
+    return None
 
 
 def _described(part: Part, path: Path, config: CheckpointConfig, variant: str | None) -> tuple[Any, Path]:
@@ -73,7 +85,7 @@ def _read(stack: contextlib.ExitStack, part: Part, settings: Any, path: Path) ->
     given = {f"{part}/{name}": name for name in own or file.tensors}
     places, names = layouts.locate(given, {part: diffusers_names.PLACES[part]})
     tensors = {name: file.tensors[given[full]] for name, full in names.items()}
-    specs = abstract_network(NETWORKS[part], settings).params
+    specs = abstract_network(class_of(part, settings), settings).params
     params = {f"{part}.{name}": spec for name, spec in specs.items()}
     place = places[part]
     dialect = layouts.PARTS[part][place.dialect]

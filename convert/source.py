@@ -23,6 +23,7 @@ from convert.prior import check_prior, is_prior
 from convert.readers import CheckpointError, TensorFile, TensorInfo, open_tensors
 from convert.rules import diffusers, ldm
 from convert.statistics import embedding_statistics, published_statistics
+from convert.tiny_vae import check_tiny_vae, is_tiny_vae
 from convert.tokenizer import open_tokenizer
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
 from unclip_jax.checkpoints.config import CheckpointConfig, predicting
@@ -107,8 +108,8 @@ def check_source(
 ) -> engine.Report:
     """Proves a file or diffusers folder complete from names, shapes and dtypes; reads no tensor data.
 
-    Takes the options of `open_original`, `open_diffusers`, `convert.prior.check_prior` and
-    `convert.controlnet.check_controlnet`, and raises their errors.
+    Takes the options of `open_original`, `open_diffusers`, `convert.prior.check_prior`,
+    `convert.controlnet.check_controlnet` and `convert.tiny_vae.check_tiny_vae`, and raises their errors.
 
     Returns:
         The findings.
@@ -118,6 +119,8 @@ def check_source(
         return check_prior(path, variant=variant, **{name: Path(p) for name, p in given.items() if p is not None})
     if is_controlnet(path):
         return check_controlnet(path, config=None if config is None else Path(config), variant=variant)
+    if is_tiny_vae(path):
+        return check_tiny_vae(path, variant=variant)
     with contextlib.ExitStack() as stack:
         if path.is_dir():
             return _plan_diffusers(stack, path, variant, without).report

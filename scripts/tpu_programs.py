@@ -17,6 +17,7 @@ from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import Network, abstract_network, abstract_networks
 from unclip_jax.distributed.mesh import batch_sharding, data_size, replicated
 from unclip_jax.models import platform
+from unclip_jax.models.configs import VAEConfig
 from unclip_jax.models.unet import UNet
 from unclip_jax.pipelines.compiled import make_programs
 from unclip_jax.pipelines.lowering import around_the_loop, parameters, shaped, the_loop
@@ -77,6 +78,7 @@ class Case:
 def shallow(config: CheckpointConfig, levels: int) -> CheckpointConfig:
     """Networks with as many levels and layers, in their real widths: the UNet's first levels, the VAE's last."""
     unet, vae, estimator = config.unet, config.vae, config.depth_estimator
+    assert isinstance(vae, VAEConfig)
     per_level = ("block_out_channels", "attention_levels", "num_heads", "only_cross_attention")
     few: dict[str, Any] = {name: getattr(unet, name)[:levels] for name in per_level}
     towers = {

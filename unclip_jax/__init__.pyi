@@ -34,6 +34,7 @@ from .pipelines.plan import plan as plan
 from .pipelines.prior import TextToEmbeddingPrior as TextToEmbeddingPrior
 from .pipelines.stable_unclip import StableUnCLIPPipeline as StableUnCLIPPipeline
 from .pipelines.text_to_image import TextToImagePipeline as TextToImagePipeline
+from .pipelines.tiny_vae import TinyVAE as TinyVAE
 from .pipelines.unclip import UnCLIPPipeline as UnCLIPPipeline
 from .pipelines.upscale import UpscalePipeline as UpscalePipeline
 from .reference import Reference as Reference

@@ -60,8 +60,8 @@ def parser() -> argparse.ArgumentParser:
         "train",
         help="train or fine-tune a network",
         description="Trains by the settings in a YAML file: a UNet, an adapter (LoRA), a textual inversion embedding, "
-        "an autoencoder or a CLIP model. An interrupted run resumes where it stopped. docs/training.md has the "
-        "settings.",
+        "an autoencoder, a tiny one or a CLIP model. An interrupted run resumes where it stopped. docs/training.md has "
+        "the settings.",
     )
     t.add_argument("config", type=Path, metavar="CONFIG", help="the settings, a YAML file")
     t.add_argument(

@@ -16,7 +16,15 @@ from convert.readers import CheckpointError
 from unclip_jax.checkpoints.config import ESTIMATES, OF_TWO_LATENTS, CheckpointConfig, ClipConfig, EstimatorConfig, Task
 from unclip_jax.checkpoints.repairs import repaired_unet, repaired_vae
 from unclip_jax.checkpoints.strict_json import read_object
-from unclip_jax.models.configs import DepthConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
+from unclip_jax.models.configs import (
+    AnyVAEConfig,
+    AutoencoderTinyConfig,
+    DepthConfig,
+    TextConfig,
+    UNetConfig,
+    VAEConfig,
+    VisionConfig,
+)
 from unclip_jax.models.depth import PATCH
 from unclip_jax.reference import Reference
 from unclip_jax.sampling.schedule import NoiseSchedule
@@ -38,6 +46,7 @@ COMPONENTS = {
     "depth_estimator": ("transformers", "DPTForDepthEstimation"),
 }
 NETWORKS = ("unet", "vae", "text_encoder", "image_encoder")
+TINY_VAE = "AutoencoderTiny"
 _BASE = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _UNCLIP = ("image_normalizer", "image_noising_scheduler")
 _ENCODER = ("image_encoder", "feature_extractor")
@@ -151,9 +160,10 @@ def from_folder(folder: Path) -> CheckpointConfig:
         if not isinstance(entry, list) or len(entry) != 2 or None in entry:
             raise CheckpointError(f"model_index.json: {component} is {entry!r:.80}; {pipeline} needs it")
         # diffusers would import what is named here; here another network than ours is only worth a refusal.
-        if component in NETWORKS and torch_class(entry[1]) != COMPONENTS[component][1]:
+        accepted = (COMPONENTS[component][1], *([TINY_VAE] if component == "vae" else []))
+        if component in NETWORKS and torch_class(entry[1]) not in accepted:
             raise CheckpointError(
-                f"model_index.json: {component} is a {entry[1]!r:.80}; accepted: {COMPONENTS[component][1]}"
+                f"model_index.json: {component} is a {entry[1]!r:.80}; accepted: {', '.join(accepted)}"
             )
     for component, entry in index.items():
         names = entry if isinstance(entry, list) else ()
@@ -237,7 +247,7 @@ def read_unet(folder: Path) -> UNetConfig:
     return _unet(_Config(folder / "config.json"))
 
 
-def read_vae(folder: Path) -> VAEConfig:
+def read_vae(folder: Path) -> AnyVAEConfig:
     """The architecture in a VAE's own folder. Raises as `from_folder` does."""
     return _vae(_Config(folder / "config.json"))
 
@@ -412,7 +422,9 @@ def _encoder(c: _Config) -> dict[str, Any]:
     }
 
 
-def _vae(c: _Config) -> VAEConfig:
+def _vae(c: _Config) -> AnyVAEConfig:
+    if torch_class(c.data.get("_class_name")) == TINY_VAE:
+        return _tiny_vae(c)
     channels = c.sequence("block_out_channels", (64,), int)
     c.expect(
         {
@@ -439,6 +451,34 @@ def _vae(c: _Config) -> VAEConfig:
         layers_per_block=c.integer("layers_per_block", 1),
         norm_groups=c.integer("norm_num_groups", 32),
         scaling_factor=c.number("scaling_factor", 0.18215),
+    )
+
+
+def _tiny_vae(c: _Config) -> AutoencoderTinyConfig:
+    channels_in = c.integer("in_channels", 3)
+    c.expect(
+        {
+            "_class_name": (TINY_VAE,),
+            "act_fn": ("relu",),
+            "out_channels": (channels_in,),
+            "shift_factor": (0.0, 0),
+            "upsample_fn": ("nearest",),
+            "upsampling_scaling_factor": (2,),
+        }
+    )
+    return c.build(
+        AutoencoderTinyConfig,
+        in_channels=channels_in,
+        latent_channels=c.integer("latent_channels", 4),
+        **{
+            key: tuple(c.size(key, width) for width in c.sequence(key, (64,) * 4, int))
+            for key in ("encoder_block_out_channels", "decoder_block_out_channels")
+        },
+        num_encoder_blocks=c.sequence("num_encoder_blocks", (1, 3, 3, 3), int),
+        num_decoder_blocks=c.sequence("num_decoder_blocks", (3, 3, 3, 1), int),
+        scaling_factor=c.number("scaling_factor", 1.0),
+        latent_magnitude=c.number("latent_magnitude", 3.0),
+        latent_shift=c.number("latent_shift", 0.5),
     )
 
 

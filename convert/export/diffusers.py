@@ -10,11 +10,12 @@ from convert.engine import export_tensors
 from convert.export.controlnet import save_diffusers_controlnet
 from convert.export.diffusers_configs import diffusers_configs
 from convert.export.prior import save_diffusers_prior
+from convert.export.tiny_vae import save_diffusers_tiny_vae
 from convert.export.tokenizer import tokenizer_files
 from convert.rules import diffusers
 from unclip_jax.checkpoints.atomic import atomic_directory
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter, family_config
-from unclip_jax.checkpoints.config import ControlNetCheckpointConfig, PriorCheckpointConfig
+from unclip_jax.checkpoints.config import ControlNetCheckpointConfig, PriorCheckpointConfig, TinyVAECheckpointConfig
 from unclip_jax.checkpoints.stream import Progress, write_safetensors
 
 # Components that are transformers models name their weights otherwise than diffusers does.
@@ -32,7 +33,8 @@ def save_diffusers(
 
     Names are those of the older, prefixed dialect, which every release of transformers and diffusers reads. A prior
     becomes a folder of its four parts, see `convert.export.prior.save_diffusers_prior`; a ControlNet the folder of one
-    model, see `convert.export.controlnet.save_diffusers_controlnet`. Needs memory for one tensor at a time.
+    model, see `convert.export.controlnet.save_diffusers_controlnet`, and a tiny autoencoder likewise. Needs memory for
+    one tensor at a time.
 
     Args:
         checkpoint: The open checkpoint.
@@ -50,6 +52,8 @@ def save_diffusers(
         return save_diffusers_prior(checkpoint, Path(destination), dtype=dtype, progress=progress)
     if isinstance(checkpoint.config, ControlNetCheckpointConfig):
         return save_diffusers_controlnet(checkpoint, Path(destination), dtype=dtype, progress=progress)
+    if isinstance(checkpoint.config, TinyVAECheckpointConfig):
+        return save_diffusers_tiny_vae(checkpoint, Path(destination), dtype=dtype, progress=progress)
     destination, config = Path(destination), family_config(checkpoint)
     components: dict[str, dict[str, Parameter]] = defaultdict(dict)
     rules = diffusers.table(config, checkpoint.params).rules

@@ -2,9 +2,23 @@
 
 from typing import Any
 
-from convert.architecture.diffusers import CLIP_NORMALISATION, COMPONENTS, ESTIMATOR, PIPELINES, PRIOR_PIPELINE
+from convert.architecture.diffusers import (
+    CLIP_NORMALISATION,
+    COMPONENTS,
+    ESTIMATOR,
+    PIPELINES,
+    PRIOR_PIPELINE,
+    TINY_VAE,
+)
 from unclip_jax.checkpoints.config import CheckpointConfig
-from unclip_jax.models.configs import DepthConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
+from unclip_jax.models.configs import (
+    AnyVAEConfig,
+    AutoencoderTinyConfig,
+    DepthConfig,
+    TextConfig,
+    UNetConfig,
+    VisionConfig,
+)
 from unclip_jax.models.depth import PATCH
 from unclip_jax.sampling.schedule import NoiseSchedule
 from unclip_jax.sampling.solvers import scheduler_name
@@ -27,6 +41,8 @@ def diffusers_configs(config: CheckpointConfig, dtype: str) -> dict[str, dict[st
     index = {name: list(COMPONENTS[name]) for name in names}
     if config.task == "depth-to-image":
         index["feature_extractor"] = ["transformers", "DPTImageProcessor"]
+    if isinstance(config.vae, AutoencoderTinyConfig):
+        index["vae"] = ["diffusers", TINY_VAE]
     index["scheduler"] = ["diffusers", config.scheduler_config["_class_name"]]
     files: dict[str, dict[str, Any]] = {
         "model_index.json": {"_class_name": pipeline, "_diffusers_version": VERSION, **index, **_estimator(config)},
@@ -109,7 +125,32 @@ def _encoder(config: UNetConfig) -> dict[str, Any]:
     }
 
 
-def _vae(config: VAEConfig, latent_size: int) -> dict[str, Any]:
+def tiny_vae_json(config: AutoencoderTinyConfig) -> dict[str, Any]:
+    """diffusers' config.json for a tiny autoencoder."""
+    return {
+        "_class_name": TINY_VAE,
+        "_diffusers_version": VERSION,
+        "act_fn": "relu",
+        "block_out_channels": list(config.block_out_channels),
+        "decoder_block_out_channels": list(config.decoder_block_out_channels),
+        "encoder_block_out_channels": list(config.encoder_block_out_channels),
+        "in_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
+        "latent_magnitude": config.latent_magnitude,
+        "latent_shift": config.latent_shift,
+        "num_decoder_blocks": list(config.num_decoder_blocks),
+        "num_encoder_blocks": list(config.num_encoder_blocks),
+        "out_channels": config.in_channels,
+        "scaling_factor": config.scaling_factor,
+        "shift_factor": 0.0,
+        "upsample_fn": "nearest",
+        "upsampling_scaling_factor": 2,
+    }
+
+
+def _vae(config: AnyVAEConfig, latent_size: int) -> dict[str, Any]:
+    if isinstance(config, AutoencoderTinyConfig):
+        return tiny_vae_json(config)
     levels = len(config.block_out_channels)
     return {
         "_class_name": "AutoencoderKL",

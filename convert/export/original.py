@@ -12,12 +12,19 @@ from convert.engine import export_tensors
 from convert.export.controlnet import save_original_controlnet
 from convert.export.original_yaml import original_yaml
 from convert.export.prior import save_karlo_prior
+from convert.export.tiny_vae import save_original_tiny_vae
 from convert.rules import ldm
 from convert.statistics import STATISTICS
 from unclip_jax.checkpoints.atomic import atomic_files
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
-from unclip_jax.checkpoints.config import CheckpointConfig, ControlNetCheckpointConfig, PriorCheckpointConfig
+from unclip_jax.checkpoints.config import (
+    CheckpointConfig,
+    ControlNetCheckpointConfig,
+    PriorCheckpointConfig,
+    TinyVAECheckpointConfig,
+)
 from unclip_jax.checkpoints.stream import Progress, write_safetensors
+from unclip_jax.models.configs import AutoencoderTinyConfig
 
 
 def save_original(
@@ -33,7 +40,8 @@ def save_original(
     published one, `<destination>.stats.npz` for embedding statistics other than 0 and 1. Tensors that no network reads
     (schedule buffers, the text tower's last block) are left out: the original code makes its own. A prior is written as
     Karlo's, see `convert.export.prior.save_karlo_prior`; a ControlNet as cldm's, see
-    `convert.export.controlnet.save_original_controlnet`. Needs memory for one tensor at a time.
+    `convert.export.controlnet.save_original_controlnet`; a tiny autoencoder as TAESD's two files, see
+    `convert.export.tiny_vae.save_original_tiny_vae`. Needs memory for one tensor at a time.
 
     Args:
         checkpoint: The open checkpoint.
@@ -46,7 +54,7 @@ def save_original(
 
     Raises:
         FileExistsError: A file of one of the names exists.
-        ValueError: The name lacks the suffix `.safetensors`.
+        ValueError: The name lacks the suffix `.safetensors`, or the layout does not have what the checkpoint has.
     """
     destination = Path(destination)
     if destination.suffix != ".safetensors":
@@ -55,7 +63,11 @@ def save_original(
         return save_karlo_prior(checkpoint, destination, dtype=dtype, progress=progress)
     if isinstance(checkpoint.config, ControlNetCheckpointConfig):
         return save_original_controlnet(checkpoint, destination, dtype=dtype, progress=progress)
+    if isinstance(checkpoint.config, TinyVAECheckpointConfig):
+        return save_original_tiny_vae(checkpoint, destination, dtype=dtype, progress=progress)
     config = family_config(checkpoint)
+    if isinstance(config.vae, AutoencoderTinyConfig):
+        raise ValueError(f"{checkpoint.source}: its VAE is an AutoencoderTiny; the original's layout has none")
     params = {name: p for name, p in checkpoint.params.items() if name not in STATISTICS}
     tensors = export_tensors(ldm.table(config, params).rules, params)
     mean, std = (checkpoint.params[name].read() if name in checkpoint.params else None for name in STATISTICS)

@@ -5,7 +5,7 @@ from typing import Any
 
 from convert.architecture.presets import COSINE
 from unclip_jax.checkpoints.config import CheckpointConfig, Task
-from unclip_jax.models.configs import DepthConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
+from unclip_jax.models.configs import AnyVAEConfig, DepthConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
 
 ENCODERS = "ldm.modules.encoders.modules"
 MODELS: dict[Task, str] = {
@@ -100,7 +100,8 @@ def _unet(config: UNetConfig) -> dict[str, Any]:
     return settings
 
 
-def _vae(config: VAEConfig) -> dict[str, Any]:
+def _vae(config: AnyVAEConfig) -> dict[str, Any]:
+    assert isinstance(config, VAEConfig)  # `save_original` refuses tiny ones
     channels = config.block_out_channels
     if any(c % channels[0] for c in channels) or config.norm_groups != 32:
         raise ValueError(

@@ -10,6 +10,7 @@ from convert import layouts
 from convert.engine import Table, Unused
 from convert.layouts import Place, Places
 from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.models.configs import AutoencoderTinyConfig
 
 PLACES: Places = {
     "unet": Place("unet/", "diffusers"),
@@ -32,9 +33,15 @@ def canonical(name: str) -> str:
 
 def table(config: CheckpointConfig, params: Mapping[str, Any]) -> Table:
     """The rules for one architecture; `params` as `unclip_jax.checkpoints.networks.abstract_params` gives them."""
-    return layouts.table(config, params, PLACES)
+    return layouts.table(config, params, places_of(config))
+
+
+def places_of(config: CheckpointConfig) -> Places:
+    """The places of a folder's parts, whose VAE may be a tiny autoencoder."""
+    tiny = isinstance(config.vae, AutoencoderTinyConfig)
+    return {**PLACES, "vae": Place("vae/", "tiny")} if tiny else PLACES
 
 
 def unused(config: CheckpointConfig) -> list[Unused]:
     """What a diffusers folder may hold that no network reads."""
-    return layouts.unused(config, PLACES)
+    return layouts.unused(config, places_of(config))

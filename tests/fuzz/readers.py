@@ -11,6 +11,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from convert.adapters import read_lora, read_textual_inversion
+from convert.architecture import tiny_vae
 from convert.architecture.controlnet import from_config
 from convert.architecture.diffusers import from_folder
 from convert.architecture.original import from_yaml
@@ -136,6 +137,11 @@ def _controlnet(folder: Path, content: bytes) -> None:
     from_config(folder / "config.json")
 
 
+def _tiny_vae(folder: Path, content: bytes) -> None:
+    (folder / "config.json").write_bytes(content)
+    tiny_vae.from_config(folder / "config.json")
+
+
 def _recipe(folder: Path, content: bytes) -> None:
     (folder / "a.png").write_bytes(content)
     read_recipe(folder / "a.png")
@@ -180,6 +186,7 @@ READERS: dict[str, Callable[[Path, bytes], None]] = {
     "karlo.yaml": _karlo,
     **{name.replace("/", "-"): _prior(name) for name in PRIOR},
     "controlnet-config.json": _controlnet,
+    "tiny-vae-config.json": _tiny_vae,
     "recipe.png": _recipe,
     "lora.safetensors": _lora,
     "lora.pt": _lora,

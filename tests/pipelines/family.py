@@ -21,6 +21,7 @@ import unclip_jax
 from tests.models.comparisons import TINY_DEPTH, depth_reference
 from tests.references import disturbed, write_tokenizer
 from unclip_jax.distributed.mesh import local_mesh
+from unclip_jax.models.configs import AutoencoderTinyConfig
 from unclip_jax.sampling.solvers import PUBLISHED_UNCLIP_SCHEDULER, first_step, make_solver
 
 KARRAS, EXPONENTIAL, BETA = ({f"use_{name}_sigmas": True} for name in ("karras", "exponential", "beta"))
@@ -202,8 +203,8 @@ def compare(kind, theirs, ours, scheduler, steps, *, guidance_scale=5.0, repeats
         changes = {"clip_sample": False, "thresholding": False, **changes}  # ours never limits x0 then
         theirs.scheduler = getattr(diffusers, class_name).from_config(dict(ours.config.scheduler_config), **changes)
     reference = theirs.scheduler
-    draws = [noise for noise, weight in zip(step_noise, solver.grid.get("noise", ()), strict=False) if weight]
-    steps_of_theirs = itertools.chain(draws, itertools.repeat(np.zeros(shape, np.float32)))
+    drawn = [noise for noise, weight in zip(step_noise, solver.grid.get("noise", ()), strict=False) if weight]
+    steps_of_theirs = itertools.chain(drawn, itertools.repeat(np.zeros(shape, np.float32)))
     # What each module draws, in order.
     queues = {
         reference.__class__.__module__: map(torch_order, steps_of_theirs),
@@ -223,7 +224,8 @@ def compare(kind, theirs, ours, scheduler, steps, *, guidance_scale=5.0, repeats
         wanted = theirs(**common, **sized, **start_strength, **latents).images
 
     noise = {"noise" if kind.begins else "latents": start}
-    if "image" in given and kind.channels not in (7, 8):
+    draws = not isinstance(ours.config.vae, AutoencoderTinyConfig)  # of whose latents nothing is drawn
+    if "image" in given and kind.channels not in (7, 8) and draws:
         one = encoding[1] if kind.channels == 9 and not kind.begins else encoding[0]
         noise["posterior_noise"] = encoding if kind.channels == 9 and kind.begins else one
     if kind.channels == 7:

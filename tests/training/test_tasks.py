@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 import unclip_jax
 from convert.export.diffusers import save_diffusers
 from tests import small_models
+from unclip_jax.checkpoints import directory
 from unclip_jax.checkpoints.config import ControlNetCheckpointConfig
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.distributed.mesh import local_mesh
@@ -26,6 +27,7 @@ from unclip_jax.training.diffusion_trainer import DiffusionTrainer
 from unclip_jax.training.settings import DataSettings, SampleSettings, TrainSettings, read_settings
 from unclip_jax.training.setup import examples_of, training_records
 from unclip_jax.training.tasks import run_training
+from unclip_jax.training.tiny_vae import fitting_config as fitting_tiny_vae
 
 
 @pytest.fixture(scope="module")
@@ -361,6 +363,31 @@ def test_an_autoencoder_learns_and_nothing_else_changes(autoencoded, small_model
 
 
 @pytest.mark.e2e
+def test_a_tiny_autoencoder_learns_the_latents_and_their_images(make, small_model, pictures):
+    changes = (
+        "tiny_vae.width=16",
+        "tiny_vae.blocks=1",
+        f"data.validation_folder={pictures}",
+        "data.validation_images=4",
+    )
+    part = {"run": {"total_steps": 30, "save_every": 15}}
+    settings = make("tiny-autoencoder", small_model, *changes)
+    settings = dataclasses.replace(settings, stages=(part, part))
+    made = run_training(settings, progress=False)
+    lines = [metrics(dataclasses.replace(settings, out=f"{settings.out}/stage-{n}")) for n in (1, 2)]
+    checked = [line["validation_psnr_alone"] for stage in lines for line in stage if "validation_psnr_alone" in line]
+    assert checked[-1] > checked[0] + 0.5
+    assert lines[1][0]["latents_off"] < 0.9 * lines[0][0]["latents_off"]  # it goes on with what is learnt
+    with open_checkpoint(small_model, vae=made) as opened:
+        assert opened.config.vae == fitting_tiny_vae(weights(small_model)[1].vae, settings.tiny_vae)
+        opened.params["vae.decoder.conv_out.kernel"].read()
+        directory.save(opened, Path(settings.out) / "with-it")
+    for task in ("tiny-autoencoder", "autoencoder", "denoise"):
+        with pytest.raises(ValueError, match=r"its VAE is (itself )?a tiny autoencoder"):
+            run_training(make(task, f"{settings.out}/with-it"), progress=False)
+
+
+@pytest.mark.e2e
 def test_a_perceptual_model_adds_its_distance_to_the_loss(make, autoencoded, small_model):
     seen = make("autoencoder", small_model, "run.total_steps=3", f"autoencoder.perceptual_model={small_model}")
     run_training(seen, progress=False)
@@ -401,6 +428,8 @@ def test_the_towers_of_clip_that_see_pairs_learn(make, small_clip, pairs, parts)
         ("textual-inversion", "inversion.placeholder=two words", "want a word"),
         ("clip", "seed=1", "needs a CLIP model on its own"),
         ("autoencoder", "data.resolution=15", "want a multiple of 2"),
+        ("tiny-autoencoder", "data.resolution=15", "want a multiple of 2"),
+        ("tiny-autoencoder", "tiny_vae.width=0", "encoder_block_out_channels is .0, 0."),
         ("controlnet", "random_start=true", "begins as a copy of the checkpoint's encoder"),
         ("controlnet", "controlnet.hint=nowhere", "column nowhere is None; want the name of an image file"),
     ],

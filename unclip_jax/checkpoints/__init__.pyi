@@ -4,6 +4,7 @@ from .config import CheckpointConfig as CheckpointConfig
 from .config import ClipConfig as ClipConfig
 from .config import ControlNetCheckpointConfig as ControlNetCheckpointConfig
 from .config import PriorCheckpointConfig as PriorCheckpointConfig
+from .config import TinyVAECheckpointConfig as TinyVAECheckpointConfig
 from .directory import open_directory as open_directory
 from .directory import save as save
 from .foreign import open_safety_checker as open_safety_checker
@@ -14,3 +15,4 @@ from .networks import part as part
 from .source import open_checkpoint as open_checkpoint
 from .source import open_controlnet as open_controlnet
 from .source import open_prior as open_prior
+from .source import open_tiny_vae as open_tiny_vae

@@ -10,14 +10,16 @@ import numpy as np
 
 from unclip_jax.checkpoints.config import (
     AnyConfig,
+    BareConfig,
     CheckpointConfig,
     ClipConfig,
     ControlNetCheckpointConfig,
     PriorCheckpointConfig,
     Task,
+    TinyVAECheckpointConfig,
 )
 from unclip_jax.conditioning.tokenizer import Tokenizer
-from unclip_jax.models.configs import ControlNetConfig
+from unclip_jax.models.configs import AutoencoderTinyConfig, ControlNetConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Checkpoint:
 
     Args:
         config: What the checkpoint is.
-        own_tokenizer: Its tokenizer; None for a ControlNet, which has none.
+        own_tokenizer: Its tokenizer; None for a ControlNet or a tiny autoencoder, which have none.
         params: "component.name" -> Parameter, for every parameter of the configured networks.
         source: Where it came from, for messages.
         files: The files that it was read from, for provenance.
@@ -84,7 +86,7 @@ class Checkpoint:
     resources: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
     def __post_init__(self) -> None:
-        if self.own_tokenizer is None or isinstance(self.config, ControlNetCheckpointConfig):
+        if self.own_tokenizer is None or isinstance(self.config, BareConfig):
             return
         ids, rows = self.own_tokenizer.vocabulary_size, self.config.text_encoder.vocab_size
         if ids > rows:
@@ -169,6 +171,17 @@ def controlnet_config(checkpoint: Checkpoint) -> ControlNetConfig:
     raise ValueError(f"{checkpoint.source} is {kind_of(checkpoint.config)}, not a ControlNet")
 
 
+def tiny_vae_config(checkpoint: Checkpoint) -> AutoencoderTinyConfig:
+    """The architecture in a tiny autoencoder's checkpoint.
+
+    Raises:
+        ValueError: The checkpoint is of another kind.
+    """
+    if isinstance(checkpoint.config, TinyVAECheckpointConfig):
+        return checkpoint.config.vae
+    raise ValueError(f"{checkpoint.source} is {kind_of(checkpoint.config)}, not a tiny autoencoder")
+
+
 def kind_of(config: AnyConfig) -> str:
     """What a checkpoint is, in words."""
     match config:
@@ -178,5 +191,7 @@ def kind_of(config: AnyConfig) -> str:
             return "a prior on its own"
         case ControlNetCheckpointConfig():
             return "a ControlNet"
+        case TinyVAECheckpointConfig():
+            return "a tiny autoencoder"
         case _:
             return "a Stable Diffusion checkpoint"

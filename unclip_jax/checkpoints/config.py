@@ -9,12 +9,13 @@ from typing import Any, Literal
 from unclip_jax.conditioning.clip_image import Preprocess
 from unclip_jax.conditioning.tokenizer import Dialect as TokenizerDialect
 from unclip_jax.models.configs import (
+    AnyVAEConfig,
+    AutoencoderTinyConfig,
     ControlNetConfig,
     DepthConfig,
     PriorConfig,
     TextConfig,
     UNetConfig,
-    VAEConfig,
     VisionConfig,
 )
 from unclip_jax.reference import Reference
@@ -57,7 +58,7 @@ class CheckpointConfig:
 
     Args:
         unet: The UNet's architecture.
-        vae: The VAE's.
+        vae: The VAE's, which may be a tiny autoencoder.
         text_encoder: The text encoder's.
         image_encoder: The image encoder's; None for checkpoints without one.
         reference: The reference whose arithmetic it follows: "original" (Stability's code: tokenizer with text
@@ -76,7 +77,7 @@ class CheckpointConfig:
     """
 
     unet: UNetConfig
-    vae: VAEConfig
+    vae: AnyVAEConfig
     text_encoder: TextConfig
     image_encoder: VisionConfig | None
     reference: Reference
@@ -291,7 +292,33 @@ class ControlNetCheckpointConfig:
         return build(cls, {k: v for k, v in _content(data).items() if k != "kind"}, "config.json")
 
 
-AnyConfig = CheckpointConfig | ClipConfig | PriorCheckpointConfig | ControlNetCheckpointConfig
+@dataclasses.dataclass(frozen=True)
+class TinyVAECheckpointConfig:
+    """A tiny autoencoder on its own, which has no tokenizer.
+
+    Args:
+        vae: Its architecture.
+    """
+
+    vae: AutoencoderTinyConfig
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration in JSON types, with the format's version."""
+        return {**_HEADER, "kind": "tiny-vae", **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "TinyVAECheckpointConfig":
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: As in `CheckpointConfig.from_json`.
+        """
+        return build(cls, {k: v for k, v in _content(data).items() if k != "kind"}, "config.json")
+
+
+# Those of a network that has no tokenizer.
+BareConfig = ControlNetCheckpointConfig | TinyVAECheckpointConfig
+AnyConfig = CheckpointConfig | ClipConfig | PriorCheckpointConfig | BareConfig
 
 
 def read_config(data: Mapping[str, Any]) -> AnyConfig:
@@ -307,6 +334,8 @@ def read_config(data: Mapping[str, Any]) -> AnyConfig:
             return PriorCheckpointConfig.from_json(data)
         case "controlnet":
             return ControlNetCheckpointConfig.from_json(data)
+        case "tiny-vae":
+            return TinyVAECheckpointConfig.from_json(data)
         case _:
             return CheckpointConfig.from_json(data)
 
@@ -357,13 +386,14 @@ def _value(hint: Any, value: Any, where: str, largest: float) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        last: ValueError | None = None
-        for option in (a for a in args if a is not type(None)):
+        first: ValueError | None = None
+        # Of several dataclasses the one that has all of the keys, so that it says what is wrong with their values.
+        for option in sorted((a for a in args if a is not type(None)), key=lambda a: not _has_keys(a, value)):
             try:
                 return _value(option, value, where, largest)
             except ValueError as error:
-                last = error
-        raise last or ValueError(f"{where}: got {value!r}")
+                first = first or error
+        raise first or ValueError(f"{where}: got {value!r}")
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where, largest)
     if origin is tuple and isinstance(value, list | tuple):
@@ -382,3 +412,9 @@ def _value(hint: Any, value: Any, where: str, largest: float) -> Any:
         return value
     expected = args if origin is Literal else tuple(Reference) if hint is Reference else getattr(hint, "__name__", hint)
     raise ValueError(f"{where} is {value!r}; want {expected}")
+
+
+def _has_keys(hint: Any, value: Any) -> bool:
+    """Whether a type is a dataclass with all keys of an object."""
+    names = {field.name for field in dataclasses.fields(hint)} if dataclasses.is_dataclass(hint) else set()
+    return isinstance(value, Mapping) and value.keys() <= names

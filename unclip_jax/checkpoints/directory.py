@@ -21,7 +21,7 @@ import unclip_jax
 from unclip_jax.checkpoints import orbax
 from unclip_jax.checkpoints.atomic import atomic_directory
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
-from unclip_jax.checkpoints.config import AnyConfig, ControlNetCheckpointConfig, read_config
+from unclip_jax.checkpoints.config import AnyConfig, BareConfig, read_config
 from unclip_jax.checkpoints.networks import abstract_params, is_stacked
 from unclip_jax.checkpoints.nonfinite import warn_unless_finite
 from unclip_jax.checkpoints.stream import CODES, Progress, nbytes, write_safetensors
@@ -105,7 +105,7 @@ def open_directory(folder: Path) -> Checkpoint:
 
 
 def _open_tokenizer(config: AnyConfig, path: Path) -> Tokenizer | None:
-    if isinstance(config, ControlNetCheckpointConfig):
+    if isinstance(config, BareConfig):
         return None
     try:
         text = read_bytes(path).decode("utf-8")

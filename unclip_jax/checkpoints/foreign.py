@@ -51,7 +51,8 @@ def open_checkpoint(
     prediction_type: str | None,
     without: tuple[str, ...],
 ) -> "Checkpoint":
-    """Opens what is not ours: a diffusers folder, an original file, a CLIP model, a prior or a ControlNet.
+    """Opens what is not ours: a diffusers folder, an original file, a CLIP model, a prior, a ControlNet
+    or a tiny autoencoder.
 
     Args:
         path: The file or folder.
@@ -75,6 +76,7 @@ def open_checkpoint(
     from convert.controlnet import is_controlnet
     from convert.prior import is_prior
     from convert.source import open_diffusers, open_original
+    from convert.tiny_vae import is_tiny_vae
     from unclip_jax.checkpoints.local import file_beside
 
     given = {name: value for name, value in original.items() if value is not None and value is not False}
@@ -86,6 +88,10 @@ def open_checkpoint(
         if others := [name for name in given if name != "config"]:
             raise ValueError(f"{', '.join(others)}: only for other checkpoints, and {path} is a ControlNet")
         return open_controlnet(path, given.get("config"), variant)
+    if is_tiny_vae(path):
+        if given:
+            raise ValueError(f"{', '.join(given)}: only for other checkpoints, and {path} is a tiny autoencoder")
+        return open_tiny_vae(path, variant)
     if "text_encoder" in given:
         raise ValueError(f"text_encoder is only for Karlo's prior, and {path} is not one")
     if path.is_dir():
@@ -143,6 +149,19 @@ def open_controlnet(path: Path, config: str | os.PathLike[str] | None, variant: 
     elif variant is not None:
         raise ValueError(f"variant is {variant!r}, but {path} is one file: only diffusers folders have variants")
     return open_controlnet(path, config=None if config is None else file_beside("config", config), variant=variant)
+
+
+def open_tiny_vae(path: Path, variant: str | None) -> "Checkpoint":
+    """Opens a tiny autoencoder that is not ours; see `convert.tiny_vae.open_tiny_vae`.
+
+    Raises the errors of `open_checkpoint`.
+    """
+    require_convert()
+    from convert.tiny_vae import open_tiny_vae
+
+    if variant is not None and not path.is_dir():
+        raise ValueError(f"variant is {variant!r}, but {path} is one file: only diffusers folders have variants")
+    return open_tiny_vae(path, variant=variant)
 
 
 def open_published_clip(name: str) -> "Checkpoint":

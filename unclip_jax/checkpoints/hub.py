@@ -261,12 +261,14 @@ def _choose_at(path: str, names: Collection[str], repo_id: str, variant: str | N
 
 
 def _beside(file: str, names: Collection[str]) -> list[str]:
-    """The files that describe a single file: a yaml or JSON of its name, a part's config.json; an index's shards."""
+    """What goes with a single file: yaml or JSON of its name, a part's config.json, an index's shards, another half."""
     folder, slash, name = file.rpartition("/")
     beside = [f"{file.rpartition('.')[0]}.yaml", f"{file}.yaml", f"{file}.config.json", f"{folder}{slash}config.json"]
     if index := re.fullmatch(r"(.*)\.(safetensors|bin|msgpack)\.index(\..*)?\.json", name):
         shard = re.compile(re.escape(f"{folder}{slash}{index[1]}") + r"[\w.]*-\d{5}-of-\d{5}[\w.]*\." + index[2])
         beside += [name for name in names if shard.fullmatch(name)]
+    halves = (("encoder", "decoder"), ("decoder", "encoder"))
+    beside += [f"{folder}{slash}{name.replace(own, other)}" for own, other in halves]
     return [name for name in beside if name in names and name != file]
 
 

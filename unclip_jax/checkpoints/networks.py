@@ -16,6 +16,7 @@ import numpy as np
 from unclip_jax import executables
 from unclip_jax.checkpoints.atomic import replaced_file
 from unclip_jax.checkpoints.config import AnyConfig, CheckpointConfig, ClipConfig, PriorCheckpointConfig
+from unclip_jax.models.configs import AutoencoderTinyConfig
 
 Place = Callable[[str, np.ndarray], jax.Array]
 
@@ -125,6 +126,12 @@ NETWORKS = {
     "prior": "unclip_jax.models.prior:Prior",
     "controlnet": "unclip_jax.models.controlnet:ControlNetModel",
 }
+TINY_VAE = "unclip_jax.models.tiny_autoencoder:AutoencoderTiny"
+
+
+def class_of(name: str, config: Any) -> str:
+    """The class of a part with this configuration, as "module:name"."""
+    return TINY_VAE if isinstance(config, AutoencoderTinyConfig) else NETWORKS[name]
 
 
 def abstract_networks(
@@ -141,9 +148,11 @@ def abstract_networks(
         name -> network, for those of `NETWORKS` that the checkpoint has.
     """
     networks = {}
-    for name, cls in NETWORKS.items():
+    for name in NETWORKS:
         if (part := getattr(config, name, None)) is not None:
-            options = {"attention_chunk": attention_chunk} if name in ("unet", "vae", "controlnet") else {}
+            cls = class_of(name, part)
+            chunked = name in ("unet", "vae", "controlnet") and cls != TINY_VAE
+            options = {"attention_chunk": attention_chunk} if chunked else {}
             networks[name] = abstract_network(cls, part, dtype, **options)
     return networks
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unclip_jax.checkpoints.config import CheckpointConfig
-from unclip_jax.models.configs import UNetConfig, VAEConfig
+from unclip_jax.models.configs import AnyVAEConfig, UNetConfig
 from unclip_jax.reference import Reference
 from unclip_jax.sampling.solvers.settings import DEFAULTED
 
@@ -78,7 +78,7 @@ def repaired(config: CheckpointConfig, diffusers_class: str, source: str) -> Che
     return dataclasses.replace(config, scheduler_config=settings)
 
 
-def repaired_vae(vae: VAEConfig, diffusers_class: str, source: str) -> VAEConfig:
+def repaired_vae(vae: AnyVAEConfig, diffusers_class: str, source: str) -> AnyVAEConfig:
     """As `repaired`, for the VAE alone."""
     right = REPAIRS[diffusers_class].vae_scaling_factor
     if right is None or vae.scaling_factor == right:

@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from unclip_jax.checkpoints import foreign
-from unclip_jax.checkpoints.checkpoint import Checkpoint, controlnet_config, family_config, prior_config
+from unclip_jax.checkpoints.checkpoint import (
+    Checkpoint,
+    controlnet_config,
+    family_config,
+    prior_config,
+    tiny_vae_config,
+)
 from unclip_jax.checkpoints.config import predicting
 from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_directory
 from unclip_jax.checkpoints.local import local_path
 from unclip_jax.checkpoints.places import OPEN_CLIP, HubPlace, place_of
 from unclip_jax.conditioning.clip_image import Preprocess
-from unclip_jax.demo import demo_model
+from unclip_jax.demo import demo_model, demo_tiny_vae
 from unclip_jax.sampling.schedule import PREDICTION_TYPES
 
 
@@ -38,13 +44,15 @@ def open_checkpoint(
     Args:
         source: A converted directory, a diffusers folder, an original `.ckpt`/`.safetensors` file, or one of these on
             the hub, see `local_path`. Or a CLIP model on its own: open_clip's file, transformers' folder,
-            "open_clip:ViT-H-14/laion2b_s32b_b79k". Or a text-to-image prior on its own, see `open_prior`, or a
-            ControlNet, see `open_controlnet`. None is the bundled demo model.
+            "open_clip:ViT-H-14/laion2b_s32b_b79k". Or a text-to-image prior on its own, see `open_prior`, a
+            ControlNet, see `open_controlnet`, or a tiny autoencoder, see `open_tiny_vae`. None is the bundled demo
+            model.
         config: For original files, see `convert.source.open_original`; may be on the hub.
         prediction_type: What the UNet predicts, "epsilon" or "v_prediction", instead of what the checkpoint says.
         clip_stats: For original files, see `convert.source.open_original`; may be on the hub.
         text_encoder: For Karlo's prior, see `convert.prior.open_karlo_prior`; may be on the hub.
-        vae: A VAE that replaces the checkpoint's own, from any source, see `convert.part.with_part`.
+        vae: A VAE that replaces the checkpoint's own, from any source, see `convert.part.with_part`. It may be a tiny
+            autoencoder.
         unet: A UNet that replaces the checkpoint's own, likewise.
         preprocess: How images become pixel values, instead of the checkpoint's own way.
         variant: For diffusers folders, such as "fp16".
@@ -181,6 +189,44 @@ def open_controlnet(
     checkpoint = _open_converted(path, variant)
     try:
         controlnet_config(checkpoint)
+    except ValueError:
+        checkpoint.resources.close()
+        raise
+    return checkpoint
+
+
+def open_tiny_vae(
+    source: str | os.PathLike[str] | None = None,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    mirrors: bool = True,
+) -> Checkpoint:
+    """Opens a tiny autoencoder for reading; use it as a context manager.
+
+    Args:
+        source: A converted directory; the folder of diffusers' AutoencoderTiny, or of a pipeline with one; TAESD's own
+            files; or one of these on the hub, see `local_path`. None is the bundled demo model's.
+        variant: For diffusers folders, such as "fp16".
+        revision: See `local_path`.
+        subfolder: See `local_path`.
+        mirrors: See `local_path`.
+
+    Returns:
+        The open checkpoint.
+
+    Raises:
+        FileNotFoundError: There is nothing at the source.
+        ValueError: A file or an argument is refused.
+    """
+    source = demo_tiny_vae() if source is None else source
+    path = local_path(source, revision=revision, variant=variant, subfolder=subfolder, mirrors=mirrors)
+    if not (path.is_dir() and is_directory_checkpoint(path)):
+        return foreign.open_tiny_vae(path, variant)
+    checkpoint = _open_converted(path, variant)
+    try:
+        tiny_vae_config(checkpoint)
     except ValueError:
         checkpoint.resources.close()
         raise

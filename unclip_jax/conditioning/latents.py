@@ -19,3 +19,17 @@ def latents_from_moments(moments: jax.Array, noise: jax.Array | None, scaling_fa
     """
     predicted = posterior(moments)
     return scaling_factor * (predicted.mean if noise is None else predicted.sample(noise))
+
+
+def latents_as_encoded(latents: jax.Array, noise: jax.Array | None, scaling_factor: float) -> jax.Array:
+    """The same where the encoder predicts latents and no distribution, as a tiny autoencoder's does.
+
+    Args:
+        latents: (B, h, w, C) float32, from `AutoencoderTiny.moments`.
+        noise: Not read: nothing is drawn.
+        scaling_factor: The autoencoder's.
+
+    Returns:
+        (B, h, w, C) float32.
+    """
+    return scaling_factor * latents

@@ -8,6 +8,11 @@ def demo_model() -> Path:
     return Path(__file__).parent / "model"
 
 
+def demo_tiny_vae() -> Path:
+    """The path of its tiny autoencoder, for previews or in the place of its VAE."""
+    return Path(__file__).parent / "tiny-vae"
+
+
 def demo_images() -> Path:
     """A folder of drawings of things whose drawings the model has not seen, 64x64 PNG."""
     return Path(__file__).parent / "pictures"

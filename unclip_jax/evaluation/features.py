@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from unclip_jax.checkpoints.checkpoint import Checkpoint
-from unclip_jax.checkpoints.config import ClipConfig, ControlNetCheckpointConfig, PriorCheckpointConfig
+from unclip_jax.checkpoints.config import BareConfig, ClipConfig, PriorCheckpointConfig
 from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import Network, abstract_network
 from unclip_jax.conditioning.clip_image import Preprocess, preprocess
@@ -63,7 +63,7 @@ def clip_features(checkpoint: Checkpoint, mesh: Mesh, batch_size: int = 32) -> C
     """
     config = checkpoint.config
     if (
-        isinstance(config, PriorCheckpointConfig | ControlNetCheckpointConfig)
+        isinstance(config, PriorCheckpointConfig | BareConfig)
         or config.image_encoder is None
         or config.text_encoder.projection_dim is None
     ):
@@ -106,7 +106,7 @@ def embed_texts(
         ValueError: The text tower has no projection (as in Stable Diffusion checkpoints), there are no texts, or a
             token is outside the tower's vocabulary.
     """
-    config = None if isinstance(checkpoint.config, ControlNetCheckpointConfig) else checkpoint.config.text_encoder
+    config = None if isinstance(checkpoint.config, BareConfig) else checkpoint.config.text_encoder
     if config is None or config.projection_dim is None:
         raise ValueError(
             f"{checkpoint.source}: the text encoder has no projection into the joint space; open the CLIP model itself"

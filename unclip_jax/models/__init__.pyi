@@ -1,5 +1,6 @@
 from .clip import TextEncoder as TextEncoder
 from .clip import VisionEncoder as VisionEncoder
+from .configs import AutoencoderTinyConfig as AutoencoderTinyConfig
 from .configs import ControlNetConfig as ControlNetConfig
 from .configs import DepthConfig as DepthConfig
 from .configs import PriorConfig as PriorConfig
@@ -12,5 +13,6 @@ from .depth import DepthEstimator as DepthEstimator
 from .freeu import FreeU as FreeU
 from .prior import Prior as Prior
 from .timestep import timestep_embedding as timestep_embedding
+from .tiny_autoencoder import AutoencoderTiny as AutoencoderTiny
 from .unet import UNet as UNet
 from .vae import VAE as VAE

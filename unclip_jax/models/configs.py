@@ -194,6 +194,75 @@ class VAEConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AutoencoderTinyConfig:
+    """The architecture of a tiny autoencoder, under diffusers' names; the defaults are those of TAESD.
+
+    The per-level tuples of the encoder run from full resolution down, the decoder's from the latents up.
+
+    Args:
+        in_channels: An image's channels.
+        latent_channels: The latents' channels.
+        encoder_block_out_channels: Channels per level: the same in all of them, as nothing between levels changes them.
+        decoder_block_out_channels: Likewise.
+        num_encoder_blocks: Blocks per level.
+        num_decoder_blocks: Likewise.
+        scaling_factor: The UNet's latents are so many times the autoencoder's own.
+        latent_magnitude: Of a way to keep latents as 8-bit pictures, which nothing here reads.
+        latent_shift: Likewise.
+
+    Raises:
+        ValueError: A number is out of range, or the tuples have different lengths.
+    """
+
+    in_channels: int = 3
+    latent_channels: int = 4
+    encoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)
+    decoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)
+    num_encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
+    num_decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+    scaling_factor: float = 1.0
+    latent_magnitude: float = 3.0
+    latent_shift: float = 0.5
+
+    def __post_init__(self) -> None:
+        levels = len(self.encoder_block_out_channels)
+        for name in ("encoder_block_out_channels", "decoder_block_out_channels"):
+            widths = getattr(self, name)
+            if not 1 <= len(widths) <= MAX_LEVELS or len(widths) != levels or len(set(widths)) > 1 or widths[0] < 1:
+                raise ValueError(
+                    f"AutoencoderTinyConfig.{name} is {widths}; want one width for each of 1 to {MAX_LEVELS} levels, "
+                    "the same in all, and as many levels in the encoder as in the decoder"
+                )
+        for name in ("num_encoder_blocks", "num_decoder_blocks"):
+            counts = getattr(self, name)
+            if len(counts) != levels or not all(0 <= count <= MAX_LAYERS for count in counts):
+                raise ValueError(
+                    f"AutoencoderTinyConfig.{name} is {counts}; want 0 to {MAX_LAYERS} for each of {levels} levels"
+                )
+        if min(self.in_channels, self.latent_channels) < 1:
+            raise ValueError(
+                f"AutoencoderTinyConfig: in_channels {self.in_channels} and latent_channels {self.latent_channels}: "
+                "want positive numbers"
+            )
+        if not 0 < self.scaling_factor < math.inf:
+            raise ValueError(f"AutoencoderTinyConfig.scaling_factor is {self.scaling_factor}; want a positive number")
+
+    @property
+    def block_out_channels(self) -> tuple[int, ...]:
+        """Channels per level, as `VAEConfig` has them."""
+        return self.decoder_block_out_channels
+
+    @property
+    def factor(self) -> int:
+        """The side of a latent cell in pixels."""
+        return 2 ** (len(self.num_decoder_blocks) - 1)
+
+
+# What the VAE of a checkpoint may be.
+AnyVAEConfig = VAEConfig | AutoencoderTinyConfig
+
+
+@dataclasses.dataclass(frozen=True)
 class TextConfig:
     """The architecture of a text tower; the defaults are the part of OpenCLIP ViT-H/14 that Stable Diffusion 2 runs.
 

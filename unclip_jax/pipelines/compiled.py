@@ -13,11 +13,12 @@ from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import Network
 from unclip_jax.compilation import compiler_options
 from unclip_jax.conditioning.depth import depth_condition
-from unclip_jax.conditioning.latents import latents_from_moments
+from unclip_jax.conditioning.latents import latents_as_encoded, latents_from_moments
 from unclip_jax.conditioning.noise_augmentation import mix_conditions, noise_image_embeddings
 from unclip_jax.conditioning.upscale import noise_low_res
 from unclip_jax.executables import Executables, Stored
 from unclip_jax.image_files import to_uint8_on_device
+from unclip_jax.models.configs import AutoencoderTinyConfig
 from unclip_jax.pipelines.control import Control, embed_hint
 from unclip_jax.pipelines.denoiser import Constants, prepare, put_back, unet_denoiser
 from unclip_jax.pipelines.memory import Memory
@@ -56,12 +57,16 @@ def make_programs(
 ) -> Programs:
     """The programs for networks of these structures; their parameters are not touched.
 
-    Programs of networks that the checkpoint does not have are not to be called. Raises ValueError for a tile that does
-    not fit the VAE.
+    Programs of networks that the checkpoint does not have are not to be called. Raises ValueError for a tile, or
+    a way of decoding, that does not fit the VAE.
     """
     # The structures are closed over: as static arguments they would be hashed at every call.
     unet, vae = networks["unet"], networks["vae"]
     tile = memory.check_tile(config.vae.factor, config.unet.sample_size * config.vae.factor)
+    tiny = isinstance(config.vae, AutoencoderTinyConfig)
+    if tiny and memory.decoding == "seamless":
+        raise ValueError("decoding is 'seamless', which a tiny autoencoder does not have; want 'whole' or 'tiled'")
+    to_latents = latents_as_encoded if tiny else latents_from_moments
 
     options = functools.partial(compiler_options, mesh, dtype, sharded=memory.shard_weights)
     jit = functools.partial(jax.jit, compiler_options=options())
@@ -80,7 +85,7 @@ def make_programs(
         embed_text=tower("text_encoder"),
         class_labels=jax.jit(_class_labels, static_argnames=("mixed", "width")),
         draw=jax.jit(_draw, static_argnames=("branch", "shape", "number")),
-        sample_latents=jax.jit(functools.partial(latents_from_moments, scaling_factor=config.vae.scaling_factor)),
+        sample_latents=jax.jit(functools.partial(to_latents, scaling_factor=config.vae.scaling_factor)),
         noise_low_res=jax.jit(_noise_low_res),
         embed_hint=jit(embed_hint),
         prepare=jit(functools.partial(prepare, unet), static_argnames="guidance"),

@@ -56,7 +56,7 @@ def check(config: CheckpointConfig, a: DepthToImageArguments) -> Request[Inputs]
     request = check_request(config, a, solver, shape, a.prompt, a.negative_prompt, prompts)
     maps = None if a.depth_map is None else load_each("depth_map", a.depth_map, len(images), load_depth_map, "maps")
     views = _views(config, solver.reference, pixels, images) if maps is None else None
-    return with_inputs(request, Inputs(check_init(a, pixels, request), views, maps))
+    return with_inputs(request, Inputs(check_init(config, a, pixels, request), views, maps))
 
 
 def conditions(parts: Parts, request: Request[Inputs]) -> Conditions:

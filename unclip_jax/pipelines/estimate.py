@@ -9,7 +9,7 @@ Source: Ke et al. 2024, arXiv:2312.02145; diffusers' MarigoldDepthPipeline and M
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import numpy as np
@@ -148,9 +148,13 @@ def finish(parts: Parts, request: Request[Inputs], latents: np.ndarray) -> Pipel
     return PipelineOutput(images, latents, None, None, rows, prediction, uncertainty if asked.uncertain else None)
 
 
-def pictures(parts: Parts, marks: Marks, request: Request[Inputs], latents: np.ndarray) -> list[Image.Image]:
-    """Latents (B, h, w, 4) -> maps in colours. marks: not put on them."""
-    images: list[Image.Image] = finish(parts, request, latents).images
+def images_of(parts: Parts, marks: Marks, request: Request[Inputs]) -> Callable[[np.ndarray], list[Image.Image]]:
+    """What makes maps in colours of a request's latents. marks: not put on them."""
+
+    def images(latents: np.ndarray) -> list[Image.Image]:
+        made: list[Image.Image] = finish(parts, request, latents).images
+        return made
+
     return images
 
 
@@ -215,7 +219,7 @@ class Estimator(Pipeline):
     """What both estimators share. Their maps are neither marked nor checked for safety."""
 
     task = Task(EstimateArguments, check, conditions)
-    _images_of = staticmethod(pictures)
+    _images_of = staticmethod(images_of)
 
     @calls(EstimateArguments)
     def __call__(self) -> Any: ...

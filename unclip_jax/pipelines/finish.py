@@ -1,7 +1,7 @@
 """From latents to finished images: decoded, pasted back, checked, marked, in this order."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,9 +65,9 @@ def finish_images(
     return finish_arrays(marks, request, arrays, own_rows(parts.mesh, len(latents)).tolist())
 
 
-def images_of(parts: Parts, marks: Marks, request: Request[Any], latents: np.ndarray) -> list[Image.Image]:
-    """The images alone."""
-    return finish_images(parts, marks, request, latents)[0]
+def images_of(parts: Parts, marks: Marks, request: Request[Any]) -> Callable[[np.ndarray], list[Image.Image]]:
+    """What makes finished images of a request's latents."""
+    return lambda latents: finish_images(parts, marks, request, latents)[0]
 
 
 def finish_arrays(

@@ -41,7 +41,7 @@ def check(config: CheckpointConfig, a: ImageToImageArguments) -> Request[Inputs]
     shape, prompts = latent_shape_of(config, pixels), count_prompts(a.prompt, len(pixels))
     solver = check_solver(config, a, a.strength)
     request = check_request(config, a, solver, shape, a.prompt, a.negative_prompt, prompts)
-    inputs = Inputs(check_init(a, pixels, request), check_own_condition(config, a, images, prompts))
+    inputs = Inputs(check_init(config, a, pixels, request), check_own_condition(config, a, images, prompts))
     return with_inputs(request, inputs)
 
 

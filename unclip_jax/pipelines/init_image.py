@@ -11,6 +11,7 @@ from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.conditioning.clip_image import several
 from unclip_jax.conditioning.vae_image import Resample, load_init_image, start_pixels
 from unclip_jax.distributed.mesh import Chunk
+from unclip_jax.models.configs import AutoencoderTinyConfig
 from unclip_jax.pipelines.arguments import InitImageArguments
 from unclip_jax.pipelines.checks import check_array, check_flag, check_size, optional_array
 from unclip_jax.pipelines.parts import Parts, noise_of, started
@@ -92,22 +93,26 @@ def count_prompts(prompt: Any, images: int) -> int:
     return max(1, len(prompt))
 
 
-def check_init(a: InitImageArguments, pixels: np.ndarray, request: Request[Any], encodings: int = 1) -> InitImage:
+def check_init(
+    config: CheckpointConfig, a: InitImageArguments, pixels: np.ndarray, request: Request[Any], encodings: int = 1
+) -> InitImage:
     """The images with the noise for their encoding. Raises ValueError.
 
     encodings: how often an image's pixels are encoded; noise for one serves all.
     """
     check_flag("sample_posterior", a.sample_posterior)
     given, one = a.posterior_noise, (request.batch, *request.latent_shape)
-    encoding = None
+    encoding, draws = None, a.sample_posterior and not isinstance(config.vae, AutoencoderTinyConfig)
     if given is not None:
         shapes = (one, (encodings, *one)) if encodings > 1 else (one,)
         encoding = np.broadcast_to(check_array("posterior_noise", given, *shapes), (encodings, *one))
         if not a.sample_posterior:
             raise ValueError("posterior_noise is given, but sample_posterior is False: nothing is drawn")
+        if not draws:
+            raise ValueError("posterior_noise is given, but a tiny autoencoder predicts latents: nothing is drawn")
     return InitImage(
         pixels=pixels,
-        sample_posterior=a.sample_posterior,
+        sample_posterior=draws,
         posterior_noise=encoding,
         noise=optional_array("noise", a.noise, one),
     )

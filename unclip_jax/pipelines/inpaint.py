@@ -106,7 +106,7 @@ def check(config: CheckpointConfig, a: InpaintArguments) -> Request[Inputs]:
     encoded = pixels if encodes_image or masked is None else masked
     encodings = int(encodes_image) + (masked is not None)
     inputs = Inputs(
-        init=check_init(a, encoded, request, encodings),
+        init=check_init(config, a, encoded, request, encodings),
         condition=check_own_condition(config, a, images, prompts, a.condition_image),
         mask=np.stack([latent_mask(hole, config.vae.factor) for hole in holes]),
         masked=masked,

@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 
 from unclip_jax.image_files import to_uint8
+
+PreviewDecoder = Literal["linear", "tiny"]
 
 # A linear guess of a latent cell's colour, for previews: rows are Stable Diffusion's four latent channels.
 LATENT_RGB = np.array(
@@ -47,6 +49,7 @@ class StreamState:
         latents: (B, H/f, W/f, 4) float32 after it.
         x0: the same shape, the network's current estimate of the end.
         finish: latents -> finished images.
+        tiny: latents -> images (B, H, W, 3) in 0..1, by the pipeline's tiny autoencoder; None without one.
     """
 
     step: int
@@ -54,9 +57,24 @@ class StreamState:
     latents: np.ndarray
     x0: np.ndarray
     finish: Callable[[np.ndarray], list[Image.Image]]
+    tiny: Callable[[np.ndarray], np.ndarray] | None = None
 
-    def preview(self) -> list[Image.Image]:
-        """Small images, one pixel per latent cell: a linear guess from the current estimate of the end."""
+    def preview(self, decoder: PreviewDecoder = "linear") -> list[Image.Image]:
+        """Images of the current estimate of the end, faster than `decode` makes them, and not marked or checked.
+
+        Args:
+            decoder: "linear", a guess from each latent cell, one pixel for it; or "tiny", full images by the tiny
+                autoencoder that the pipeline was given as its `tiny_vae`.
+
+        Raises:
+            ValueError: For another decoder, or for "tiny" without a tiny autoencoder.
+        """
+        if decoder not in get_args(PreviewDecoder):
+            raise ValueError(f"decoder is {decoder!r}; accepted: {', '.join(map(repr, get_args(PreviewDecoder)))}")
+        if decoder == "tiny":
+            if self.tiny is None:
+                raise ValueError("decoder is 'tiny', but the pipeline has no tiny_vae; give it an unclip_jax.TinyVAE")
+            return [Image.fromarray(a) for a in to_uint8(self.tiny(self.x0), "round")]
         rgb = np.clip(self.x0[..., : len(LATENT_RGB)] @ LATENT_RGB[: self.x0.shape[-1]] + 0.5, 0.0, 1.0)
         return [Image.fromarray(a) for a in to_uint8(rgb, "round")]
 

@@ -127,7 +127,7 @@ def encode_image_embeds(parts: Parts, images: ImageSource | Sequence[ImageSource
 
 
 def vae_encode(parts: Parts, pixels: np.ndarray) -> np.ndarray:
-    """Images (B, H, W, 3) in -1..1 -> the moments of the VAE's posterior (B, H/f, W/f, 8) float32."""
+    """Images (B, H, W, 3) in -1..1 -> the moments of the VAE's posterior (B, H/f, W/f, 8), a tiny one's latents."""
     return encode(parts, "vae", parts.programs.vae_encode, pixels, "encoding images with the VAE")
 
 

@@ -4,7 +4,6 @@ arguments -> check -> Request -> conditions -> Conditions -> run -> latents -> f
 """
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, ClassVar, Concatenate, ParamSpec, Self
@@ -17,7 +16,7 @@ from PIL import Image
 from unclip_jax.adapters.loaded import Adapters
 from unclip_jax.checkpoints.checkpoint import Checkpoint
 from unclip_jax.conditioning.clip_image import ImageSource
-from unclip_jax.pipelines import finish, parts, run
+from unclip_jax.pipelines import finish, parts, run, tiny_vae
 from unclip_jax.pipelines.adapters import Adaptable
 from unclip_jax.pipelines.arguments import OutputType, signed
 from unclip_jax.pipelines.compiled import make_programs
@@ -48,6 +47,7 @@ class Pipeline(Adaptable):
         programs: the compiled functions of a run.
         progress: False for silence; the whole denoising loop is then one compiled program instead of one per step.
         watermark: bytes, as `unclip_jax.MARK`, to mark images of 256x256 and more invisibly; None: no mark.
+        tiny_vae: from `unclip_jax.TinyVAE.from_pretrained`, for `StreamState.preview("tiny")`; None: none.
         safety_checker: from `unclip_jax.open_safety_checker`, to make flagged images black; None: no check. Both need
             `output_type="pil"`, see docs/use-restrictions.md.
     """
@@ -67,6 +67,7 @@ class Pipeline(Adaptable):
         self.progress = True
         self.watermark: bytes | None = None
         self.safety_checker: SafetyChecker | None = None
+        self.tiny_vae: tiny_vae.TinyVAE | None = None
 
     @classmethod
     def from_pretrained(
@@ -91,8 +92,7 @@ class Pipeline(Adaptable):
                 `subfolder`, `mirrors`, `ema`, as for `unclip_jax.open_checkpoint`; `executables`, a folder of
                 `unclip-jax compile`, which is then trusted, see docs/start.md.
 
-        Raises:
-            FileNotFoundError, ValueError: for a source that is not there; for what is refused.
+        Raises FileNotFoundError for a source that is not there, ValueError for what is refused.
         """
         return open_source(lambda c: cls.from_checkpoint(c, dtype, mesh, memory), source, memory, overrides)
 
@@ -137,7 +137,7 @@ class Pipeline(Adaptable):
         return parts.encode_image_embeds(self.parts, images)
 
     def vae_encode(self, pixels: np.ndarray) -> np.ndarray:
-        """Images (B, H, W, 3) in -1..1 -> the moments of the VAE's posterior (B, H/f, W/f, 8) float32."""
+        """Images (B, H, W, 3) in -1..1 -> the moments of the VAE's posterior (B, H/f, W/f, 8), a tiny one's latents."""
         return parts.vae_encode(self.parts, pixels)
 
     def decode_latents(self, latents: np.ndarray, in_tiles: int | None = None) -> np.ndarray:
@@ -164,12 +164,12 @@ class Pipeline(Adaptable):
         if arguments.batch_size is not None:
             raise ValueError("batch_size has no meaning for stream: all images run together")
         # Checked when `stream` is called, not at the first step.
-        request, now = self._check(arguments, "pil"), self.parts
-        images_of = functools.partial(self._images_of, now, self._marks, request)
+        request, now, tiny = self._check(arguments, "pil"), self.parts, tiny_vae.previews(self.tiny_vae, self.config)
+        images_of = self._images_of(now, self._marks, request)
 
         def states() -> Generator[StreamState, None, None]:
             for step, latents, x0 in run.stream_states(now, request, self.task.conditions(now, request)):
-                yield StreamState(step, request.solver.calls, latents, x0, images_of)
+                yield StreamState(step, request.solver.calls, latents, x0, images_of, tiny)
 
         return states()
 

@@ -16,6 +16,7 @@ from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import NETWORKS, Network, abstract_network
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.distributed.mesh import gathered, pad_batch, placed, replicated
+from unclip_jax.models.configs import AutoencoderTinyConfig
 from unclip_jax.models.unet import UNet
 from unclip_jax.sampling.schedule import NoiseSchedule, alphas_cumprod
 from unclip_jax.sampling.solvers import make_solver
@@ -59,6 +60,8 @@ class DiffusionTrainer:
         self.settings, self.progress, self.mesh = settings, progress, mesh_of(settings)
         objective, dtype = settings.objective, jnp.dtype(settings.dtype)
         config = family_config(checkpoint)
+        if isinstance(config.vae, AutoencoderTinyConfig):
+            raise ValueError(f"{checkpoint.source}: its VAE is a tiny autoencoder; train with the full one")
         self.unet, filled = self._load_networks(checkpoint, config, dtype)
         if "depth_estimator" in self.networks:  # perhaps another checkpoint's
             config = dataclasses.replace(config, depth_estimator=filled["depth_estimator"].merge().config)

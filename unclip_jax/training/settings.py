@@ -22,7 +22,7 @@ from unclip_jax.training.masks import WHOLE_SHARE
 from unclip_jax.training.optimizer import Decay
 from unclip_jax.training.run import RunOptions
 
-Task = Literal["denoise", "lora", "controlnet", "textual-inversion", "autoencoder", "clip"]
+Task = Literal["denoise", "lora", "controlnet", "textual-inversion", "autoencoder", "tiny-autoencoder", "clip"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +181,27 @@ class AutoencoderSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class TinyVAESettings:
+    """A tiny autoencoder for the latents of the checkpoint's VAE, which is frozen.
+
+    Args:
+        width: Channels of all its levels.
+        blocks: Its blocks per level, but for the one at full resolution, which has one.
+        latent_weight: Of the squared error of its latents; see `unclip_jax.training.tiny_vae.distillation_losses`.
+        squared_weight: Of the squared error of the decoded image, beside the absolute one.
+        gradient_weight: Of `unclip_jax.training.vae_losses.gradient_difference`.
+        model: A tiny autoencoder to start from instead.
+    """
+
+    width: int = 64
+    blocks: int = 3
+    latent_weight: float = 1.0
+    squared_weight: float = 1.0
+    gradient_weight: float = 0.5
+    model: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class ClipSettings:
     """Which examples form pairs: "image-text", an image and its text; "image-image", images with the same text."""
 
@@ -218,6 +239,7 @@ class TrainSettings:
         controlnet: The ControlNet.
         inversion: The textual inversion embedding.
         autoencoder: The VAE's losses.
+        tiny_vae: The tiny autoencoder.
         clip: CLIP's pairs.
         samples: Grids of images.
         reports: "tensorboard", "wandb:PROJECT".
@@ -245,6 +267,7 @@ class TrainSettings:
     controlnet: ControlNetSettings = ControlNetSettings()
     inversion: InversionSettings = InversionSettings()
     autoencoder: AutoencoderSettings = AutoencoderSettings()
+    tiny_vae: TinyVAESettings = TinyVAESettings()
     clip: ClipSettings = ClipSettings()
     samples: SampleSettings = SampleSettings()
     reports: tuple[str, ...] = ()

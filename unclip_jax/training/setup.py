@@ -11,10 +11,15 @@ from jax.sharding import Mesh
 
 from unclip_jax.checkpoints import directory
 from unclip_jax.checkpoints.checkpoint import Checkpoint, Parameter
-from unclip_jax.checkpoints.config import CheckpointConfig, ClipConfig, ControlNetCheckpointConfig
+from unclip_jax.checkpoints.config import (
+    CheckpointConfig,
+    ClipConfig,
+    ControlNetCheckpointConfig,
+    TinyVAECheckpointConfig,
+)
 from unclip_jax.distributed.hosts import each, once
 from unclip_jax.distributed.mesh import gathered, local_mesh
-from unclip_jax.models.configs import ControlNetConfig
+from unclip_jax.models.configs import AutoencoderTinyConfig, ControlNetConfig
 from unclip_jax.training import reports
 from unclip_jax.training.data import Record, Skipped, batches, image_folder, select
 from unclip_jax.training.optimizer import adamw, learning_rate
@@ -159,6 +164,13 @@ def save_controlnet(base: Checkpoint, config: ControlNetConfig, weights: Mapping
     """Writes a ControlNet that was trained beside a checkpoint, as `save_checkpoint` does."""
     params = _parameters({"controlnet": weights})
     _write(Checkpoint(ControlNetCheckpointConfig(config), None, params, base.source), destination)
+
+
+def save_tiny_vae(
+    base: Checkpoint, config: AutoencoderTinyConfig, weights: Mapping[str, Any], destination: Path
+) -> None:
+    """Writes a tiny autoencoder that was trained beside a checkpoint, likewise."""
+    _write(Checkpoint(TinyVAECheckpointConfig(config), None, _parameters({"vae": weights}), base.source), destination)
 
 
 def _parameters(networks: Mapping[str, Mapping[str, Any]]) -> dict[str, Parameter]:

@@ -27,6 +27,7 @@ from unclip_jax.compilation import use_compilation_cache
 from unclip_jax.conditioning.clip_image import preprocess
 from unclip_jax.distributed.hosts import once
 from unclip_jax.models.clip import TextEncoder, VisionEncoder
+from unclip_jax.models.configs import AutoencoderTinyConfig
 from unclip_jax.models.controlnet import ControlNetModel
 from unclip_jax.models.vae import VAE
 from unclip_jax.training.contrastive import contrastive_loss, effective_rank
@@ -49,6 +50,7 @@ from unclip_jax.training.setup import (
 )
 from unclip_jax.training.step import TrainState
 from unclip_jax.training.textual_inversion import expand, initial_rows, with_rows
+from unclip_jax.training.tiny_vae import tiny_autoencoder
 from unclip_jax.training.transforms import ExampleLoader, square
 from unclip_jax.training.vae_losses import autoencoding_losses, clip_distance, psnr
 
@@ -86,6 +88,8 @@ def _after(stage: TrainSettings, made: Path) -> TrainSettings:
     """A stage that begins with what the one before has made."""
     if stage.task == "controlnet":
         return dataclasses.replace(stage, controlnet=dataclasses.replace(stage.controlnet, model=str(made)))
+    if stage.task == "tiny-autoencoder":
+        return dataclasses.replace(stage, tiny_vae=dataclasses.replace(stage.tiny_vae, model=str(made)))
     return dataclasses.replace(stage, model=str(made), random_start=False)
 
 
@@ -174,6 +178,8 @@ def autoencoder(settings: TrainSettings, progress: bool) -> Path:
     mesh = mesh_of(settings)
     with open_checkpoint(settings.model) as checkpoint:
         config = family_config(checkpoint)
+        if isinstance(config.vae, AutoencoderTinyConfig):
+            raise ValueError(f"model is {settings.model}: its VAE is a tiny autoencoder; its task is tiny-autoencoder")
         network = _network(checkpoint, VAE, "vae", config.vae, settings, mesh, progress)
         side = settings.data.resolution or config.unet.sample_size * config.vae.factor
         if side < 1 or side % config.vae.factor:
@@ -306,5 +312,6 @@ TASKS: dict[Task, Callable[[TrainSettings, bool], Path]] = {
     "controlnet": controlnet,
     "textual-inversion": textual_inversion,
     "autoencoder": autoencoder,
+    "tiny-autoencoder": tiny_autoencoder,
     "clip": clip,
 }

@@ -16,6 +16,7 @@ from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.checkpoints.networks import Network, abstract_networks
 from unclip_jax.conditioning.tokenizer import Tokenizer, clip_tokenizer_json
 from unclip_jax.distributed.mesh import local_mesh, replicated
+from unclip_jax.models.configs import VAEConfig
 from unclip_jax.pipelines.opening import Opened
 from unclip_jax.pipelines.parts import Parts
 from unclip_jax.pipelines.run import RunSteps, begin, chunk_of
@@ -38,6 +39,7 @@ def config_of(run: Run) -> CheckpointConfig:
         attention_levels=(*[True] * (levels - 1), False),
         only_cross_attention=(False,) * levels,
     )
+    assert isinstance(config.vae, VAEConfig)
     of_vae = tuple(run.scaled(channels, 32) for channels in config.vae.block_out_channels)
     return dataclasses.replace(
         config,
