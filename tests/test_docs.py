@@ -134,7 +134,13 @@ def test_estimation(desk, hub_server, tmp_path_factory):
     for name, files in stand_ins.repositories(tmp_path_factory.mktemp("hub"), chosen).items():
         hub_server.repos[name] = {"main": files}
     photo(desk / "room.jpg")
-    names = run("estimation", {})
+    names = {}
+    for index, (language, text) in enumerate(readme.blocks("docs/estimation.md")):
+        if language == "yaml":
+            (desk / "settings.yaml").write_text(text)
+            assert read_settings(desk / "settings.yaml").objective.becomes == "depth"
+        else:
+            run("estimation", names, only=index)
     assert names["depth"].shape == (*np.asarray(Image.open(desk / "room.jpg")).shape[:2], 1)
     assert {"depth.png", "near.png"} <= {path.name for path in desk.iterdir()}
     assert (desk / "depth" / "0001-000-near.png").is_file()

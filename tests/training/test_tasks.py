@@ -261,6 +261,26 @@ def test_a_base_learns_to_follow_instructions(changed_pictures, make, small_text
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("task", ["depth", "normals"])
+def test_a_base_learns_to_estimate(task, changed_pictures, make, small_text_model, tmp_path):
+    """The named image is a map of the other, whose latents the UNet reads first."""
+    data = (f"data.image_folder={changed_pictures}", f"data.validation_folder={changed_pictures}")
+    options = ("objective.prediction_type=v_prediction", "objective.zero_snr=true", f"objective.becomes={task}")
+    run = ("run.total_steps=3", "run.sample_every=3", "samples.steps=3", "data.resolution=16")
+    made = run_training(make("denoise", small_text_model, *options, *data, *run), progress=False)
+    before, (after, config) = weights(small_text_model)[0], weights(made)
+    assert (config.task, config.image_first, config.estimator.processing_resolution) == (task, True, 16)
+    kernel, base = after["unet.conv_in.kernel"], before["unet.conv_in.kernel"]
+    assert 0 < np.abs(kernel[:, :, :4]).max() < np.abs(base).max()
+    np.testing.assert_allclose(kernel[:, :, 4:], base, atol=0.05)
+    assert (tmp_path / "run/samples/00000003.png").exists()
+    pipe = unclip_jax.from_pretrained(made, "float32", local_mesh(jax.devices()[:1]))
+    assert pipe(changed_pictures / "was" / "00.png").prediction.shape[:3] == (1, 32, 32)
+    with pytest.raises(ValueError, match=r"data\.flip is true: mirrored normals"):
+        trainer(make("denoise", small_text_model, *options[:2], "objective.becomes=normals", *data, "data.flip=true"))
+
+
+@pytest.mark.e2e
 def test_an_upscaler_learns_to_read_the_small_image(make, family_folder, tmp_path):
     """Which is noised to a level of its own."""
     model = family_folder("UPSCALE")

@@ -41,7 +41,7 @@ from unclip_jax.pipelines.request import Conditions, Request, Task
 from unclip_jax.pipelines.run import sample_latents
 
 # The empty prompt's tokens: its beginning and its end, without what fills a row up.
-TOKENS = 2
+EMPTY_TOKENS = 2
 REDUCTIONS = {"depth": get_args(ensemble.DepthReduction), "normals": get_args(ensemble.NormalsReduction)}
 
 
@@ -118,7 +118,7 @@ def check(config: CheckpointConfig, a: EstimateArguments) -> Request[Inputs]:
 
 def conditions(parts: Parts, request: Request[Inputs]) -> Conditions:
     """What the denoiser is told."""
-    tokens = parts.tokenizer([""])[:, :TOKENS]
+    tokens = parts.tokenizer([""])[:, :EMPTY_TOKENS]
     text = encode(parts, "text_encoder", parts.programs.embed_text, tokens, "encoding the empty prompt")
     moments = vae_encode(parts, request.inputs.pixels)
     start = from_noise(parts, request, request.inputs.latents)

@@ -42,6 +42,8 @@ class DiffusionObjective:
         min_snr_gamma: See `unclip_jax.training.objectives`; None leaves it out.
         noise_offset: See `unclip_jax.training.objectives`; 0 leaves it out.
         max_low_res_level: An upscaler's small image is noised to a level below this; 350 in the original.
+        estimates: Whether the image is a map of another, "original", as an estimator makes it: always with the empty
+            prompt, and with the original's latents, scaled, before its own.
 
     Raises:
         ValueError: A value is out of range.
@@ -55,6 +57,7 @@ class DiffusionObjective:
     min_snr_gamma: float | None = None
     noise_offset: float = 0.0
     max_low_res_level: int = 350
+    estimates: bool = False
 
     def __post_init__(self) -> None:
         if self.prediction_type not in PREDICTION_TYPES:
@@ -158,7 +161,11 @@ def losses(
     x0 = options.scaling_factor * posterior(moments).sample(draws.posterior_noise)
     noise = offset_noise(draws.noise, draws.offset, options.noise_offset) if options.noise_offset else draws.noise
     keep_text = draws.keep_text[:, None, None]
-    context = jnp.where(keep_text, encoded["context"], frozen["empty_context"])
+    empty = frozen["empty_context"]
+    if options.estimates:
+        context = jnp.broadcast_to(empty, (count, *empty.shape[1:]))
+    else:
+        context = jnp.where(keep_text, encoded["context"], empty)
     class_labels = None
     if embeds is not None:
         levels = _levels(draws.levels, options.clean_share)
@@ -173,6 +180,8 @@ def losses(
         added = jnp.concatenate([encoded["mask"], masked], axis=-1)
     elif "depth_map" in encoded:
         added = encoded["depth_map"]
+    elif options.estimates:
+        added = options.scaling_factor * posterior(encoded["original_moments"]).mean
     elif "original_moments" in encoded:  # as the pipeline reads it: the mode, without the VAE's factor
         added = jnp.where(draws.keep_original[:, None, None, None], posterior(encoded["original_moments"]).mean, 0)
     model = unet.merge(params)
@@ -187,6 +196,7 @@ def losses(
         prediction_type=options.prediction_type,
         min_snr_gamma=options.min_snr_gamma,
         added_channels=added,
+        added_first=options.estimates,
     )
     return each, {}
 

@@ -11,13 +11,14 @@ import numpy as np
 from PIL import Image
 
 from unclip_jax.checkpoints.checkpoint import Checkpoint, family_config
-from unclip_jax.checkpoints.config import OF_TWO_LATENTS, CheckpointConfig
+from unclip_jax.checkpoints.config import OF_TWO_LATENTS, CheckpointConfig, EstimatorConfig, for_task
 from unclip_jax.checkpoints.loading import load_networks
 from unclip_jax.checkpoints.networks import NETWORKS, Network, abstract_network
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.distributed.mesh import gathered, pad_batch, placed, replicated
 from unclip_jax.models.configs import AutoencoderTinyConfig
 from unclip_jax.models.unet import UNet
+from unclip_jax.pipelines.estimate import EMPTY_TOKENS
 from unclip_jax.sampling.schedule import NoiseSchedule, alphas_cumprod
 from unclip_jax.sampling.solvers import make_solver
 from unclip_jax.training import diffusion_objective
@@ -38,7 +39,8 @@ from unclip_jax.training.setup import (
 from unclip_jax.training.step import TrainState
 from unclip_jax.training.transforms import ExampleLoader
 
-INPUT_CHANNELS = {"inpaint": 9, "depth-to-image": 5, "instruct": 8}
+INPUT_CHANNELS = {"inpaint": 9, "depth-to-image": 5, **dict.fromkeys(OF_TWO_LATENTS, 8)}
+ESTIMATOR_STEPS = 4  # as of the published estimators of the second version
 
 # (frozen parameters with "unet", trained parameters) -> the parameters of the networks that are not frozen.
 Combine = Callable[[Mapping[str, Any], Any], Mapping[str, Any]]
@@ -71,9 +73,9 @@ class DiffusionTrainer:
                     f"objective.becomes needs a text-to-image checkpoint; {checkpoint.source} is {config.task}"
                 )
             wider = dataclasses.replace(config.unet, in_channels=INPUT_CHANNELS[objective.becomes])
-            self.unet = widened(self.unet, abstract_network(UNet, wider, dtype, self.stored, remat=settings.remat))
-            trained_for = objective.becomes if objective.becomes in OF_TWO_LATENTS else None
-            config = dataclasses.replace(config, unet=wider, trained_for=trained_for)
+            config = for_task(dataclasses.replace(config, unet=wider), [objective.becomes])
+            structure = abstract_network(UNet, wider, dtype, self.stored, remat=settings.remat)
+            self.unet = widened(self.unet, structure, first=config.image_first)
         if config.task == "depth-to-image" and "depth_estimator" not in filled:
             raise ValueError(f"{checkpoint.source} has no depth estimator; give objective.depth_model")
 
@@ -87,6 +89,7 @@ class DiffusionTrainer:
             objective.min_snr_gamma,
             objective.noise_offset,
             objective.max_low_res_level,
+            config.image_first,
         )
         diffusion["prediction_type"] = self.options.prediction_type
         if objective.zero_snr:
@@ -106,10 +109,13 @@ class DiffusionTrainer:
             else:
                 statistics = {name: checkpoint.params[f"image_normalizer.{name}"].read() for name in ("mean", "std")}
                 self.frozen["noising"] = {"alphas_cumprod": table, **statistics}
-        empty = {"tokens": placed(checkpoint.tokenizer([""]), replicated(self.mesh))}
+        tokens = checkpoint.tokenizer([""])[:, : EMPTY_TOKENS if config.image_first else None]
+        empty = {"tokens": placed(tokens, replicated(self.mesh))}
         self.frozen["empty_context"] = diffusion_objective.encode(self.networks, self.frozen, empty)["context"]
         self.controlnet: Network | None = None
         self.side = self._side()
+        if config.estimator is not None:
+            self.config = dataclasses.replace(self.config, estimator=self._estimator(config.estimator))
         self.load: Load = self._example_loader(checkpoint)
 
     @property
@@ -151,9 +157,20 @@ class DiffusionTrainer:
             raise ValueError(f"data.resolution is {side}; want a multiple of {factor * unet.size_multiple}")
         return side
 
+    def _estimator(self, config: EstimatorConfig) -> EstimatorConfig:
+        """How the estimator is run after training, where nothing was said of it."""
+        return dataclasses.replace(
+            config,
+            prediction_type=config.prediction_type or self.config.task,
+            num_inference_steps=config.num_inference_steps or ESTIMATOR_STEPS,
+            processing_resolution=config.processing_resolution or self.side,
+        )
+
     def _example_loader(self, checkpoint: Checkpoint) -> ExampleLoader:
         config, data, vision = self.config, self.settings.data, self.config.image_encoder
-        original = self.settings.objective.original_image if config.task == "instruct" else None
+        original = self.settings.objective.original_image if config.task in OF_TWO_LATENTS else None
+        if config.task == "normals" and data.flip:
+            raise ValueError("data.flip is true: mirrored normals would point the wrong way; want false")
         if original is not None and data.image_folder is None:
             raise ValueError(
                 f"objective.original_image is {original!r}, a column; want data.image_folder, with the files it names"
@@ -162,7 +179,7 @@ class DiffusionTrainer:
             self.side,
             data.crop,
             data.flip,
-            checkpoint.tokenizer,
+            None if config.image_first else checkpoint.tokenizer,
             None if vision is None else (vision.image_size, config.preprocess),
             self.settings.objective.whole_mask_share if config.task == "inpaint" else None,
             config.vae.factor if config.task == "upscale" else None,
@@ -258,9 +275,8 @@ class DiffusionTrainer:
             encoded = diffusion_objective.encode(self.networks, weights, batch)
             net = self.controlnet
             control = None if net is None else Network(net.graphdef, weights["controlnet"])
-            made = sample_latents(
-                self.unet, solver, frozen, scaling, weights["unet"], encoded, scale, self.settings.seed, control
-            )
+            given = (weights["unet"], encoded, scale, self.settings.seed, control, self.options.estimates)
+            made = sample_latents(self.unet, solver, frozen, scaling, *given)
             vae = self.networks["vae"].merge(frozen["vae"])
             source = jnp.split(encoded["moments"], 2, axis=-1)[0]
             return vae.decode(source), vae.decode(made / scaling)
@@ -300,12 +316,13 @@ def losses_of(
     return losses
 
 
-def widened(base: Network, wider: Network) -> Network:
+def widened(base: Network, wider: Network, first: bool = False) -> Network:
     """A UNet with more input channels than `base`. Their weights are zero, so that it starts out equal to `base`.
 
     Args:
         base: The UNet with fewer channels.
         wider: The structure of the result.
+        first: Whether the new channels come before those of `base`.
 
     Returns:
         The wider UNet.
@@ -318,7 +335,8 @@ def widened(base: Network, wider: Network) -> Network:
     missing = wanted[2] - kernel.shape[2]
     if missing < 0 or (kernel.shape[:2], kernel.shape[3]) != (wanted[:2], wanted[3]):
         raise ValueError(f"objective.becomes: the UNet reads {kernel.shape[2]} channels; want fewer than {wanted[2]}")
-    params["conv_in.kernel"] = jnp.pad(kernel, ((0, 0), (0, 0), (0, missing), (0, 0)))
+    added = (missing, 0) if first else (0, missing)
+    params["conv_in.kernel"] = jnp.pad(kernel, ((0, 0), (0, 0), added, (0, 0)))
     return Network(wider.graphdef, params)
 
 

@@ -126,6 +126,7 @@ def denoising_losses(
     prediction_type: str,
     min_snr_gamma: float | None = None,
     added_channels: jax.Array | None = None,
+    added_first: bool = False,
 ) -> jax.Array:
     """Each image's loss: the mean squared error of the prediction, weighted if `min_snr_gamma` is set.
 
@@ -144,6 +145,7 @@ def denoising_losses(
         min_snr_gamma: As gamma in `min_snr_weights`; None for no weights.
         added_channels: (B, H, W, C'), what the network reads beside the noisy latents (depth, mask and masked latents,
             a small image).
+        added_first: Whether it reads them before the latents, as estimators do.
 
     Returns:
         (B,) float32.
@@ -151,7 +153,8 @@ def denoising_losses(
     share = jnp.asarray(alphas_cumprod)[timesteps]
     x = add_noise(x0, noise, share)
     if added_channels is not None:
-        x = jnp.concatenate([x, added_channels.astype(x.dtype)], axis=-1)
+        added = added_channels.astype(x.dtype)
+        x = jnp.concatenate([added, x] if added_first else [x, added], axis=-1)
     error = denoise(x, timesteps, context, class_labels).astype(jnp.float32) - prediction_target(
         prediction_type, x0, noise, share
     )

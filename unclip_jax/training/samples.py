@@ -36,6 +36,7 @@ def sample_latents(
     guidance_scale: jax.Array,
     seed: int = 0,
     controlnet: Network | None = None,
+    estimates: bool = False,
 ) -> jax.Array:
     """Samples latents under the conditions of a batch; images condition at noise level 0.
 
@@ -49,14 +50,16 @@ def sample_latents(
         guidance_scale: ().
         seed: The seed.
         controlnet: What reads the "hint" of the batch, with parameters; None for none.
+        estimates: As in `DiffusionObjective`; there is no guidance then.
 
     Returns:
         (B, h, w, C), scaled.
     """
-    count, guidance = len(encoded["moments"]), Guidance(image="original_moments" in encoded)
+    count = len(encoded["moments"])
+    guidance = Guidance(unconditional=not estimates, image="original_moments" in encoded and not estimates)
     shape = (*encoded["moments"].shape[1:3], encoded["moments"].shape[3] // 2)
     keys = image_keys(seed, jnp.arange(count))
-    empty = jnp.broadcast_to(frozen["empty_context"], encoded["context"].shape)
+    empty = jnp.broadcast_to(frozen["empty_context"], (count, *frozen["empty_context"].shape[1:]))
     labels, channels = None, None
     if (embeds := encoded.get("image_embeds")) is not None:
         noise = draw(keys, Branch.IMAGE, embeds.shape[1:])
@@ -70,14 +73,16 @@ def sample_latents(
         channels = jnp.concatenate([encoded["mask"], masked], axis=-1)
     elif "depth_map" in encoded:
         channels = encoded["depth_map"]
-    elif guidance.image:
-        channels = posterior(encoded["original_moments"]).mean
-    context = encoded["context"]
+    elif "original_moments" in encoded:
+        channels = (scaling_factor if estimates else 1) * posterior(encoded["original_moments"]).mean
+    context = empty if estimates else encoded["context"]
     controls = []
     if controlnet is not None:
         controls = [Control(controlnet, embed_hint(controlnet, encoded["hint"]), SCALE, guesses=False, graded=False)]
     constants = prepare(unet, params, context, empty, labels, channels, controls=controls, guidance=guidance)
-    denoise = unet_denoiser(unet, params, constants, guidance, solver.prediction_type, controls=controls)
+    denoise = unet_denoiser(
+        unet, params, constants, guidance, solver.prediction_type, controls=controls, image_first=estimates
+    )
     rows = {name: jnp.asarray(column) for name, column in solver.grid.items()}
     rows[SCALE] = jnp.ones((solver.calls, count))
     rows["guidance_scale"] = jnp.broadcast_to(guidance_scale, (solver.calls,))

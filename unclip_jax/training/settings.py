@@ -101,14 +101,15 @@ class ObjectiveSettings:
         whole_mask_share: See `unclip_jax.training.masks.random_mask`.
         depth_model: A checkpoint whose depth estimator makes the depth maps, if the trained one has none.
         max_low_res_level: See `DiffusionObjective`.
-        original_image: The column of the metadata that names the file of the image before the instruction, which is the
-            text; for `instruct`. It is cut and mirrored as the image is.
+        original_image: The column of the metadata that names the file of another image: the one before the instruction,
+            which is the text, for `instruct`; the one that the image is a map of, for `depth` and `normals`. It is cut
+            and mirrored as the image is.
         trainable: A pattern of the UNet's trained parameters. The others are frozen, and the optimiser holds nothing
             for them.
     """
 
     prediction_type: str | None = None
-    becomes: Literal["inpaint", "depth-to-image", "instruct"] | None = None
+    becomes: Literal["inpaint", "depth-to-image", "instruct", "depth", "normals"] | None = None
     embedding_dropout: float = 0.25
     text_dropout: float = 0.1
     clean_share: float = 0.0
