@@ -13,7 +13,7 @@
 #
 # Below the pipeline is a core of pure functions: a loop, solvers, guidance, noise, and networks whose parameters are
 # an argument. You will see a solver of your own in fifteen lines, compared with a built-in one; seeds under `vmap`;
-# gradients through a whole run; and a loss that steers a run.
+# gradients through a whole run; a loss that steers a run; and features that find the same part in two pictures.
 #
 # The notation is that of DDIM ([Song et al. 2020](https://arxiv.org/abs/2010.02502)): $x = \sqrt a\, x_0 + \sqrt{1 -
 # a}\, \epsilon$, with $a$ called `alpha_cumprod`.
@@ -332,6 +332,53 @@ show(jnp.stack(columns, axis=1).reshape(-1, *shape), labels)
 # The objects turn blue and stay what they are: the gradient has passed through the network, which knows where an
 # apple's colour is. Any differentiable loss works in its place: the distance of a CLIP embedding, a segmentation, or
 # a measurement that the image should explain.
+
+# %% [markdown]
+# ## The same part of two things
+#
+# What the UNet's blocks give at a noise level says what is where (DIFT, [Tang et al.
+# 2023](https://arxiv.org/abs/2306.03881)). Here the leaf of the red apple is looked for in the green one: its features
+# are compared with those of every place. The likeness is averaged over draws of the noise.
+
+# %%
+from unclip_jax.sampling import NoiseSchedule, add_noise, alphas_cumprod
+
+trained = {name: config.scheduler_config[name] for name in ("beta_start", "beta_end", "beta_schedule")}
+noise_levels = jnp.asarray(alphas_cumprod(NoiseSchedule(**trained)))
+names = ("red-apple", "green-apple")
+apples = [np.asarray(Image.open(demo_images() / f"{name}.png").convert("RGB").resize((side, side))) for name in names]
+pixels = np.stack(apples).astype(np.float32) / 127.5 - 1
+latents = pipe.vae_encode(pixels)[..., : shape[-1]] * config.vae.scaling_factor  # the posterior's mean
+
+
+@jax.jit
+def features(params, x, key, timestep=150, draws=8):
+    """x: (h, w, c) -> (H, W, C), unit vectors."""
+    noised = add_noise(x, jax.random.normal(key, (draws, *x.shape)), noise_levels[timestep])
+    labels = jnp.zeros((draws, config.unet.class_embedding_size))
+    given = (noised, jnp.full(draws, timestep), jnp.repeat(text, draws, axis=0), labels)
+    seen = networks["unet"].merge(params["unet"]).features(*given, layers=("up.0",))["up.0"].mean(0)
+    return seen / jnp.linalg.norm(seen, axis=-1, keepdims=True)
+
+
+red, green = (features(params, x, jax.random.key(0)) for x in latents)
+row, column = (share * length // 8 for share, length in zip((1, 2), red.shape, strict=False))
+likeness = np.asarray(green @ red[row, column])
+found = np.unravel_index(likeness.argmax(), likeness.shape)
+
+figure, axes = plt.subplots(1, 3, figsize=(7, 2.5))
+scale = side / len(likeness)
+for axis, image, place in ((axes[0], apples[0], (row, column)), (axes[1], apples[1], found)):
+    axis.imshow(image)
+    axis.scatter(*[(p + 0.5) * scale for p in reversed(place)], s=80, facecolors="none", edgecolors="black")
+axes[2].imshow(likeness)
+for axis, title in zip(axes, ("the leaf", "found", "likeness"), strict=True):
+    axis.set_title(title)
+    axis.axis("off")
+plt.show()
+
+# %% [markdown]
+# [docs/features.md](../docs/features.md) lists the layers and their sizes.
 #
 # [CONTRIBUTING.md](../CONTRIBUTING.md) describes how to add a solver to the library.
 # [docs/guidance.md](../docs/guidance.md) builds guidance from its parts, with APG and PAG.
