@@ -96,3 +96,11 @@ def test_the_demo_models_own():
     with open_tiny_vae() as ours, unclip_jax.open_checkpoint() as demo:
         assert ours.config.vae.factor == demo.config.vae.factor
         assert ours.config.vae.latent_channels == demo.config.vae.latent_channels
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("model", "pipeline"), [("INSTRUCT", "InstructPipeline"), ("ESTIMATE", "DepthPipeline")])
+def test_an_image_beside_the_latents_is_encoded_by_it(model, pipeline, source, family_folder):
+    pipe = open_pipeline(family_folder(model), pipeline, vae=source, progress=False)
+    out = pipe(small_family.photo(), num_inference_steps=1, output_type="latent")
+    assert np.isfinite(out.latents).all()

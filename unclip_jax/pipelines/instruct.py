@@ -37,7 +37,7 @@ def check(config: CheckpointConfig, a: InstructArguments) -> Request[Inputs]:
 def conditions(parts: Parts, request: Request[Inputs]) -> Conditions:
     """What the denoiser is told."""
     # The posterior's mode, without the VAE's factor that the latents beside it have.
-    image, _ = np.split(vae_encode(parts, request.inputs.pixels), 2, axis=-1)
+    image = vae_encode(parts, request.inputs.pixels)[..., : request.latent_shape[-1]]
     text, negative = text_states(parts, request)
     start = from_noise(parts, request, request.inputs.latents)
     return Conditions(text, negative, start, channels=lambda chunk: chunk.of_prompts(image))
