@@ -22,7 +22,14 @@ from unclip_jax.training.rng import draw_step, step_keys
 
 # What `encode` makes of a batch.
 ENCODED = (
-    *("moments", "context", "image_embeds", "depth_map", "masked_moments", "mask", "low_res", "hint"),
+    "moments",
+    "context",
+    "image_embeds",
+    "depth_map",
+    "masked_moments",
+    "mask",
+    "low_res",
+    "hint",
     "original_moments",
 )
 
