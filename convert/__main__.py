@@ -107,9 +107,9 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] == [ADD_DIFFERENCE]:
-        args, run = difference_parser(program).parse_args(arguments[1:]), merge
+        args, run = difference_parser(program).parse_intermixed_args(arguments[1:]), merge
     else:
-        args = parser(program).parse_args(arguments)
+        args = parser(program).parse_intermixed_args(arguments)
         run = check if args.check else convert
     if problem := _problem(args):
         print(f"convert: {problem}", file=sys.stderr)

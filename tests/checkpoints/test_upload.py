@@ -134,7 +134,7 @@ def test_a_merge_is_pushed_with_its_three_sources(server, folder):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["here", "--push", "me/a"], "give a destination, or --push and none, or --check and none"),
+        (["--push", "me/a", "here"], "give a destination, or --push and none, or --check and none"),
         (["--push", "me/a", "--check"], "give a destination, or --push and none, or --check and none"),
         (["there", "--private"], "--private is for --push"),
         (["--push", "me/a", "--to", "original"], "--push uploads a diffusers folder, and --to is original"),
