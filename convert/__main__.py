@@ -106,6 +106,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     program: the name of the command in its usage line.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    # Intermixed: the destination is optional, and otherwise not seen behind an option.
     if arguments[:1] == [ADD_DIFFERENCE]:
         args, run = difference_parser(program).parse_intermixed_args(arguments[1:]), merge
     else:
