@@ -21,6 +21,7 @@ from unclip_jax.progress import Progress
 
 PROGRAM = "python -m convert"
 ADD_DIFFERENCE = "add-difference"
+DESTINATION = "what to write: a folder, or NAME.safetensors; it must not exist. Not with --push"
 
 
 def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
@@ -36,7 +37,7 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
         help="original .ckpt/.safetensors file, diffusers folder or converted directory; on the hub: owner/name, "
         "owner/name/FILE, or an address",
     )
-    p.add_argument("destination", nargs="?", help="what to write: a folder, or NAME.safetensors; it must not exist")
+    p.add_argument("destination", nargs="?", help=DESTINATION)
     p.add_argument(
         "--check", action="store_true", help="prove the mapping from names, shapes and dtypes; write nothing"
     )
@@ -55,7 +56,7 @@ def difference_parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     )
     for name, what in {"a": "the checkpoint to change", "b": "a fine-tune of C", "c": "the base of B"}.items():
         p.add_argument(name, metavar=name.upper(), help=what)
-    p.add_argument("destination", metavar="DST", help="what to write: a folder, or NAME.safetensors; it must not exist")
+    p.add_argument("destination", metavar="DST", nargs="?", help=DESTINATION)
     p.add_argument("--scale", type=float, default=1.0, metavar="S", help="of the difference; default 1")
     p.add_argument("--config-b", metavar="YAML", help="as --config, of B")
     p.add_argument("--config-c", metavar="YAML", help="as --config, of C")
@@ -67,7 +68,6 @@ def _add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--to",
         choices=("jax", "orbax", "diffusers", "original"),
-        default="jax",
         help="our own directory (default), the same with the parameters in orbax's format, a diffusers folder, or one "
         ".safetensors file with the original's names",
     )
@@ -91,6 +91,13 @@ def _add_options(p: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "float16", "bfloat16"), help="of the written weights; default: as read"
     )
     p.add_argument("--ema", action="store_true", help="read the EMA weights of an original file's UNet")
+    p.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="upload a diffusers folder with a model card to the hub, with the login's token or HF_TOKEN, and write "
+        "nothing here",
+    )
+    p.add_argument("--private", action="store_true", help="--push to a private repository, if it is new")
 
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
@@ -99,14 +106,15 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     program: the name of the command in its usage line.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    # Intermixed: the destination is optional, and otherwise not seen behind an option.
     if arguments[:1] == [ADD_DIFFERENCE]:
-        args, run = difference_parser(program).parse_args(arguments[1:]), merge
+        args, run = difference_parser(program).parse_intermixed_args(arguments[1:]), merge
     else:
-        args = parser(program).parse_args(arguments)
-        if args.check == (args.destination is not None):
-            print("convert: give a destination, or --check and none", file=sys.stderr)
-            return 2
+        args = parser(program).parse_intermixed_args(arguments)
         run = check if args.check else convert
+    if problem := _problem(args):
+        print(f"convert: {problem}", file=sys.stderr)
+        return 2
     with warnings.catch_warnings(), termination_interrupts():
         warnings.showwarning = lambda text, *_, **__: print(f"convert: warning: {message(text)}", file=sys.stderr)
         try:
@@ -118,6 +126,18 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
             written = args.destination is not None and Path(args.destination).exists()
             print(f"convert: interrupted; {'all is' if written else 'nothing was'} written", file=sys.stderr)
             return 1
+
+
+def _problem(args: argparse.Namespace) -> str | None:
+    """What is wrong with the options together."""
+    checks = getattr(args, "check", False)
+    if [checks, args.push is not None, args.destination is not None].count(True) != 1:
+        return "give a destination, or --push and none" + (", or --check and none" if hasattr(args, "check") else "")
+    if args.private and args.push is None:
+        return "--private is for --push"
+    if args.push is not None and args.to not in (None, "diffusers"):
+        return f"--push uploads a diffusers folder, and --to is {args.to}"
+    return None
 
 
 def check(args: argparse.Namespace) -> int:
@@ -151,10 +171,9 @@ def check(args: argparse.Namespace) -> int:
 
 def convert(args: argparse.Namespace) -> int:
     """Opens the source and writes it in the requested layout."""
-    from unclip_jax.checkpoints.atomic import require_absent
     from unclip_jax.checkpoints.source import open_checkpoint
 
-    require_absent(Path(args.destination))
+    _require_absent(args)
     digests: dict[str, str] = {}
     path, source = _path(args), shown(args.source)
     if args.sha256 is not None:
@@ -169,18 +188,20 @@ def convert(args: argparse.Namespace) -> int:
         def provenance() -> dict[str, Any]:
             return {"source": Path(source).name, "sha256": digests or _digests(checkpoint.files)}
 
-        _write(args, checkpoint, provenance)
+        if args.push is not None:
+            _push(args, checkpoint)
+        else:
+            _write(args, checkpoint, provenance)
     return 0
 
 
 def merge(args: argparse.Namespace) -> int:
     """Opens three sources and writes A + scale (B - C) in the requested layout."""
     from convert.merge import add_difference, open_weights, require_scale, shared
-    from unclip_jax.checkpoints.atomic import require_absent
     from unclip_jax.checkpoints.source import open_checkpoint
 
     require_scale(args.scale)
-    require_absent(Path(args.destination))
+    _require_absent(args)
     with (
         open_checkpoint(args.a, **_options(args), revision=args.revision, subfolder=args.subfolder) as a,
         open_weights(args.b, args.config_b) as b,
@@ -198,7 +219,11 @@ def merge(args: argparse.Namespace) -> int:
             }
             return {"method": ADD_DIFFERENCE, "scale": args.scale, **recorded}
 
-        _write(args, merged, provenance)
+        if args.push is not None:
+            sources = [source for checkpoint in (a, b, c) for source in checkpoint.sources]
+            _push(args, merged, sources, f"they are A + {args.scale:g} (B - C) of the above, in this order")
+        else:
+            _write(args, merged, provenance)
     return 0
 
 
@@ -233,6 +258,23 @@ def _size(checkpoint: Any) -> str:
     )
 
 
+def _require_absent(args: argparse.Namespace) -> None:
+    from unclip_jax.checkpoints.atomic import require_absent
+
+    if args.destination is not None:
+        require_absent(Path(args.destination))
+
+
+def _push(
+    args: argparse.Namespace, checkpoint: Any, sources: Sequence[str] | None = None, method: str | None = None
+) -> None:
+    """Uploads a checkpoint, and prints where it is. sources, method: see `convert.export.card.model_card`."""
+    from unclip_jax.checkpoints.upload import push
+
+    options = {"private": args.private or None, "dtype": _dtype(args.dtype), "sources": sources, "method": method}
+    print(f"uploaded {push(checkpoint, args.push, **options)}")
+
+
 def _write(args: argparse.Namespace, checkpoint: Any, provenance: Callable[[], Mapping[str, Any]]) -> None:
     """Writes a checkpoint as the options say, and prints what was written. provenance: only for our own layouts."""
     from convert.export.diffusers import save_diffusers
@@ -240,12 +282,13 @@ def _write(args: argparse.Namespace, checkpoint: Any, provenance: Callable[[], M
     from unclip_jax.checkpoints.directory import save
 
     save_as: dict[str, Callable[..., list[Path]]] = {"original": save_original, "diffusers": save_diffusers}
-    if args.to in ("jax", "orbax"):
+    to = "jax" if args.to is None else args.to
+    if to in ("jax", "orbax"):
         recorded = {**provenance(), "dtype": args.dtype or "as in the source"}
-        layout: Literal["safetensors", "orbax"] = "orbax" if args.to == "orbax" else "safetensors"
-        save_as[args.to] = functools.partial(save, layout=layout, provenance=recorded)
+        layout: Literal["safetensors", "orbax"] = "orbax" if to == "orbax" else "safetensors"
+        save_as[to] = functools.partial(save, layout=layout, provenance=recorded)
     with Progress("writing", checkpoint.nbytes, unit="B", bytes_=True) as bar:
-        written = save_as[args.to](checkpoint, Path(args.destination), dtype=_dtype(args.dtype), progress=bar.update)
+        written = save_as[to](checkpoint, Path(args.destination), dtype=_dtype(args.dtype), progress=bar.update)
     for path in written:
         print(f"wrote {path}")
 

@@ -1,5 +1,6 @@
 """A small hub on loopback that speaks the routes that huggingface_hub asks, and faults that it can show."""
 
+import base64
 import contextlib
 import functools
 import hashlib
@@ -33,6 +34,9 @@ class Hub(ThreadingHTTPServer):
         self.refusal: tuple[int, dict[str, str]] | None = None
         self.refused_paths = re.compile(".*")
         self.cuts: dict[str, list[str]] = {}  # file -> how its next transfers break: "closed", "reset"
+        self.large: dict[str, bytes] = {}  # SHA-256 -> what was put there
+        self.private: set[str] = set()
+        self.commits: list[str] = []  # messages
 
     def bodies(self) -> set[str]:
         return {path.split("/resolve/")[1].partition("/")[2] for method, path, _ in self.asked if is_body(method, path)}
@@ -63,12 +67,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.server.asked.append((self.command, path, self.headers["Range"]))
-        self.server.tokens.add(self.headers["Authorization"])
-        if self.server.refusal and self.server.refused_paths.fullmatch(path):
-            status, headers = self.server.refusal
-            self.reply(status, b"", headers)
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+        if self.refused(path):
+            return
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             if (files := self.find(match[1], match[2] or "main")) is not None:
                 siblings = [{"rfilename": name} for name in files]
                 self.reply_json({"id": match[1], "sha": commit(files), "siblings": siblings})
@@ -81,6 +82,79 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.reply(404, b"", {})
 
+    def do_POST(self) -> None:
+        path, body = unquote(urlsplit(self.path).path), self.read_body()
+        if self.refused(path):
+            return
+        repos = self.server.repos
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            repo = f"{asked['organization']}/{asked['name']}"
+            if repo in repos:
+                self.reply_json({"url": f"{self.server.endpoint}/{repo}"}, 409)
+                return
+            repos[repo] = {"main": {}}
+            if asked.get("visibility") == "private":
+                self.server.private.add(repo)
+            self.reply_json({"url": f"{self.server.endpoint}/{repo}"})
+        elif path == "/api/validate-yaml":
+            self.reply_json({"errors": [], "warnings": []})
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/branch/(.+)", path):
+            known = match[2] in repos[match[1]]
+            repos[match[1]].setdefault(match[2], dict(repos[match[1]]["main"]))
+            self.reply_json({}, 409 if known else 201)
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)", path):
+            if self.find(match[1], match[2]) is not None:
+                names = [file["path"] for file in json.loads(body)["files"]]
+                modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in names}
+                files = [{"path": n, "uploadMode": mode, "shouldIgnore": False} for n, mode in modes.items()]
+                self.reply_json({"files": files})
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            objects = json.loads(body)["objects"]
+            for part in objects:
+                part["actions"] = {"upload": {"href": f"{self.server.endpoint}/large/{part['oid']}"}}
+            self.reply_json({"transfer": "basic", "objects": objects})
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/(.+)", path):
+            files = repos[match[1]][match[2]]
+            for line in map(json.loads, body.splitlines()):
+                match line["key"], line["value"]:
+                    case "header", value:
+                        self.server.commits.append(value["summary"])
+                    case "file", value:
+                        files[value["path"]] = base64.b64decode(value["content"])
+                    case "lfsFile", value:
+                        files[value["path"]] = self.server.large[value["oid"]]
+            oid = commit(files)
+            self.reply_json({"commitUrl": f"{self.server.endpoint}/{match[1]}/commit/{oid}", "commitOid": oid})
+        else:
+            self.reply(404, b"", {})
+
+    def do_PUT(self) -> None:
+        path, body = urlsplit(self.path).path, self.read_body()
+        if not self.refused(path):
+            self.server.large[hashlib.sha256(body).hexdigest()] = body
+            self.reply(200, b"", {})
+
+    def read_body(self) -> bytes:
+        if self.headers["Transfer-Encoding"] != "chunked":
+            return self.rfile.read(int(self.headers["Content-Length"] or 0))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def refused(self, path: str) -> bool:
+        """Writes down what was asked; whether the answer was a refusal."""
+        self.server.asked.append((self.command, path, self.headers["Range"]))
+        self.server.tokens.add(self.headers["Authorization"])
+        if self.server.refusal and self.server.refused_paths.fullmatch(path):
+            status, headers = self.server.refusal
+            self.reply(status, b"", headers)
+            return True
+        return False
+
     def find(self, repo: str, revision: str) -> dict[str, bytes] | None:
         revisions = self.server.repos.get(repo)
         if revisions is None:
@@ -92,10 +166,13 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(404, b"", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": f"Invalid rev id: {revision}"})
         return None
 
-    def reply_json(self, content: object) -> None:
-        self.reply(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    def reply_json(self, content: object, status: int = 200) -> None:
+        self.reply(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
     def reply_file(self, name: str, files: dict[str, bytes]) -> None:
+        if name not in files:
+            self.reply(404, b"", {"X-Error-Code": "EntryNotFound", "X-Error-Message": f"Entry not found: {name}"})
+            return
         body = files[name]
         headers = {"ETag": f'"{digest(body)}"', "X-Repo-Commit": commit(files)}
         start = int(match[1]) if (match := re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")) else None

@@ -236,6 +236,16 @@ def test_pipelines(index, desk):
 
 
 @pytest.mark.e2e
+def test_publishing(desk, hub_server, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_writes")
+    stand_ins.write_original("sd21-unclip-h", desk / "sd21-unclip-h.ckpt")
+    run("publishing")
+    assert hub_server.private == {"owner/my-variations", "owner/my-unclip"}
+    for repo in hub_server.private:
+        assert {"README.md", "model_index.json"} <= set(hub_server.repos[repo]["main"])
+
+
+@pytest.mark.e2e
 def test_use_restrictions(desk):
     assert len(readme.blocks("docs/use-restrictions.md")) == 2
     picture = natural(256, 256, seed=0)

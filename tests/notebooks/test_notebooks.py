@@ -29,8 +29,8 @@ def runner(tmp_path, monkeypatch):
     return module
 
 
-def test_there_are_eight_numbered_notebooks():
-    assert [name[:2] for name in NAMES] == [f"0{n}" for n in range(1, 9)]
+def test_there_are_nine_numbered_notebooks():
+    assert [name[:2] for name in NAMES] == [f"0{n}" for n in range(1, 10)]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,13 @@ class Checkpoint:
         if self.own_tokenizer is None:
             raise ValueError(f"{self.source} is {kind_of(self.config)}: it has no tokenizer")
         return self.own_tokenizer
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """`source`, and the files that were read from elsewhere, as another VAE's."""
+        own = Path(self.source)
+        elsewhere = [str(file) for file in self.files if own not in (Path(file), *Path(file).parents)]
+        return tuple(dict.fromkeys((self.source, *elsewhere)))
 
     @property
     def nbytes(self) -> int:

@@ -7,7 +7,7 @@ in the working directory would be found before the package.
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -233,6 +233,30 @@ def save_textual_inversion(word: str, rows: "np.ndarray", path: Path) -> Path:
     from convert.export.textual_inversion import save_textual_inversion
 
     return save_textual_inversion(word, rows, path)
+
+
+def save_diffusers(
+    checkpoint: "Checkpoint",
+    destination: Path,
+    *,
+    dtype: "np.dtype | None" = None,
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> list[Path]:
+    """Writes a checkpoint as a diffusers folder; see `convert.export.diffusers.save_diffusers`."""
+    require_convert()
+    from convert.export.diffusers import save_diffusers
+
+    return save_diffusers(checkpoint, destination, dtype=dtype, progress=progress)
+
+
+def model_card(
+    checkpoint: "Checkpoint", repo_id: str, sources: Sequence[str] | None = None, method: str | None = None
+) -> str:
+    """The README.md of a checkpoint on the hub; see `convert.export.card.model_card`."""
+    require_convert()
+    from convert.export.card import model_card
+
+    return model_card(checkpoint, repo_id, sources, method)
 
 
 def run_converter(arguments: Sequence[str], program: str) -> int:

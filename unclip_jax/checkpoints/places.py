@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -77,6 +78,14 @@ def place_of(text: str) -> HubPlace | None:
     if not HUB_ID.fullmatch(f"{owner}/{name}") or any(part in ("", ".", "..") for part in parts):
         return None
     return HubPlace(f"{owner}/{name}", path)
+
+
+def cached_place(path: Path) -> HubPlace | None:
+    """The place on the hub of which a path in huggingface_hub's cache is a copy; None for other paths."""
+    match = re.search(r"/models--([^/]+)--([^/]+)/snapshots/([^/]+)(?:/(.+))?$", path.as_posix())
+    if match is None or not HUB_ID.fullmatch(repo_id := f"{match[1]}/{match[2]}"):
+        return None
+    return HubPlace(repo_id, match[4] or "", match[3])
 
 
 def _below_the_hub(text: str) -> str | None:

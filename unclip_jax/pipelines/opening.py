@@ -43,6 +43,7 @@ class Opened:
     """A checkpoint of the family on its devices.
 
     Attributes:
+        sources: what it was opened from, see `Checkpoint.sources`.
         networks: name -> `Network`; of `Memory(free_networks=True)` with shapes in the place of parameters.
         noising: the tables by which unCLIP's image embeddings, or an upscaler's small image, are noised.
         dtype: of weights and computation.
@@ -57,6 +58,7 @@ class Opened:
     dtype: Any
     memory: Memory = DEFAULT_MEMORY
     residency: Residency | None = None
+    sources: tuple[str, ...] = ("a pipeline's networks",)
 
 
 def open_source(
@@ -129,6 +131,7 @@ def fill_networks(
         dtype=dtype,
         memory=memory,
         residency=Residency(checkpoint) if memory.free_networks else None,
+        sources=checkpoint.sources,
     )
 
 

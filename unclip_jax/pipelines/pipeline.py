@@ -17,7 +17,6 @@ from unclip_jax.adapters.loaded import Adapters
 from unclip_jax.checkpoints.checkpoint import Checkpoint
 from unclip_jax.conditioning.clip_image import ImageSource
 from unclip_jax.pipelines import finish, parts, run, tiny_vae
-from unclip_jax.pipelines.adapters import Adaptable
 from unclip_jax.pipelines.arguments import OutputType, signed
 from unclip_jax.pipelines.compiled import make_programs
 from unclip_jax.pipelines.control_arguments import with_controls, with_hints
@@ -27,6 +26,7 @@ from unclip_jax.pipelines.opening import DEFAULT_MEMORY, Opened, fill_networks, 
 from unclip_jax.pipelines.output import PipelineOutput, StreamState
 from unclip_jax.pipelines.parts import Parts
 from unclip_jax.pipelines.prepared import make_kernels
+from unclip_jax.pipelines.publishing import Publishable
 from unclip_jax.pipelines.request import Request, Task
 from unclip_jax.safety import SafetyChecker
 
@@ -38,7 +38,7 @@ All images run in one batch, so `batch_size` is refused, and `output_type` has n
 """
 
 
-class Pipeline(Adaptable):
+class Pipeline(Publishable):
     """From inputs to images. Build one with `from_pretrained`, call it, or `stream` it.
 
     Attributes:
