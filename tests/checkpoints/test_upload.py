@@ -16,11 +16,16 @@ from tests import small_models
 from tests.convert.adapter_files import random_lora
 from tests.hub_server import Hub
 from unclip_jax.checkpoints.checkpoint import Checkpoint
-from unclip_jax.checkpoints.config import CheckpointConfig
+from unclip_jax.checkpoints.config import (
+    AnyConfig,
+    ControlNetCheckpointConfig,
+    TinyVAECheckpointConfig,
+)
 from unclip_jax.checkpoints.places import HubPlace, cached_place
 from unclip_jax.checkpoints.source import open_checkpoint
 from unclip_jax.checkpoints.upload import push
 from unclip_jax.demo import demo_model
+from unclip_jax.models.configs import AutoencoderTinyConfig, ControlNetConfig
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +210,7 @@ def test_without_a_network_one_line_says_so(server, pipe, monkeypatch):
 # -- the card ----------------------------------------------------------------------------------------------------------
 
 
-def card_of(config: CheckpointConfig, source: str = "/home/somebody/a.safetensors") -> str:
+def card_of(config: AnyConfig, source: str = "/home/somebody/a.safetensors") -> str:
     return model_card(Checkpoint(config, None, {}, source), "me/model")
 
 
@@ -230,6 +235,17 @@ def test_no_licence_is_made_up():
         assert "license" not in front(card.encode())
         assert "not recorded here" in card
     assert front(card_of(estimator).encode())["pipeline_tag"] == "depth-estimation"
+
+
+@pytest.mark.parametrize(
+    ("config", "opens"),
+    [
+        (TinyVAECheckpointConfig(AutoencoderTinyConfig()), "TinyVAE.from_pretrained"),
+        (ControlNetCheckpointConfig(ControlNetConfig()), "ControlNet.from_pretrained"),
+    ],
+)
+def test_what_goes_with_a_checkpoint_says_how_it_is_opened(config, opens):
+    assert f'unclip_jax.{opens}("me/model")' in card_of(config)
 
 
 def test_the_demo_models_card_says_what_it_is():
