@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 import unclip_jax
-from unclip_jax import TinyVAE, cli
-from unclip_jax.demo import demo_model, demo_tiny_vae
+from unclip_jax import ControlNet, TinyVAE, cli
+from unclip_jax.checkpoints import open_controlnet
+from unclip_jax.conditioning import canny
+from unclip_jax.demo import demo_controlnet, demo_model, demo_tiny_vae
 from unclip_jax.evaluation.descriptors import color_and_shape
 from unclip_jax.evaluation.similarity import cosines, retrieval
 from unclip_jax.training.vae_losses import psnr
@@ -44,6 +47,7 @@ def test_the_demo_model_is_small_and_says_where_it_comes_from():
     for owner in ("Google", "Twitter", "Microsoft", "Unicode", "Miles Johnson"):
         assert owner in notices
     assert sum(path.stat().st_size for path in demo_tiny_vae().iterdir()) <= 400_000
+    assert sum(path.stat().st_size for path in demo_controlnet().iterdir()) <= 3_000_000
     assert "held out" in (demo_model().parent / "MODEL_CARD.md").read_text("utf-8")
     assert len(IMAGES) == 48
 
@@ -61,6 +65,29 @@ def test_the_tiny_autoencoder_is_near_the_full_one(pipe, sources):
     np.testing.assert_allclose(small.decode_latents(latents[:1]), tiny.decode_latents(latents[:1]), atol=1e-6)
     again = small.vae_encode(pixels)
     assert float(np.abs(again - latents).mean()) < 0.15
+
+
+def test_the_controlnet_is_for_the_demo_model():
+    with open_controlnet() as ours, unclip_jax.open_checkpoint() as demo:
+        net, base = ours.config.controlnet, demo.config
+    assert net.unet.block_out_channels == base.unet.block_out_channels
+    assert net.factor == base.vae.factor
+    assert net.unet.class_embedding is None
+
+
+@pytest.mark.e2e
+def test_the_controlnet_makes_drawings_follow_edges(pipe, sources):
+    """Of other drawings than the one that is varied: the share of their edges that is found again, within a pixel."""
+    net = ControlNet.from_pretrained(mesh=pipe.mesh, dtype=pipe.dtype)
+    given, others, near = sources[::8], sources[1::8], np.ones((3, 3), bool)
+    hints = [canny(source) for source in given]
+    options = {"image": others, "guidance_scale": 3.0, "num_inference_steps": 10}
+    found = {}
+    for name, control in (("without", {}), ("with", {"controlnet": net, "control_image": hints})):
+        edges = [ndimage.binary_dilation(canny(made)[..., 0] > 0, near) for made in pipe(**options, **control).images]
+        found[name] = np.mean([seen[hint[..., 0] > 0].mean() for seen, hint in zip(edges, hints, strict=True)])
+    assert found["without"] < LIMIT_WITHOUT
+    assert found["with"] > LIMIT_WITH
 
 
 @pytest.mark.e2e
