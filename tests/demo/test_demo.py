@@ -77,17 +77,17 @@ def test_the_controlnet_is_for_the_demo_model():
 
 @pytest.mark.e2e
 def test_the_controlnet_makes_drawings_follow_edges(pipe, sources):
-    """Of other drawings than the one that is varied: the share of their edges that is found again, within a pixel."""
+    """The share of the edges that is found again, within a pixel, where another drawing is varied: 0.71, not 0.33."""
     net = ControlNet.from_pretrained(mesh=pipe.mesh, dtype=pipe.dtype)
-    given, others, near = sources[::8], sources[1::8], np.ones((3, 3), bool)
-    hints = [canny(source) for source in given]
-    options = {"image": others, "guidance_scale": 3.0, "num_inference_steps": 10}
+    hints, near = [canny(source) for source in sources[::8]], np.ones((3, 3), bool)
+    options = {"image": sources[1::8], "guidance_scale": 3.0, "num_inference_steps": 10}
     found = {}
-    for name, control in (("without", {}), ("with", {"controlnet": net, "control_image": hints})):
-        edges = [ndimage.binary_dilation(canny(made)[..., 0] > 0, near) for made in pipe(**options, **control).images]
-        found[name] = np.mean([seen[hint[..., 0] > 0].mean() for seen, hint in zip(edges, hints, strict=True)])
-    assert found["without"] < LIMIT_WITHOUT
-    assert found["with"] > LIMIT_WITH
+    for scale in (0.0, 1.5):
+        made = pipe(**options, controlnet=net, control_image=hints, controlnet_conditioning_scale=scale).images
+        edges = [ndimage.binary_dilation(canny(image)[..., 0] > 0, near) for image in made]
+        found[scale] = np.mean([seen[hint[..., 0] > 0].mean() for seen, hint in zip(edges, hints, strict=True)])
+    assert found[0.0] < 0.45
+    assert found[1.5] > 0.6
 
 
 @pytest.mark.e2e
