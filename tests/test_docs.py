@@ -124,7 +124,7 @@ def test_controlnet(desk, hub_server, tmp_path_factory):
             fewer = text.replace("num_inference_steps=20", "num_inference_steps=2").replace("--steps 20", "--steps 2")
             readme.run(language, fewer, names, "docs/controlnet.md")
     sizes = {path.name: len(np.asarray(Image.open(path))) for path in desk.glob("*.png")}
-    assert sizes == {"edges.png": 512, "watercolour.png": 512, "apple-in-a-cup.png": 768}
+    assert sizes == {"edges.png": 512, "watercolour.png": 512, "apple-mushroom.png": 64, "apple-in-a-cup.png": 768}
     assert list((desk / "text-to-image").glob("*-sheet.png"))
 
 

@@ -19,7 +19,7 @@ from unclip_jax.checkpoints.directory import is_directory_checkpoint, open_direc
 from unclip_jax.checkpoints.local import local_path
 from unclip_jax.checkpoints.places import OPEN_CLIP, HubPlace, place_of
 from unclip_jax.conditioning.clip_image import Preprocess
-from unclip_jax.demo import demo_model, demo_tiny_vae
+from unclip_jax.demo import demo_controlnet, demo_model, demo_tiny_vae
 from unclip_jax.sampling.schedule import PREDICTION_TYPES
 
 
@@ -145,7 +145,7 @@ def open_prior(
 
 
 def open_controlnet(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | None = None,
     *,
     config: str | os.PathLike[str] | None = None,
     variant: str | None = None,
@@ -157,7 +157,8 @@ def open_controlnet(
 
     Args:
         source: A converted directory; the folder of diffusers' ControlNetModel, or of a pipeline with one; an original
-            `.safetensors`, `.ckpt` or `.pth` file; or one of these on the hub, see `local_path`.
+            `.safetensors`, `.ckpt` or `.pth` file; or one of these on the hub, see `local_path`. None is the bundled
+            demo model's.
         config: For a file, diffusers' config.json, see `convert.controlnet.open_controlnet`; may be on the hub.
         variant: For diffusers folders, such as "fp16".
         revision: See `local_path`.
@@ -171,6 +172,7 @@ def open_controlnet(
         FileNotFoundError: There is nothing at the source.
         ValueError: A file or an argument is refused.
     """
+    source = demo_controlnet() if source is None else source
     given: dict[str, Any] = {"revision": revision, "variant": variant, "mirrors": mirrors}
     place = place_of(os.fspath(source))
     if subfolder or place is None or place.path:

@@ -13,6 +13,11 @@ def demo_tiny_vae() -> Path:
     return Path(__file__).parent / "tiny-vae"
 
 
+def demo_controlnet() -> Path:
+    """The path of its ControlNet, which reads canny edges."""
+    return Path(__file__).parent / "controlnet"
+
+
 def demo_images() -> Path:
     """A folder of drawings of things whose drawings the model has not seen, 64x64 PNG."""
     return Path(__file__).parent / "pictures"

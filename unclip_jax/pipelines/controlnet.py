@@ -45,7 +45,7 @@ class ControlNet:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | os.PathLike[str],
+        source: str | os.PathLike[str] | None = None,
         dtype: DTypeLike | None = None,
         mesh: Mesh | None = None,
         **options: Any,
@@ -54,7 +54,7 @@ class ControlNet:
 
         Args:
             source: A diffusers folder, an original file (`control_model.*`), a converted directory, or one of these on
-                the hub.
+                the hub. None: that of the demo model.
             dtype: As for the pipeline that it is given to. None: float32 on a CPU, bfloat16 on accelerators.
             mesh: The pipeline's. None: all local devices along "data".
             options: `config`, `variant`, `revision`, `subfolder`, `mirrors`, as for
