@@ -84,6 +84,11 @@ ESTIMATE = dataclasses.replace(
     trained_for="depth",
     estimator=EstimatorConfig(num_inference_steps=2, processing_resolution=16),
 )
+DIRECT = dataclasses.replace(
+    ESTIMATE,
+    unet=dataclasses.replace(SMALL.unet, class_embedding_size=4),
+    estimator=EstimatorConfig(num_inference_steps=1, processing_resolution=16, direct=True),
+)
 INSTRUCT = dataclasses.replace(
     TEXT_TO_IMAGE, unet=dataclasses.replace(TEXT_TO_IMAGE.unet, in_channels=8), trained_for="instruct"
 )

@@ -92,7 +92,9 @@ def estimate(args: argparse.Namespace) -> None:
         recipe = {**common, "index": index, "images": [opened.origin]}
         made = {f"{run:04d}-{index:03d}.png": out.images[0]}
         if args.command == "depth":
-            made[f"{run:04d}-{index:03d}-near.png"] = nearness_picture(out.prediction[0])
+            near_is_more = pipe.config.estimator.prediction_type == "disparity"
+            far = 1 - out.prediction[0] if near_is_more else out.prediction[0]
+            made[f"{run:04d}-{index:03d}-near.png"] = nearness_picture(far)
         for file, image in made.items():
             save_png(args.out / file, image, {**recipe, "width": image.width, "height": image.height})
             print(args.out / file)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from convert.architecture import lotus
 from convert.architecture.distilled import as_distilled, is_named_turbo
 from convert.kinds import kind_of_folder
 from convert.readers import CheckpointError
@@ -151,6 +152,9 @@ def from_folder(folder: Path) -> CheckpointConfig:
     index = read_json(folder / "model_index.json")
     pipeline = torch_class(index.get("_class_name"))
     pipeline = CONTROLLED.get(pipeline, pipeline) if isinstance(pipeline, str) else pipeline
+    is_lotus = isinstance(pipeline, str) and lotus.CLASSES.fullmatch(pipeline) is not None
+    # No class of diffusers' own: it needs the parts of one, whose folders have no mistakes to correct.
+    pipeline = "MarigoldDepthPipeline" if is_lotus else pipeline
     if not isinstance(pipeline, str) or pipeline not in CLASSES:
         if kind := kind_of_folder(folder):
             raise CheckpointError(f"{folder.name}: {kind}")
@@ -158,7 +162,7 @@ def from_folder(folder: Path) -> CheckpointConfig:
     for component in CLASSES[pipeline]:
         entry = index.get(component)
         if not isinstance(entry, list) or len(entry) != 2 or None in entry:
-            raise CheckpointError(f"model_index.json: {component} is {entry!r:.80}; {pipeline} needs it")
+            raise CheckpointError(f"model_index.json: {component} is {entry!r:.80}; {index['_class_name']} needs it")
         # diffusers would import what is named here; here another network than ours is only worth a refusal.
         accepted = (COMPONENTS[component][1], *([TINY_VAE] if component == "vae" else []))
         if component in NETWORKS and torch_class(entry[1]) not in accepted:
@@ -171,6 +175,7 @@ def from_folder(folder: Path) -> CheckpointConfig:
             raise CheckpointError(
                 f"model_index.json: {component!r:.80} is {entry!r:.80}: no names of a library and class"
             )
+    trained_for = None if is_lotus else _TASK_OF_CLASS.get(pipeline)
     unet_file = _Config(folder / "unet" / "config.json")
     unet = repaired_unet(_unet(unet_file), unet_file.data, pipeline, str(folder))
     vae = repaired_vae(_vae(_Config(folder / "vae" / "config.json")), pipeline, str(folder))
@@ -216,9 +221,11 @@ def from_folder(folder: Path) -> CheckpointConfig:
         preprocess="diffusers",
         image_noising=noising,
         depth_estimator=depth,
-        trained_for=_TASK_OF_CLASS.get(pipeline),
-        estimator=_estimator(index) if _TASK_OF_CLASS.get(pipeline) in ESTIMATES else None,
+        trained_for=trained_for,
+        estimator=_estimator(index) if trained_for in ESTIMATES else None,
     )
+    if is_lotus:
+        return lotus.as_lotus(config, folder, index.get("_name_or_path"))
     if config.trained_for is not None and not config.reads_two_latents:
         raise CheckpointError(
             f"unet/config.json: in_channels is {unet.in_channels}; {pipeline} needs {2 * vae.latent_channels}"

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from convert.architecture.names import names_of
 from unclip_jax.checkpoints.config import CheckpointConfig
 from unclip_jax.reference import Reference
 
@@ -18,15 +19,9 @@ TRAILING = {"timestep_spacing": "trailing"}
 def is_named_turbo(path: Path, origin: Any = None) -> bool:
     """Whether a file or folder, or where it came from, is called sd-turbo, in any spelling, with more around it.
 
-    Args:
-        path: The file or folder. In the hub's cache the repository's name counts for a whole snapshot.
-        origin: `_name_or_path` of a folder's model_index.json, which names what the pipeline was loaded from.
+    path, origin: as for `convert.architecture.names.names_of`.
     """
-    path = path.absolute()
-    names = [path.name, str(origin).rpartition("/")[2] if isinstance(origin, str) else ""]
-    if path.is_dir() and path.parent.name == "snapshots":
-        names.append(path.parent.parent.name.rpartition("--")[2])
-    return any(map(NAME.search, names))
+    return any(map(NAME.search, names_of(path, origin)))
 
 
 def as_distilled(config: CheckpointConfig) -> CheckpointConfig:

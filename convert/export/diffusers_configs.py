@@ -35,6 +35,8 @@ def diffusers_configs(config: CheckpointConfig, dtype: str) -> dict[str, dict[st
     """
     encoder_less = config.task == "variations" and config.image_encoder is None
     pipeline, names = PRIOR_PIPELINE if encoder_less else PIPELINES[config.task]
+    if config.direct:  # in the repository that has them
+        pipeline = "LotusGPipeline" if config.reads_two_latents else "LotusDPipeline"
     if config.task == "depth-to-image" and config.depth_estimator is None:
         raise ValueError("a diffusers folder for depth-to-image needs a depth estimator; this checkpoint has none")
     scheduler_name(config.scheduler_config)  # raises where it names none that diffusers and we know
@@ -78,6 +80,9 @@ def _estimator(config: CheckpointConfig) -> dict[str, Any]:
     """What the index says of an estimator: only the keys that its class takes."""
     if config.estimator is None:
         return {}
+    if config.direct:  # whose task its name tells
+        ending = "-disparity" if config.estimator.prediction_type == "disparity" else ""
+        return {"_name_or_path": f"lotus-{config.task}{ending}"}
     others = {"depth": ("use_full_z_range",), "normals": ("scale_invariant", "shift_invariant")}[config.task]
     said = {theirs: getattr(config.estimator, ours) for ours, (theirs, _) in ESTIMATOR.items() if theirs not in others}
     return said | {"prediction_type": config.estimator.prediction_type or config.task}

@@ -376,7 +376,7 @@ FOLDERS = {
     "is a safety checker": {"config.json": {"architectures": ["StableDiffusionSafetyChecker"], "model_type": "clip_"}},
     "is a LoRA": {"adapter_config.json": {"peft_type": "LORA"}},
     "is a textual inversion": {"learned_embeds.bin": {}},
-    "is Marigold for intrinsic images": {"model_index.json": {"_class_name": "MarigoldIntrinsicsPipeline"}},
+    "is an estimator of intrinsic images": {"model_index.json": {"_class_name": "MarigoldIntrinsicsPipeline"}},
     "_class_name is 'SomePipeline'; accepted:": {"model_index.json": {"_class_name": "SomePipeline"}},
     "neither a converted checkpoint": {"config.json": {"model_type": 3, "architectures": "x"}, "readme.txt": {}},
 }

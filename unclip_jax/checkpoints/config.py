@@ -36,12 +36,14 @@ class EstimatorConfig:
     """How an estimator of depth or normals is run, and what its numbers mean.
 
     Args:
-        prediction_type: What diffusers' folder says, such as "depth", "disparity" or "normals". Nothing depends on it.
+        prediction_type: What diffusers' folder says, such as "depth" or "normals". Of "disparity" larger is nearer.
         num_inference_steps: The default; None for none.
         processing_resolution: The longest side in pixels at which images are read, by default; None for none.
         scale_invariant: Whether a depth map is known up to a factor.
         shift_invariant: Whether it is known up to a constant.
         use_full_z_range: Whether normals may point away from the camera, so that their z is in -1..1 and not in 0..1.
+        direct: Whether the UNet predicts the map itself, in one evaluation, and has a class embedding that tells it to,
+            as Lotus' does. With four input channels it reads the image alone, and no noise.
     """
 
     prediction_type: str | None = None
@@ -50,6 +52,7 @@ class EstimatorConfig:
     scale_invariant: bool = True
     shift_invariant: bool = True
     use_full_z_range: bool = True
+    direct: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +99,11 @@ class CheckpointConfig:
         return self.unet.in_channels == 2 * self.vae.latent_channels and self.unet.in_channels not in TASKS
 
     @property
+    def direct(self) -> bool:
+        """Whether this is an estimator that predicts its map at once, see `EstimatorConfig`."""
+        return self.estimator is not None and self.estimator.direct
+
+    @property
     def image_first(self) -> bool:
         """Whether the UNet reads what it is given beside the latents before them, as estimators do."""
         return self.reads_two_latents and self.trained_for in ESTIMATES
@@ -108,8 +116,10 @@ class CheckpointConfig:
             ValueError: The channels fit several tasks, and `trained_for` is None; or they fit none.
         """
         channels = self.unet.in_channels
-        if self.reads_two_latents and self.trained_for in OF_TWO_LATENTS:
+        if self.trained_for in OF_TWO_LATENTS and (self.reads_two_latents or self.direct):
             return self.trained_for
+        if self.direct:
+            raise ValueError(f"it is an estimator for one of {', '.join(ESTIMATES)}; open it with the pipeline for it")
         if channels not in TASKS and channels != self.vae.latent_channels:
             raise ValueError(unknown_channels(channels))
         if self.image_embedding_dim is not None:
@@ -125,7 +135,7 @@ class CheckpointConfig:
         if self.image_encoder is not None:
             return self.image_encoder.projection_dim
         size = self.unet.class_embedding_size
-        return None if size is None or self.unet.class_embedding != "projection" else size // 2
+        return None if size is None or self.unet.class_embedding != "projection" or self.direct else size // 2
 
     @property
     def tokenizer_dialect(self) -> TokenizerDialect:
@@ -155,8 +165,8 @@ def unknown_channels(channels: int) -> str:
 
 def for_task(config: CheckpointConfig, tasks: Collection[str]) -> CheckpointConfig:
     """A configuration that does not tell its task, as one for that of `tasks` which its networks fit; others as is."""
-    fitting = [task for task in OF_TWO_LATENTS if task in tasks]
-    if config.trained_for is not None or not config.reads_two_latents or not fitting:
+    fitting = [task for task in (ESTIMATES if config.direct else OF_TWO_LATENTS) if task in tasks]
+    if config.trained_for is not None or not (config.reads_two_latents or config.direct) or not fitting:
         return config
     estimator = EstimatorConfig() if fitting[0] in ESTIMATES else None
     return dataclasses.replace(config, trained_for=fitting[0], estimator=config.estimator or estimator)

@@ -1,10 +1,11 @@
-"""Depth and surface normals of images, estimated by a Stable Diffusion 2 that was trained to (Marigold).
+"""Depth and surface normals of images, estimated by a Stable Diffusion 2 that was trained to.
 
 image -> VAE -> latents --------------------------+
 noise, for each prediction of an ensemble --------+-> denoising loop -> VAE -> maps -> one map
 the empty prompt -> text encoder -> text states --+
 
-Source: Ke et al. 2024, arXiv:2312.02145; diffusers' MarigoldDepthPipeline and MarigoldNormalsPipeline.
+Source: Ke et al. 2024, arXiv:2312.02145; diffusers' MarigoldDepthPipeline and MarigoldNormalsPipeline. Those
+that predict their map at once, from the image alone or with noise, are Lotus (He et al. 2024, arXiv:2409.18124).
 """
 
 import dataclasses
@@ -12,12 +13,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
+import jax
 import numpy as np
 from PIL import Image
 
 from unclip_jax.checkpoints.config import CheckpointConfig, EstimatorConfig
 from unclip_jax.conditioning.resample import ResampleMethod, check_method, longest_side, resample
 from unclip_jax.conditioning.vae_image import pad_to_multiple, to_pixels
+from unclip_jax.distributed.mesh import Chunk
 from unclip_jax.estimation import ensemble
 from unclip_jax.estimation.colours import depth_picture, normals_picture
 from unclip_jax.pipelines.arguments import CommonArguments, OutputType
@@ -35,7 +38,7 @@ from unclip_jax.pipelines.estimate_arguments import EstimateArguments
 from unclip_jax.pipelines.finish import Marks
 from unclip_jax.pipelines.init_image import load_init_images
 from unclip_jax.pipelines.output import PipelineOutput
-from unclip_jax.pipelines.parts import Parts, decode_values, encode, from_noise, vae_encode
+from unclip_jax.pipelines.parts import Parts, decode_values, encode, from_noise, started, vae_encode
 from unclip_jax.pipelines.pipeline import Pipeline, calls, streams
 from unclip_jax.pipelines.request import Conditions, Request, Task
 from unclip_jax.pipelines.run import sample_latents
@@ -75,6 +78,8 @@ def check(config: CheckpointConfig, a: EstimateArguments) -> Request[Inputs]:
     if check_flag("output_uncertainty", a.output_uncertainty) and count == 1:
         raise ValueError("output_uncertainty is True and ensemble_size is 1; want two predictions at least")
     methods = [check_method(name, getattr(a, name)) for name in ("resample_method_input", "resample_method_output")]
+    if own.direct:
+        _check_direct(config, a)
     side = _given("processing_resolution", a.processing_resolution, own.processing_resolution)
     if check_integer("processing_resolution", side, 0, 1 << 16) % factor:
         raise ValueError(f"processing_resolution is {side}; want a multiple of {factor}")
@@ -87,11 +92,14 @@ def check(config: CheckpointConfig, a: EstimateArguments) -> Request[Inputs]:
         )
     (original,) = sizes
     size = longest_side(original[0], original[1], side) if side else original
-    padded = [
-        pad_to_multiple(resample(image, size[0], size[1], methods[0], antialias=True), factor, least=factor)
-        for image in images
-    ]
-    shape = (padded[0].shape[0] // factor, padded[0].shape[1] // factor, config.vae.latent_channels)
+    pixels = [resample(image, size[0], size[1], methods[0], antialias=True) for image in images]
+    if not own.direct:
+        pixels = [pad_to_multiple(image, factor, least=factor) for image in pixels]
+    shape = (pixels[0].shape[0] // factor, pixels[0].shape[1] // factor, config.vae.latent_channels)
+    if 0 in shape:
+        raise ValueError(f"image is {size[1]}x{size[0]} pixels to the network; want sides of at least {factor}")
+    if own.direct:  # what is left over is not in the latents, and the map is stretched over it
+        size = factor * shape[0], factor * shape[1]
     common = CommonArguments(
         num_inference_steps=_given("num_inference_steps", a.num_inference_steps, own.num_inference_steps),
         guidance_scale=1,
@@ -103,9 +111,10 @@ def check(config: CheckpointConfig, a: EstimateArguments) -> Request[Inputs]:
         batch_size=a.batch_size,
         output_type=a.output_type,
     )
-    request = check_request(config, common, check_solver(config, common), shape, "", "", len(images))
+    solver = check_solver(_at_once(config) if own.direct else config, common)
+    request = check_request(config, common, solver, shape, "", "", len(images))
     inputs = Inputs(
-        pixels=np.stack(padded),
+        pixels=np.stack(pixels),
         size=size,
         original=original if check_flag("match_input_resolution", a.match_input_resolution) else size,
         method=methods[1],
@@ -123,17 +132,26 @@ def conditions(parts: Parts, request: Request[Inputs]) -> Conditions:
     moments = vae_encode(parts, request.inputs.pixels)
     start = from_noise(parts, request, request.inputs.latents)
 
-    def latents(chunk: Any) -> Any:
-        return parts.programs.sample_latents(chunk.of_prompts(moments), None)
+    def latents(chunk: Chunk) -> jax.Array:
+        encoded: jax.Array = parts.programs.sample_latents(chunk.of_prompts(moments), None)
+        return encoded
 
-    return Conditions(text, None, start, channels=latents)
+    if not parts.config.direct:
+        return Conditions(text, None, start, channels=latents)
+    switches = np.array([[1, 0]], np.float32)  # to estimate, and not to give the image back
+    labels = np.concatenate([np.sin(switches), np.cos(switches)], axis=-1)
+    told = Conditions(text, None, start, labels=lambda chunk: chunk.of_prompts(labels))
+    if parts.config.reads_two_latents:
+        return told._replace(channels=latents)
+    return told._replace(start=lambda chunk: started(parts, request, latents(chunk), None))
 
 
 def finish(parts: Parts, request: Request[Inputs], latents: np.ndarray) -> PipelineOutput:
     """Latents (B, h, w, 4) -> maps, one of each image: taken out of their padding, reduced, and resized."""
     asked, task = request.inputs, parts.config.task
     values = decode_values(parts, latents)[:, : asked.size[0], : asked.size[1]]
-    maps = _depths(values) if task == "depth" else _normals(values, parts.config.estimator or EstimatorConfig())
+    own = parts.config.estimator or EstimatorConfig()
+    maps = _depths(values, own) if task == "depth" else _normals(values, own)
     made = [_reduced(parts.config, request, maps[first:][: request.repeats]) for first in _firsts(request)]
     prediction, uncertainty = (
         np.stack([resample(one, *asked.original, asked.method, antialias=False) for one in maps])
@@ -143,7 +161,8 @@ def finish(parts: Parts, request: Request[Inputs], latents: np.ndarray) -> Pipel
         prediction = ensemble.unit_length(prediction)
     images: Any = {"np": prediction, "latent": latents}.get(request.output_type)
     if images is None:
-        images = [(depth_picture if task == "depth" else normals_picture)(one) for one in prediction]
+        far = 1 - prediction if own.prediction_type == "disparity" else prediction
+        images = [depth_picture(one) for one in far] if task == "depth" else [*map(normals_picture, prediction)]
     rows = np.arange(len(prediction))
     return PipelineOutput(images, latents, None, None, rows, prediction, uncertainty if asked.uncertain else None)
 
@@ -172,8 +191,10 @@ def _reduced(config: CheckpointConfig, request: Request[Inputs], maps: np.ndarra
     return ensemble.ensemble_depth(maps, own.scale_invariant, own.shift_invariant, **request.inputs.options)
 
 
-def _depths(values: np.ndarray) -> np.ndarray:
+def _depths(values: np.ndarray, own: EstimatorConfig) -> np.ndarray:
     """What the VAE gives, (B, H, W, 3) -> depths in 0..1, (B, H, W, 1)."""
+    if own.direct:
+        values = np.clip(values, -1, 1)
     return (np.clip(values.mean(axis=-1, keepdims=True), -1, 1) + 1) / 2
 
 
@@ -183,6 +204,25 @@ def _normals(values: np.ndarray, own: EstimatorConfig) -> np.ndarray:
     if not own.use_full_z_range:
         values[..., 2] = values[..., 2] * 0.5 + 0.5
     return ensemble.unit_length(values)
+
+
+def _at_once(config: CheckpointConfig) -> CheckpointConfig:
+    """With the solver whose one step, from the last timestep, ends at what the UNet predicts."""
+    settings = {"prediction_type": "sample", "timestep_spacing": "trailing", "set_alpha_to_one": True}
+    settings |= {"clip_sample": False, "thresholding": False, "rescale_betas_zero_snr": False}
+    return dataclasses.replace(config, scheduler="ddim", scheduler_config={**config.scheduler_config, **settings})
+
+
+def _check_direct(config: CheckpointConfig, a: EstimateArguments) -> None:
+    """Raises ValueError for what an estimator that predicts its map at once does not have."""
+    for name in ("scheduler", "eta", "step_noise"):
+        if getattr(a, name) is not None:
+            raise ValueError(f"{name} is given, and this estimator predicts its map at once: leave it out")
+    if a.num_inference_steps not in (None, 1):
+        raise ValueError(f"num_inference_steps is {a.num_inference_steps!r}; this estimator has 1")
+    if not config.reads_two_latents and (a.ensemble_size != 1 or a.latents is not None):
+        name = "latents is given" if a.latents is not None else f"ensemble_size is {a.ensemble_size}"
+        raise ValueError(f"{name}, and this estimator reads no noise: it predicts one map")
 
 
 def _given(name: str, value: Any, own: int | None) -> Any:

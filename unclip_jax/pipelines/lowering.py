@@ -155,8 +155,9 @@ def _guidance(config: CheckpointConfig) -> Guidance:
 
 
 def _labels(config: CheckpointConfig, rows: int, sharding: Any) -> jax.ShapeDtypeStruct | None:
-    if config.image_embedding_dim is not None:
-        return shaped((rows, 2 * config.image_embedding_dim), sharding)
+    if config.unet.class_embedding == "projection":
+        assert config.unet.class_embedding_size is not None
+        return shaped((rows, config.unet.class_embedding_size), sharding)
     return None if config.unet.class_embedding is None else shaped((rows,), sharding, np.int32)
 
 

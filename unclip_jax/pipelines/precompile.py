@@ -99,8 +99,8 @@ def example_call(checkpoint: Checkpoint, height: int | None, width: int | None, 
     if config.task == "variations":
         return {**call, **size, "image": Image.new("RGB", (own, own))}
     if config.task in ESTIMATES:
-        seen = {"ensemble_size": batch, "processing_resolution": 0, "num_inference_steps": 1}
-        return {**seen, "image": Image.new("RGB", (width, height))}
+        images = [Image.new("RGB", (width, height))] * batch
+        return {"image": images, "processing_resolution": 0, "num_inference_steps": 1}
     if config.task == "upscale":
         return {**call, "image": Image.new("RGB", (width // config.vae.factor, height // config.vae.factor))}
     call["image"] = Image.new("RGB", (width, height))

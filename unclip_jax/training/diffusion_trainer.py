@@ -64,6 +64,8 @@ class DiffusionTrainer:
         config = family_config(checkpoint)
         if isinstance(config.vae, AutoencoderTinyConfig):
             raise ValueError(f"{checkpoint.source}: its VAE is a tiny autoencoder; train with the full one")
+        if config.direct:
+            raise ValueError(f"{checkpoint.source} predicts its map at once, which no task here trains")
         self.unet, filled = self._load_networks(checkpoint, config, dtype)
         if "depth_estimator" in self.networks:  # perhaps another checkpoint's
             config = dataclasses.replace(config, depth_estimator=filled["depth_estimator"].merge().config)
