@@ -5,6 +5,7 @@ import atexit
 import dataclasses
 import gc
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -132,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0 done, 2 for bad usage or bad input (one line on stderr), 1 for anything else."""
     if argv is None:
         _collect_less_garbage()
+        _silence_xla()
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] == ["convert"]:
         return convert(arguments[1:])
@@ -150,6 +152,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("unclip-jax: interrupted", file=sys.stderr)
         return 1
     return 0
+
+
+def _silence_xla() -> None:
+    """Before JAX is imported: XLA logs errors that are none, pages of them on CPUs whose gathers are slow.
+
+    Its loader of cached programs misses the preference against gathers among the host's features, see
+    https://github.com/openxla/xla/issues/44565. What really fails raises an exception, too.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def _collect_less_garbage() -> None:

@@ -66,6 +66,7 @@ def start(command, out):
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(jax.config.jax_compilation_cache_max_size),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9",
+        "TF_CPP_MIN_LOG_LEVEL": "3",  # as the command sets it, which JAX was imported before
     }
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *command, "--out", out],
