@@ -135,10 +135,14 @@ def _zeros(out: Any, sharding: Any) -> jax.Array:
 
 @contextlib.contextmanager
 def _compiled_anew() -> Iterator[None]:
-    """Without JAX's cache: on a CPU, a program that was read from it cannot be written again (jaxlib 0.10.1)."""
+    """Without JAX's cache, and what this process has read from it: on a CPU, such a program cannot be written again.
+
+    So it is in jaxlib 0.10.1.
+    """
     enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]  # made at run time
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # JAX asks once whether there is one
+    jax.clear_caches()
     try:
         yield
     finally:
