@@ -1,6 +1,5 @@
 """Writes a ControlNet as diffusers' folder of the model, or as one file under the original's names."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ from convert.architecture import controlnet as architecture
 from convert.controlnet import CONFIG_SUFFIX, PART
 from convert.engine import Table, export_tensors
 from convert.export.diffusers_configs import VERSION, _encoder
+from convert.export.model_folder import json_text, write_model_folder
 from convert.readers import CheckpointError, TensorInfo
 from convert.rules import controlnet as rules
-from unclip_jax.checkpoints.atomic import atomic_directory, atomic_files
+from unclip_jax.checkpoints.atomic import atomic_files
 from unclip_jax.checkpoints.checkpoint import Checkpoint, controlnet_config
 from unclip_jax.checkpoints.stream import Progress, write_safetensors
 from unclip_jax.models.configs import ControlNetConfig
@@ -46,7 +46,7 @@ def save_original_controlnet(
     with atomic_files(destination, *beside) as partial:
         write_safetensors(partial / destination.name, tensors, dtype, {"format": "pt"}, progress)
         for path in beside:
-            (partial / path.name).write_text(_text(described), "utf-8")
+            (partial / path.name).write_text(json_text(described), "utf-8")
     return [*beside, destination]
 
 
@@ -67,11 +67,7 @@ def save_diffusers_controlnet(
     config = controlnet_config(checkpoint)
     rules.diffusers(table := Table(checkpoint.params), "", config)
     tensors = export_tensors(table.rules, checkpoint.params)
-    with atomic_directory(destination) as partial:
-        (partial / "config.json").write_text(_text(controlnet_json(config)), "utf-8")
-        weights = partial / "diffusion_pytorch_model.safetensors"
-        write_safetensors(weights, tensors, dtype, {"format": "pt"}, progress)
-    return [destination]
+    return write_model_folder(destination, controlnet_json(config), tensors, dtype, progress)
 
 
 def controlnet_json(config: ControlNetConfig) -> dict[str, Any]:
@@ -93,7 +89,3 @@ def _shown(tensors: dict[str, TensorInfo]) -> dict[str, Any] | None:
         return controlnet_json(architecture.from_tensors(tensors, "ldm", PART))
     except CheckpointError:
         return None
-
-
-def _text(data: dict[str, Any]) -> str:
-    return json.dumps(data, indent=2, sort_keys=True) + "\n"

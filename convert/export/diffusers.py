@@ -1,6 +1,5 @@
 """Writes a checkpoint as a complete diffusers folder: configurations, tokenizer, scheduler, weights."""
 
-import json
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from convert.engine import export_tensors
 from convert.export.controlnet import save_diffusers_controlnet
 from convert.export.diffusers_configs import diffusers_configs
+from convert.export.model_folder import json_text
 from convert.export.prior import save_diffusers_prior
 from convert.export.tiny_vae import save_diffusers_tiny_vae
 from convert.export.tokenizer import tokenizer_files
@@ -63,7 +63,7 @@ def save_diffusers(
     kinds = Counter((tensor.dtype if dtype is None else dtype).name for tensor in components["text_encoder"].values())
     with atomic_directory(destination) as partial:
         for path, data in diffusers_configs(config, kinds.most_common(1)[0][0]).items():
-            _write(partial / path, json.dumps(data, indent=2, sort_keys=True) + "\n")
+            _write(partial / path, json_text(data))
         for path, text in tokenizer_files(checkpoint.tokenizer).items():
             _write(partial / "tokenizer" / path, text)
         for component, tensors in components.items():

@@ -1,7 +1,6 @@
 """Writes a text-to-image prior as Karlo's files, or as the parts of a diffusers folder."""
 
 import io
-import json
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import yaml
 from convert.architecture.prior import CLASSES, PREFIX, karlo_yaml
 from convert.engine import export_tensors
 from convert.export.diffusers_configs import VERSION, _text
+from convert.export.model_folder import json_text
 from convert.export.tokenizer import tokenizer_files
 from convert.prior import STATISTICS_SUFFIX, TEXT_SUFFIX, YAML_SUFFIX
 from convert.rules import prior as rules
@@ -102,7 +102,7 @@ def save_diffusers_prior(
         f"{PREFIX}scheduler/scheduler_config.json": _scheduler(config),
         f"{text}/config.json": tower,
     }
-    texts = {path: json.dumps(data, indent=2, sort_keys=True) + "\n" for path, data in files.items()}
+    texts = {path: json_text(data) for path, data in files.items()}
     texts |= {f"{PREFIX}tokenizer/{path}": content for path, content in tokenizer_files(checkpoint.tokenizer).items()}
     with atomic_directory(destination) as partial:
         for path, content in texts.items():

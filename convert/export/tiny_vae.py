@@ -1,16 +1,16 @@
 """Writes a tiny autoencoder as diffusers' folder of the model, or as TAESD's two files."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 
 from convert.engine import Table, export_tensors
 from convert.export.diffusers_configs import tiny_vae_json
+from convert.export.model_folder import write_model_folder
 from convert.rules.tiny_vae import DIALECTS
 from convert.tiny_vae import HALVES
-from unclip_jax.checkpoints.atomic import atomic_directory, atomic_files
+from unclip_jax.checkpoints.atomic import atomic_files
 from unclip_jax.checkpoints.checkpoint import Checkpoint, tiny_vae_config
 from unclip_jax.checkpoints.stream import Progress, write_safetensors
 from unclip_jax.models.configs import AutoencoderTinyConfig
@@ -68,10 +68,4 @@ def save_diffusers_tiny_vae(
     config = tiny_vae_config(checkpoint)
     DIALECTS["tiny"].table(table := Table(checkpoint.params), "", config)
     tensors = export_tensors(table.rules, checkpoint.params)
-    with atomic_directory(destination) as partial:
-        (partial / "config.json").write_text(
-            json.dumps(tiny_vae_json(config), indent=2, sort_keys=True) + "\n", "utf-8"
-        )
-        weights = partial / "diffusion_pytorch_model.safetensors"
-        write_safetensors(weights, tensors, dtype, {"format": "pt"}, progress)
-    return [destination]
+    return write_model_folder(destination, tiny_vae_json(config), tensors, dtype, progress)

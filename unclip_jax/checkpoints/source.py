@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -136,12 +137,7 @@ def open_prior(
         checkpoint = _open_converted(path, variant)
     else:
         checkpoint = foreign.open_prior(path, karlo, variant)
-    try:
-        prior_config(checkpoint)
-    except ValueError:
-        checkpoint.resources.close()
-        raise
-    return checkpoint
+    return _of_kind(checkpoint, prior_config)
 
 
 def open_controlnet(
@@ -188,13 +184,7 @@ def open_controlnet(
         return foreign.open_controlnet(path, config, variant)
     if config is not None:
         raise ValueError(f"config: only for single files, and {path} is a converted checkpoint")
-    checkpoint = _open_converted(path, variant)
-    try:
-        controlnet_config(checkpoint)
-    except ValueError:
-        checkpoint.resources.close()
-        raise
-    return checkpoint
+    return _of_kind(_open_converted(path, variant), controlnet_config)
 
 
 def open_tiny_vae(
@@ -226,9 +216,13 @@ def open_tiny_vae(
     path = local_path(source, revision=revision, variant=variant, subfolder=subfolder, mirrors=mirrors)
     if not (path.is_dir() and is_directory_checkpoint(path)):
         return foreign.open_tiny_vae(path, variant)
-    checkpoint = _open_converted(path, variant)
+    return _of_kind(_open_converted(path, variant), tiny_vae_config)
+
+
+def _of_kind(checkpoint: Checkpoint, config_of: Callable[[Checkpoint], Any]) -> Checkpoint:
+    """The checkpoint, or, closed, `config_of`'s ValueError for one of another kind."""
     try:
-        tiny_vae_config(checkpoint)
+        config_of(checkpoint)
     except ValueError:
         checkpoint.resources.close()
         raise

@@ -11,13 +11,11 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from unclip_jax.checkpoints.checkpoint import Checkpoint, controlnet_config
-from unclip_jax.checkpoints.loading import load_networks
-from unclip_jax.checkpoints.networks import Network, abstract_networks
+from unclip_jax.checkpoints.networks import Network
 from unclip_jax.checkpoints.source import open_controlnet
 from unclip_jax.compilation import use_compilation_cache
-from unclip_jax.distributed.mesh import check_mesh, local_mesh
 from unclip_jax.models.configs import ControlNetConfig
-from unclip_jax.pipelines.opening import check_dtype
+from unclip_jax.pipelines.opening import fill_network
 
 
 class ControlNet:
@@ -74,7 +72,4 @@ class ControlNet:
     ) -> ControlNet:
         """Fills the network of an open checkpoint, see `from_pretrained`. Raises ValueError."""
         config = controlnet_config(checkpoint)
-        mesh = local_mesh() if mesh is None else check_mesh(mesh)
-        dtype = check_dtype(dtype, mesh)
-        networks = load_networks(checkpoint, abstract_networks(checkpoint.config, dtype), mesh)
-        return cls(config, networks["controlnet"], mesh, dtype, checkpoint.source)
+        return cls(config, *fill_network(checkpoint, "controlnet", dtype, mesh), checkpoint.source)

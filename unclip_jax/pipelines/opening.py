@@ -135,6 +135,18 @@ def fill_networks(
     )
 
 
+def fill_network(
+    checkpoint: Checkpoint, name: str, dtype: DTypeLike | None, mesh: Mesh | None
+) -> tuple[Network, Mesh, Any]:
+    """The network of a checkpoint that has no other, on its devices; these, and the dtype. None: as for a pipeline.
+
+    Raises ValueError.
+    """
+    mesh = placement.local_mesh() if mesh is None else placement.check_mesh(mesh)
+    dtype = check_dtype(dtype, mesh)
+    return load_networks(checkpoint, abstract_networks(checkpoint.config, dtype), mesh)[name], mesh, dtype
+
+
 def open_networks(
     checkpoint: Checkpoint, config: AnyConfig, dtype: Any, mesh: Mesh, memory: Memory
 ) -> dict[str, Network]:

@@ -16,13 +16,11 @@ from jax.typing import DTypeLike
 
 from unclip_jax.checkpoints.checkpoint import Checkpoint, tiny_vae_config
 from unclip_jax.checkpoints.config import CheckpointConfig
-from unclip_jax.checkpoints.loading import load_networks
-from unclip_jax.checkpoints.networks import Network, abstract_networks
+from unclip_jax.checkpoints.networks import Network
 from unclip_jax.checkpoints.source import open_tiny_vae
 from unclip_jax.compilation import use_compilation_cache
-from unclip_jax.distributed.mesh import check_mesh, local_mesh
 from unclip_jax.models.configs import AutoencoderTinyConfig
-from unclip_jax.pipelines.opening import check_dtype
+from unclip_jax.pipelines.opening import fill_network
 from unclip_jax.pipelines.parts import one_by_one
 from unclip_jax.progress import Progress
 
@@ -76,10 +74,7 @@ class TinyVAE:
     ) -> TinyVAE:
         """Fills the network of an open checkpoint, see `from_pretrained`. Raises ValueError."""
         config = tiny_vae_config(checkpoint)
-        mesh = local_mesh() if mesh is None else check_mesh(mesh)
-        dtype = check_dtype(dtype, mesh)
-        networks = load_networks(checkpoint, abstract_networks(checkpoint.config, dtype), mesh)
-        return cls(config, networks["vae"], mesh, dtype, checkpoint.source)
+        return cls(config, *fill_network(checkpoint, "vae", dtype, mesh), checkpoint.source)
 
     def decode_latents(self, latents: np.ndarray) -> np.ndarray:
         """Scaled latents (B, h, w, 4), those of a UNet -> images (B, H, W, 3) float32 in 0..1."""
